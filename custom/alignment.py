@@ -1,0 +1,186 @@
+"""Midsagittal alignment: the plane between the hemispheres, how far it can be trusted, and the grid that puts it in the middle.
+
+Everything is in world RAS millimetres, so a plane does not depend on a file's axis order, handedness or spacing. A plane is
+`{p : normal . p = offset}`. Aligning is a resampling onto `aligned_affine`: world coordinates never change, hence the inverse is a
+resampling onto the file's own grid.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from custom.head_volume import HeadVolume, head_volume
+from custom.midsagittal_search import (
+    NUM_CANDIDATES,
+    Level,
+    block_sums,
+    coarse_search,
+    compare,
+    displacement_weights,
+    frame,
+    levels,
+    paired_points,
+    refine,
+    robust_weights,
+    similarity_and_overlap,
+)
+
+
+@dataclass(frozen=True)
+class MidsagittalPlane:
+    """A head's midsagittal plane in world RAS mm, with its quality.
+
+    Args:
+        normal: unit, towards the patient's right: `normal[0] > 0`.
+        offset: mm; the plane is `{p : normal . p = offset}`.
+        center: mm, on the plane: the middle of the box that holds the brain.
+        similarity: correlation of the two sides' local structure about the plane, -1 to 1.
+        overlap: share of the head whose reflection is head inside the field of view, 0 to 1.
+        margin: how much better the plane scores than the best plane elsewhere, 0 to 1.
+        angle_error: standard error of the normal, degrees.
+        offset_error: standard error of the offset at the head's centre, mm.
+    """
+
+    normal: tuple[float, float, float]
+    offset: float
+    center: tuple[float, float, float]
+    similarity: float
+    overlap: float
+    margin: float
+    angle_error: float
+    offset_error: float
+
+
+@torch.no_grad()
+def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
+    """Find the midsagittal plane of a head scan of any modality, orientation and spacing.
+
+    Args:
+        image: `(X, Y, Z)` or `(1, X, Y, Z)`.
+        affine: 4x4 voxel-to-world, RAS+, mm.
+
+    Raises:
+        ValueError: when the volume is not three-dimensional, the affine is singular, or no head is found.
+    """
+    image, affine = _checked(image, affine)
+    volume = head_volume(image, affine)
+    pyramid = levels(volume)
+    normal, point = coarse_search(pyramid[8])
+    margin = 0.0
+    for spacing, level in sorted(pyramid.items(), reverse=True):
+        normal, point = refine(level, normal, point, displaced=spacing < 8)
+        similarity, overlap = similarity_and_overlap(level, normal, point)
+        score, order = (similarity * overlap).sort(descending=True)
+        normal, point = normal[order], point[order]
+        if spacing == 8:
+            margin = _margin(normal, point, score)
+            normal, point = _distinct(normal, point)
+        kept = NUM_CANDIDATES[max(spacing // 2, 2)]
+        normal, point = normal[:kept], point[:kept]
+    errors = _standard_errors(pyramid[2], normal, point)
+    center = _box_center(volume, normal[0], point[0])
+    return MidsagittalPlane(
+        normal=tuple(normal[0].double().tolist()),
+        offset=(normal[0].double() @ center).item(),
+        center=tuple(center.tolist()),
+        similarity=similarity[order[0]].item(),
+        overlap=overlap[order[0]].item(),
+        margin=margin,
+        angle_error=errors[0],
+        offset_error=errors[1],
+    )
+
+
+def _checked(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
+    image = torch.as_tensor(image)
+    if image.ndim == 4 and len(image) == 1:
+        image = image[0]
+    if image.ndim != 3 or min(image.shape) < 2:
+        raise ValueError(f"a head scan is a volume (X, Y, Z) or (1, X, Y, Z) of at least 2 voxels a side, got {tuple(image.shape)}")
+    affine = torch.as_tensor(affine).to(image.device, torch.float64)
+    if not abs(torch.linalg.det(affine[:3, :3])) > 1e-9:
+        raise ValueError(f"the affine must be invertible, got {affine.tolist()}")
+    return image.float(), affine
+
+
+def _separate(normal: Tensor, point: Tensor, others: Tensor, other_points: Tensor) -> Tensor:
+    """Which planes `(K, 3)` differ from one by more than 6 degrees or 8 mm."""
+    turned = (others @ normal) < math.cos(math.radians(6))
+    return turned | (((other_points - point) @ normal).abs() > 8)
+
+
+def _distinct(normal: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop candidates that converged to a better one."""
+    kept = [0]
+    for i in range(1, len(normal)):
+        if all(_separate(normal[k], point[k], normal[i : i + 1], point[i : i + 1]) for k in kept):
+            kept.append(i)
+    return normal[kept], point[kept]
+
+
+def _margin(normal: Tensor, point: Tensor, score: Tensor) -> float:
+    apart = _separate(normal[0], point[0], normal, point)
+    rival = score[apart].max().item() if apart.any() else 0.0
+    return max(0.0, 1 - max(rival, 0.0) / max(score[0].item(), 1e-6))
+
+
+def _standard_errors(level: Level, normal: Tensor, point: Tensor) -> tuple[float, float]:
+    """Standard errors (degrees, mm) that take each block, not each point, as one independent observation."""
+    points, block = paired_points(level, normal, point, 30_000)
+    pairs = compare(level, points, normal, point)
+    weight = displacement_weights(pairs, robust_weights(pairs, block), block)
+    weighted = pairs.jacobian * weight[:, None]
+    pull = block_sums(weighted * pairs.residual[:, None], block)[0]  # 3 B
+    inverse = torch.linalg.pinv((weighted @ pairs.jacobian.mT)[0])
+    variance = (inverse @ (pull @ pull.T) @ inverse).diagonal().clamp_min(0)
+    return math.degrees((variance[0] + variance[1]).sqrt().item()), variance[2].sqrt().item()
+
+
+def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
+    """The middle of the head along the plane's own axes, on the plane: world mm."""
+    axes = frame(normal.double())
+    voxels = (volume.head > 0.5).nonzero().double()
+    half = (torch.tensor(volume.head.shape, device=voxels.device) - 1) / 2
+    world = volume.center + (voxels - half) * 2.0
+    local = (world - point.double()) @ axes
+    ends = torch.quantile(local[:: len(local) // 100_000 + 1], torch.tensor([0.002, 0.998], device=local.device).double(), dim=0)
+    middle = ends.mean(0)
+    middle[0] = 0
+    return point.double() + axes @ middle
+
+
+def distrust(plane: MidsagittalPlane) -> str | None:
+    """Why a plane cannot be trusted, in one sentence with the figure, or None."""
+    rules = [
+        (plane.overlap < 0.5, f"only {plane.overlap:.0%} of the head has a counterpart across the plane (at least 50% needed)"),
+        (plane.similarity < 0.15, f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.15 needed)"),
+        (plane.margin < 0.05, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.05 needed)"),
+        (plane.angle_error > 2, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 2 allowed)"),
+        (plane.offset_error > 2, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 2 allowed)"),
+    ]
+    return next((reason for broken, reason in rules if broken), None)
+
+
+def aligned_affine(plane: MidsagittalPlane, spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Tensor:
+    """Voxel-to-world matrix of the aligned grid: the midsagittal plane is the central plane of axis 0.
+
+    Axis 0 runs along the plane's normal; axes 1 and 2 are the world's y and z after the smallest rotation that takes x to the
+    normal, so pitch is kept. The plane passes through index `(n - 1) / 2` of axis 0: between two voxels when `n` is even.
+
+    Args:
+        plane: from `estimate_plane`.
+        spacing: mm per voxel, one number or three.
+        spatial_size: voxels along the three axes.
+
+    Returns:
+        4x4, float64.
+    """
+    step = torch.as_tensor(spacing, dtype=torch.float64).expand(3)
+    size = torch.as_tensor(spatial_size, dtype=torch.float64)
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = frame(torch.tensor(plane.normal, dtype=torch.float64)) * step
+    affine[:3, 3] = torch.tensor(plane.center, dtype=torch.float64) - affine[:3, :3] @ ((size - 1) / 2)
+    return affine

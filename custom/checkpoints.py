@@ -1,0 +1,105 @@
+"""Checkpoints of a training: the last state to go on from, and the best weights to use."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import nn
+
+from custom.weights import WeightsError
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Write `last.pt` after every epoch and `model.pt` whenever the evaluator's key metric improves; resume from the former.
+
+    `last.pt` holds the network, the further objects, and the progress of trainer and evaluator; `model.pt` the network's
+    weights alone, flat, as `monai.bundle.load` reads them. Each is written under a temporary name first. If no validation ever
+    gave a finite key metric, `model.pt` holds the final weights, and a warning says so. Attach it behind the validation handler.
+
+    Args:
+        save_dir: the bundle's `models` folder.
+        network: its weights, without a distributed wrapper.
+        evaluator: its key metric decides what is best; higher is better.
+        objects: further things with a state: optimiser, schedule.
+        resume: go on from `last.pt`.
+
+    Raises:
+        WeightsError: at the start, when there is nothing to resume from, or it has no epoch left to train.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        network: nn.Module,
+        evaluator: Engine,
+        objects: Mapping[str, Any],
+        resume: bool = False,
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.network = network
+        self.evaluator = evaluator
+        self.objects = dict(objects)
+        self.resume = resume
+        self.best = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.load_last)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
+        engine.add_event_handler(Events.COMPLETED, self.ensure_best)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
+
+    def load_last(self, trainer: Engine) -> None:
+        path = self.save_dir / "last.pt"
+        if not path.is_file():
+            raise WeightsError(f"nothing to resume from: no {path}; train without --resume first")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        for name, item in self.objects.items():
+            item.load_state_dict(state[name])
+        wanted = trainer.state.max_epochs
+        trainer.load_state_dict(state["trainer"])
+        if wanted is not None and trainer.state.epoch >= wanted:
+            raise WeightsError(f"{path} has {trainer.state.epoch} epochs already; to go on, raise --max_epochs above {wanted}")
+        trainer.state.max_epochs = wanted
+        self.best = state["best"]
+        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"], state["best_epoch"]
+        logger.info("resumed from %s after epoch %d", path, trainer.state.epoch)
+
+    def save_last(self, trainer: Engine) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            **{name: item.state_dict() for name, item in self.objects.items()},
+            "trainer": trainer.state_dict(),
+            "best": self.best,
+            "best_epoch": self.evaluator.state.best_metric_epoch,
+        }
+        self.write("last.pt", state)
+
+    def save_best(self, evaluator: Engine) -> None:
+        value = evaluator.state.metrics[evaluator.state.key_metric_name]
+        if math.isfinite(value) and value > self.best:
+            self.best = value
+            self.write("model.pt", self.network.state_dict())
+
+    def ensure_best(self, trainer: Engine) -> None:
+        if self.best == -math.inf:
+            logger.warning("no validation gave a finite %s; model.pt holds the last weights", self.evaluator.state.key_metric_name)
+            self.write("model.pt", self.network.state_dict())
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write on rank 0, under a temporary name and then rename, so that the file of that name is always whole."""
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        partial = self.save_dir / f"{name}.partial"
+        torch.save(dict(content), partial)
+        os.replace(partial, self.save_dir / name)

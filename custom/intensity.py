@@ -1,0 +1,66 @@
+"""Intensities as the networks see them: z-scores on the head for MR, a window of Hounsfield units for CT."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CT_WINDOW = (-20.0, 100.0)
+"""Hounsfield units mapped to 0 and 1: fat and air below, bone above, brain, blood and oedema between."""
+
+
+BACKGROUND_QUANTILE = 0.02
+"""Share of a volume's voxels taken as its background level: low enough to be air, high enough to pass over undershoots."""
+
+
+def background_level(image: Tensor) -> float:
+    """The intensity of what is not head: 0, -1024, -3.6, whatever the file has."""
+    return _quantiles(image, (BACKGROUND_QUANTILE,))[0]
+
+
+def standardize_mr(image: Tensor) -> Tensor:
+    """Z-score each channel on its head, with bright outliers clipped.
+
+    The head is what lies above the mean of the volume, once that is clipped from its background level to its 99.5th percentile.
+    The background, whatever its value in the file (0, -3.6, slightly negative), becomes one constant below the head's.
+
+    Args:
+        image: `(C, X, Y, Z)`.
+
+    Raises:
+        ValueError: when a channel is constant.
+    """
+    return torch.stack([_standardize_channel(channel, index) for index, channel in enumerate(image)])
+
+
+def _standardize_channel(channel: Tensor, index: int) -> Tensor:
+    low, high = _quantiles(channel, (BACKGROUND_QUANTILE, 0.995))
+    clipped = channel.clamp(low, high)
+    head = clipped[clipped > clipped.mean()]
+    if head.numel() < 2 or not head.std() > 0:
+        raise ValueError(f"channel {index} of the image is constant ({channel.flatten()[0].item():g}); nothing to see in it")
+    return (clipped - head.mean()) / head.std()
+
+
+def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Tensor:
+    """Map a window of Hounsfield units to 0-1 and clip what lies outside.
+
+    Raises:
+        ValueError: when the window is empty, or the image holds no air and no bone, so that it cannot be in HU.
+    """
+    low, high = intensity_range
+    if not low < high:
+        raise ValueError(f"intensity_range must be (low, high) in HU, got {tuple(intensity_range)}")
+    if image.min() >= -200 and image.max() <= 200:
+        raise ValueError(
+            f"a CT in Hounsfield units has air near -1000 or bone above 200, this one spans {image.min():g} to "
+            f"{image.max():g}; rescale it to HU, or use modality MR"
+        )
+    return ((image - low) / (high - low)).clamp(0, 1)
+
+
+def _quantiles(channel: Tensor, probabilities: Sequence[float]) -> list[float]:
+    """Quantiles of a volume; `torch.quantile` refuses more than 16 million elements, so large ones are thinned."""
+    values = channel.flatten()
+    values = values[:: max(1, values.numel() // 2**20)].float()
+    return torch.quantile(values, torch.tensor(probabilities, device=values.device)).tolist()

@@ -1,0 +1,122 @@
+"""The symmetry loss, and the weighted sum of the pretext losses with each part at hand.
+
+Shapes: B images, D embedding; in pretraining the two views of a batch are stacked, view one first: `(2B, ...)`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from monai.losses import ContrastiveLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PRETEXT_TASKS = ("inpainting", "rotation", "contrastive", "symmetry")
+
+OBJECTIVES: dict[str, dict[str, float]] = {
+    "paper": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
+    "label_free": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
+    "no_symmetry": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.0},
+    "reconstruction": {"inpainting": 1.0, "rotation": 0.0, "contrastive": 0.0, "symmetry": 0.0},
+}
+"""Pretext objectives by name, as weights of the tasks. `label_free` needs no `healthy` label: it pulls every image towards
+its mirrored counterpart and pushes none apart."""
+
+
+def symmetry_loss(embedding: Tensor, mirrored: Tensor, healthy: Tensor | None = None, margin: float = 0.0) -> Tensor:
+    """Pull a healthy brain's embedding towards its mirrored counterpart's, and push an abnormal one's apart.
+
+    With `s` the cosine similarity of a pair, a healthy pair costs `1 - s` and an abnormal one `max(0, s - margin)`.
+
+    Args:
+        embedding: `(B, D)` embeddings of the images.
+        mirrored: `(B, D)` embeddings of their mirrored counterparts.
+        healthy: `(B,)` booleans; None takes every pair as healthy (mirrored agreement without push).
+        margin: similarity, in [-1, 1], below which an abnormal pair costs nothing.
+
+    Returns:
+        A scalar, the mean over the batch.
+
+    Raises:
+        ValueError: when the shapes of the pair, or the number of labels, do not agree.
+
+    References:
+        Ma et al., MICCAI 2024, section 2 (symmetry-aware head); form after Hadsell et al., CVPR 2006, eq. 4.
+
+    Examples:
+        >>> one = torch.tensor([[1.0, 0.0]])
+        >>> symmetry_loss(one, one, torch.tensor([True])).item(), symmetry_loss(one, one, torch.tensor([False])).item()
+        (0.0, 1.0)
+    """
+    if embedding.shape != mirrored.shape:
+        raise ValueError(f"a pair must share its shape, got {tuple(embedding.shape)} and {tuple(mirrored.shape)}")
+    similarity = F.cosine_similarity(embedding, mirrored, dim=-1)
+    if healthy is None:
+        return (1 - similarity).mean()
+    if healthy.shape != similarity.shape:
+        raise ValueError(f"one healthy label per image: got {tuple(healthy.shape)} for {similarity.shape[0]} images")
+    return torch.where(healthy.bool(), 1 - similarity, (similarity - margin).clamp_min(0)).mean()
+
+
+class PretextLoss(nn.Module):
+    """Weighted sum of the inpainting, rotation, contrastive (NT-Xent) and symmetry losses.
+
+    After each call `parts` holds the unweighted value of every task with a weight, and `loss`, their weighted sum.
+
+    Args:
+        objective: one of `OBJECTIVES`: `paper`, `label_free`, `no_symmetry` or `reconstruction`.
+        weights: task to weight; what is named here replaces the objective's weight.
+        temperature: of the contrastive loss.
+        margin: of the symmetry loss.
+
+    Raises:
+        ValueError: on an unknown objective or task, or a negative weight.
+
+    References:
+        Ma et al., MICCAI 2024, section 2; NT-Xent: Chen et al., A Simple Framework for Contrastive Learning, ICML 2020, eq. 1.
+    """
+
+    def __init__(
+        self,
+        objective: str = "paper",
+        weights: Mapping[str, float] | None = None,
+        temperature: float = 0.5,
+        margin: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.weights = pretext_weights(objective, weights or {})
+        self.needs_healthy = objective != "label_free" and self.weights["symmetry"] > 0
+        self.contrastive = ContrastiveLoss(temperature=temperature)
+        self.margin = margin
+        self.parts: dict[str, float] = {}
+
+    def forward(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        values = {task: getattr(self, f"{task}_loss")(pred, target) for task, weight in self.weights.items() if weight}
+        total = sum(self.weights[task] * value for task, value in values.items())
+        self.parts = {"loss": total.item(), **{task: value.item() for task, value in values.items()}}
+        return total
+
+    def inpainting_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return F.l1_loss(pred["inpainting"], target["image"])
+
+    def rotation_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(pred["rotation"], target["rotation"])
+
+    def contrastive_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return self.contrastive(*pred["contrastive"].float().chunk(2))
+
+    def symmetry_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        healthy = target["healthy"] if self.needs_healthy else None
+        return symmetry_loss(pred["embedding"].float(), pred["mirrored"].float(), healthy, self.margin)
+
+
+def pretext_weights(objective: str, weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights of the four tasks: those of a named objective, with `weights` on top."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective '{objective}', choose one of {', '.join(OBJECTIVES)}")
+    unknown = set(weights) - set(PRETEXT_TASKS)
+    if unknown:
+        raise ValueError(f"unknown pretext task {sorted(unknown)}, choose from {', '.join(PRETEXT_TASKS)}")
+    merged = {**OBJECTIVES[objective], **weights}
+    if min(merged.values()) < 0 or not any(merged.values()):
+        raise ValueError(f"weights must not be negative, and one must be positive, got {merged}")
+    return merged

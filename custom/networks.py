@@ -1,0 +1,261 @@
+"""One network per bundle, on one symmetry-aware Swin encoder.
+
+Every network takes a symmetric pair `(B, 2C, X, Y, Z)`: C channels of the image, then C of its mirrored counterpart.
+The constructors' defaults are the paper's sizes. Parameter names under `swinViT` and in the decoder are those of MONAI's
+`SwinUNETR`, so its published weights load; `symmetry` is the cross-attention, under the same name in all three.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers import Conv
+from monai.networks.nets import SwinUNETR
+from monai.networks.nets.swin_unetr import SwinTransformer
+from monai.utils import look_up_option
+from torch import Tensor, nn
+
+from custom.saca import SymmetryAwareCrossAttention
+from custom.symmetry import split_pair
+
+SYMMETRY_VARIANTS = ("saca", "channel", "none")
+"""How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels, or
+not at all. All three take the same symmetric pair."""
+
+BOTTLENECK = 4  # index of the coarsest features, (B, 16 x feature_size, X/32, Y/32, Z/32)
+
+
+class SymmetryAwareEncoding(nn.Module):
+    """Mixin: encode a symmetric pair with `self.swinViT`, and join its two halves with `self.symmetry`."""
+
+    swinViT: SwinTransformer  # noqa: N815  MONAI's name
+    symmetry: SymmetryAwareCrossAttention | None
+    variant: str
+
+    def encoder_input(self, image: Tensor, mirrored: Tensor) -> Tensor:
+        """What the shared encoder sees of one half of the pair, `(B, C or 2C, X, Y, Z)`."""
+        return torch.cat([image, mirrored], dim=1) if self.variant == "channel" else image
+
+    def encode(self, pair: Tensor, with_mirrored: bool = False) -> tuple[list[Tensor], Tensor | None]:
+        """Features of the image at five scales, and the bottleneck features of its mirrored counterpart.
+
+        Both halves go through the encoder in one batch. The counterpart is encoded only where something needs it: the
+        cross-attention, or the caller (`with_mirrored`); otherwise the second result is None.
+        """
+        _check_size(pair, self.swinViT.patch_size[0] ** 5)
+        image, mirrored = split_pair(pair)
+        images = self.encoder_input(image, mirrored)
+        if self.symmetry is None and not with_mirrored:
+            return self.swinViT(images), None
+        both = self.swinViT(torch.cat([images, self.encoder_input(mirrored, image)]))
+        return [features.chunk(2)[0] for features in both], both[BOTTLENECK].chunk(2)[1]
+
+    def join(self, features: Tensor, mirrored: Tensor | None) -> Tensor:
+        """Bottleneck features after the cross-attention; as they are in the variants that have none."""
+        return features if self.symmetry is None else self.symmetry(features, mirrored)
+
+
+class SASwinPretrainer(SymmetryAwareEncoding):
+    """Encoder, cross-attention and the heads of the four pretext tasks.
+
+    In training mode `forward` returns the pretext outputs as a dictionary:
+        - `inpainting`: `(B, C, X, Y, Z)`, the image restored
+        - `rotation`: `(B, 4)` logits of 0-3 quarter turns
+        - `contrastive`: `(B, embedding_size)`
+        - `embedding`, `mirrored`: `(B, embedding_size)` of the image and of its counterpart *before* the cross-attention
+          (the symmetry-aware head, SAH)
+    In eval mode it returns one tensor `(B, 2 x embedding_size)`: `embedding`, then `mirrored`.
+
+    Args:
+        in_channels: channels C of the image, without its mirrored counterpart.
+        feature_size: channels of the first stage, a multiple of 12.
+        window_size: of the window attention, in tokens.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        embedding_size: of the contrastive and symmetry-aware heads.
+        symmetry: one of `SYMMETRY_VARIANTS`.
+        use_checkpoint: recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: when `symmetry` is unknown, or X, Y, Z are not multiples of 32.
+
+    References:
+        Ma et al., MICCAI 2024, section 2; heads after Tang et al., Self-Supervised Pre-Training of Swin Transformers, CVPR
+        2022.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        feature_size: int = 48,
+        window_size: int = 7,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        embedding_size: int = 512,
+        symmetry: str = "saca",
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        width = 16 * feature_size
+        self.variant = _known_variant(symmetry)
+        self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
+        self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
+        self.rotation_head = nn.Linear(width, 4)
+        self.contrastive_head = nn.Linear(width, embedding_size)
+        self.symmetry_head = nn.Linear(width, embedding_size)
+        self.decoder = InpaintingDecoder(width, in_channels)
+
+    def forward(self, pair: Tensor) -> dict[str, Tensor] | Tensor:
+        return self.pretext(pair) if self.training else torch.cat(self.embed(pair), dim=1)
+
+    def pretext(self, pair: Tensor) -> dict[str, Tensor]:
+        hidden, mirrored = self.encode(pair, with_mirrored=True)
+        features = hidden[BOTTLENECK]
+        joined = self.join(features, mirrored)
+        pooled = pool(joined)
+        return {
+            "inpainting": self.decoder(joined),
+            "rotation": self.rotation_head(pooled),
+            "contrastive": self.contrastive_head(pooled),
+            "embedding": self.symmetry_head(pool(features)),
+            "mirrored": self.symmetry_head(pool(mirrored)),
+        }
+
+    def embed(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the image and of its mirrored counterpart, `(B, embedding_size)` each."""
+        hidden, mirrored = self.encode(pair, with_mirrored=True)
+        return self.symmetry_head(pool(hidden[BOTTLENECK])), self.symmetry_head(pool(mirrored))
+
+
+class InpaintingDecoder(nn.Sequential):
+    """From bottleneck features `(B, width, X/32, ...)` back to the image `(B, C, X, Y, Z)`.
+
+    Five stages of convolution, instance norm, LeakyReLU and trilinear x2, then a 1x1x1 convolution.
+    """
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        conv = Conv[Conv.CONV, 3]
+        widths = [width // 2**i for i in range(6)]  # 768 384 192 96 48 24 in the paper
+        stages = [
+            nn.Sequential(
+                conv(wide, narrow, kernel_size=3, padding=1),
+                nn.InstanceNorm3d(narrow),
+                nn.LeakyReLU(),
+                nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
+            )
+            for wide, narrow in zip(widths, widths[1:], strict=False)
+        ]
+        super().__init__(*stages, conv(widths[-1], out_channels, kernel_size=1))
+
+
+class SASwinClassifier(SymmetryAwareEncoding):
+    """Encoder, cross-attention, and a linear head on the pooled features.
+
+    Args:
+        num_classes: width of the output.
+        in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint: as in `SASwinPretrainer`.
+
+    Shape:
+        - pair: `(B, 2C, X, Y, Z)`; output: `(B, num_classes)` logits
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 2,
+        in_channels: int = 1,
+        feature_size: int = 48,
+        window_size: int = 7,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        symmetry: str = "saca",
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.variant = _known_variant(symmetry)
+        self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
+        self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
+        self.head = nn.Linear(16 * feature_size, num_classes)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        hidden, mirrored = self.encode(pair)
+        return self.head(pool(self.join(hidden[BOTTLENECK], mirrored)))
+
+
+class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
+    """MONAI's Swin UNETR whose bottleneck goes through the cross-attention; skip connections come from the image.
+
+    With the cross-attention replaced by the identity it equals `monai.networks.nets.SwinUNETR` on the image.
+
+    Args:
+        out_channels: width of the output.
+        in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint: as in `SASwinPretrainer`.
+
+    Shape:
+        - pair: `(B, 2C, X, Y, Z)`; output: `(B, out_channels, X, Y, Z)` logits
+    """
+
+    def __init__(
+        self,
+        out_channels: int = 1,
+        in_channels: int = 1,
+        feature_size: int = 48,
+        window_size: int = 7,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        symmetry: str = "saca",
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels * (2 if symmetry == "channel" else 1),
+            out_channels=out_channels,
+            feature_size=feature_size,
+            window_size=window_size,
+            depths=depths,
+            num_heads=num_heads,
+            use_checkpoint=use_checkpoint,
+        )
+        self.variant = _known_variant(symmetry)
+        self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
+
+    def forward(self, pair: Tensor) -> Tensor:
+        hidden, mirrored = self.encode(pair)
+        x = self.encoder10(self.join(hidden[BOTTLENECK], mirrored))
+        x = self.decoder5(x, hidden[3])
+        x = self.decoder4(x, self.encoder4(hidden[2]))
+        x = self.decoder3(x, self.encoder3(hidden[1]))
+        x = self.decoder2(x, self.encoder2(hidden[0]))
+        return self.out(self.decoder1(x, self.encoder1(self.encoder_input(*split_pair(pair)))))
+
+
+def pool(features: Tensor) -> Tensor:
+    """Mean over space, `(B, C, X, Y, Z)` to `(B, C)`: no single token stands for the whole."""
+    return features.mean(dim=(2, 3, 4))
+
+
+def _swin(
+    in_channels: int,
+    feature_size: int,
+    window_size: int,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    symmetry: str,
+    use_checkpoint: bool,
+) -> SwinTransformer:
+    """The encoder of `monai.networks.nets.SwinUNETR`, by itself."""
+    return SwinTransformer(
+        in_chans=in_channels * (2 if symmetry == "channel" else 1),
+        embed_dim=feature_size,
+        window_size=(window_size,) * 3,
+        patch_size=(2, 2, 2),
+        depths=depths,
+        num_heads=num_heads,
+        use_checkpoint=use_checkpoint,
+    )
+
+
+def _known_variant(symmetry: str) -> str:
+    return look_up_option(symmetry, SYMMETRY_VARIANTS)
+
+
+def _check_size(pair: Tensor, multiple: int) -> None:
+    if any(size % multiple for size in pair.shape[2:]):
+        raise ValueError(f"X, Y and Z must be multiples of {multiple}, got {tuple(pair.shape[2:])}; pad the volume or ROI")

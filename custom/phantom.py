@@ -1,0 +1,291 @@
+"""The built-in cohort: brains with and without a lesion, as a BIDS folder with datalists, from the anatomy nilearn ships.
+
+`python -m custom.phantom --output demo/cohort --subjects 40`
+"""
+
+import gzip
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import fire
+import nibabel as nib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from custom.phantom_subject import FINDINGS, Config, Subject, make_subject
+
+SPLITS = {"training": 0.6, "validation": 0.15, "testing": 0.25}
+FOLDS = 5
+COLUMNS = {
+    "participant_id": "Subject",
+    "diagnosis": "healthy, or the kind of lesion: tumour, infarct, atrophy, haemorrhage",
+    "healthy": "Whether there is no lesion: true or false",
+    "side": "The subject's side of the lesion, from the affine (RAS): left or right; n/a in the healthy",
+    "lesion_ml": "Volume of the lesion mask in millilitres",
+    "site": "Made-up site, which decides the storage orientation and the scale of MR values",
+    "skull": "Whether skull and scalp are in the image: true or false",
+}
+README = """A cohort made by custom.phantom of sa-swin. No real patient is in it; it serves tests, demonstrations and benchmarks.
+
+{healthy} healthy subjects, {patients} patients; what is what stands in participants.tsv and participants.json.
+derivatives/lesions holds the patients' lesion masks, derivatives/pose the true midsagittal plane of every subject: the points w
+of the world (RAS, mm) with normal . w = offset_mm. datalists/*.json are MONAI datalists, relative to this folder, with one split by
+subject for pretraining, classification and segmentation.
+"""
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name and then rename it, so that no half of one is ever left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON, indented."""
+    write(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_image(path: Path, image: nib.Nifti1Image) -> None:
+    """Write `.nii.gz` without the time of day, so that the same image is the same file."""
+    write(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+
+
+def image_path(participant: str, modality: str) -> str:
+    """Where a subject's image lies in the cohort."""
+    return f"{participant}/anat/{participant}_{modality}.nii.gz"
+
+
+def mask_path(participant: str) -> str:
+    """Where a patient's lesion mask lies in the cohort."""
+    return f"derivatives/lesions/{participant}/anat/{participant}_label-lesion_mask.nii.gz"
+
+
+def pose_path(participant: str) -> str:
+    """Where a subject's midsagittal plane lies in the cohort; the last of its files to be written."""
+    return f"derivatives/pose/{participant}_pose.json"
+
+
+def write_subject(root: Path, subject: Subject) -> None:
+    """Write a subject's images, lesion mask and pose."""
+    participant = str(subject.participant["participant_id"])
+    for modality, image in subject.images.items():
+        write_image(root / image_path(participant, modality), image)
+    if subject.mask is not None:
+        write_image(root / mask_path(participant), subject.mask)
+    pose = subject.pose
+    record = {
+        "normal": [round(float(value), 9) for value in pose.normal],
+        "offset_mm": round(pose.offset, 6),
+        **dict(zip(("roll_deg", "yaw_deg", "pitch_deg"), (round(angle, 6) for angle in pose.angles), strict=True)),
+        "shift_mm": [round(float(value), 6) for value in pose.shift],
+        "participant": subject.participant,
+    }
+    write_json(root / pose_path(participant), record)
+
+
+def make_and_write(root: Path, config: Config, number: int) -> None:
+    """Make one subject and write it."""
+    write_subject(root, make_subject(config, number))
+
+
+def run_all(root: Path, config: Config, numbers: list[int], workers: int) -> Iterator[tuple[int, str | None]]:
+    """Make subjects, in this process or in several; each number comes back with what went wrong, if anything did."""
+    if workers == 1:
+        for number in numbers:
+            yield number, reason(lambda number=number: make_and_write(root, config, number))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures: dict[Future[None], int] = {pool.submit(make_and_write, root, config, n): n for n in numbers}
+        for future in as_completed(futures):
+            yield futures[future], reason(future.result)
+
+
+def reason(task: object) -> str | None:
+    """Run a task; what went wrong in a line, or None."""
+    try:
+        task()
+    except Exception as error:  # one bad subject never loses the others
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def splits(participants: list[dict[str, object]], seed: int) -> dict[str, tuple[str, int]]:
+    """Split and fold of every subject, both stratified: healthy and patients apart, the latter by diagnosis.
+
+    Subjects take turns: each goes to the split that lags most behind its share.
+    """
+    generator = np.random.default_rng([seed, 0])
+    order = [participants[i] for i in generator.permutation(len(participants))]
+    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"]))
+    assigned: dict[str, tuple[str, int]] = {}
+    for healthy in (True, False):
+        counts = dict.fromkeys(SPLITS, 0)
+        for position, row in enumerate(row for row in order if row["healthy"] == healthy):
+            name = max(SPLITS, key=lambda split: SPLITS[split] * (position + 1) - counts[split])
+            counts[name] += 1
+            assigned[str(row["participant_id"])] = (name, position % FOLDS)
+    return assigned
+
+
+def datalists(
+    participants: list[dict[str, object]], modalities: tuple[str, ...], seed: int
+) -> dict[str, dict[str, list]]:
+    """Datalists in the Decathlon's manner for the three bundles, by bundle; paths are relative to the cohort."""
+    lists = {bundle: {split: [] for split in SPLITS} for bundle in ("pretrain", "classify", "segment")}
+    assigned = splits(participants, seed)
+    for row in participants:
+        subject = str(row["participant_id"])
+        split, fold = assigned[subject]
+        images = [image_path(subject, modality) for modality in modalities]
+        case = {"image": images if len(images) > 1 else images[0], "healthy": row["healthy"], "subject": subject}
+        case |= {key: row[key] for key in ("site", "side", "diagnosis")} | {"fold": fold}
+        lists["pretrain"][split].append(case)
+        lists["classify"][split].append(case | {"label": int(not row["healthy"])})
+        if not row["healthy"]:
+            lists["segment"][split].append(case | {"label": mask_path(subject)})
+    return lists
+
+
+def start(root: Path, config: Config) -> None:
+    """Claim the output folder for a configuration.
+
+    Raises:
+        ValueError: when something else is in it already.
+    """
+    record = root / "cohort.json"
+    if record.exists():
+        found = json.loads(record.read_text())
+        changed = [key for key, value in config.record.items() if found.get(key) != value]
+        if changed:
+            theirs = ", ".join(f"{key} {found.get(key)} (now {config.record[key]})" for key in changed)
+            raise ValueError(f"{root} holds a cohort made with {theirs}; choose another --output or remove it")
+    elif root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} is not empty and holds no cohort; choose another --output")
+    write_json(record, config.record)
+
+
+def write_tables(root: Path, config: Config, participants: list[dict[str, object]]) -> None:
+    """Write everything that describes the cohort as a whole; participants.tsv comes last."""
+    generator = [{"Name": "custom.phantom"}]
+    about = {"Name": "sa-swin built-in cohort", "BIDSVersion": "1.9.0", "License": "CC0", "GeneratedBy": generator}
+    write_json(root / "dataset_description.json", about | {"DatasetType": "raw"})
+    for name in ("lesions", "pose"):
+        write_json(root / "derivatives" / name / "dataset_description.json", about | {"DatasetType": "derivative"})
+    patients = sum(not row["healthy"] for row in participants)
+    write(root / "README", README.format(healthy=len(participants) - patients, patients=patients))
+    write(root / ".bidsignore", "cohort.json\ndatalists/\n*_CT.nii.gz\n")
+    write_json(root / "participants.json", {name: {"Description": text} for name, text in COLUMNS.items()})
+    for bundle, lists in datalists(participants, config.modality, config.seed).items():
+        write_json(root / "datalists" / f"{bundle}.json", lists)
+    lines = ["\t".join(COLUMNS), *("\t".join(cell(row[name]) for name in COLUMNS) for row in participants)]
+    write(root / "participants.tsv", "\n".join(lines) + "\n")
+
+
+def cell(value: object) -> str:
+    """A value as participants.tsv has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def make_cohort(root: Path, config: Config, workers: int = 1) -> tuple[int, dict[int, str]]:
+    """Make a cohort, or what is missing of it.
+
+    Args:
+        root: the cohort's folder.
+        config: what decides its content.
+        workers: processes.
+
+    Returns:
+        How many subjects were made now, and what went wrong by subject number.
+
+    Raises:
+        ValueError: when the folder holds something else.
+    """
+    start(root, config)
+    names = {number: f"sub-{number:03d}" for number in range(1, config.subjects + 1)}
+    missing = [number for number, name in names.items() if not (root / pose_path(name)).exists()]
+    if not missing and (root / "participants.tsv").exists():
+        return 0, {}
+    runs = run_all(root, config, missing, workers)
+    results = dict(tqdm(runs, "cohort", len(missing), unit="subject", disable=None))
+    failures = {number: text for number, text in sorted(results.items()) if text}
+    poses = [root / pose_path(name) for name in names.values()]
+    write_tables(root, config, [json.loads(path.read_text())["participant"] for path in poses if path.exists()])
+    return len(missing) - len(failures), failures
+
+
+def words(value: object) -> tuple[str, ...]:
+    """A command line's list, "a,b", as fire hands it over."""
+    parts = value if isinstance(value, tuple | list) else str(value).split(",")
+    return tuple(str(part).strip() for part in parts)
+
+
+def main(
+    output: str,
+    subjects: int = 40,
+    seed: int = 0,
+    modality: str = "T1w",
+    spacing: float = 2.0,
+    patients: float = 0.5,
+    findings: str = ",".join(FINDINGS),
+    skull: str = "true",
+    tilt: float = 8.0,
+    noise: float = 1.0,
+    workers: int = 1,
+    anatomies: str | None = None,
+    lesions: str | None = None,
+) -> None:
+    """Make a cohort of brains with and without one-sided lesions: a BIDS folder with masks, planes and datalists.
+
+    The same options give the same files, byte for byte. An interrupted run goes on where it stopped.
+
+    Args:
+        output: folder of the cohort.
+        subjects: how many, 4 at least.
+        seed: of every random draw.
+        modality: T1w, FLAIR or CT, or several, such as "T1w,FLAIR".
+        spacing: voxel size in mm.
+        patients: share of the subjects with a lesion, 0 to 1.
+        findings: of the patients: tumour, infarct, atrophy, haemorrhage.
+        skull: true (whole head), false (brain only) or mixed.
+        tilt: largest roll, yaw and pitch of the head in degrees, and its largest shift in mm (10 at most).
+        noise: factor on noise, texture and bias field; 0 for none.
+        workers: processes.
+        anatomies: folder of FreeSurfer label maps of whole heads, in place of the ICBM152 template.
+        lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
+    """
+    try:
+        folders = (None if folder is None else str(folder) for folder in (anatomies, lesions))
+        config = Config(
+            subjects,
+            seed,
+            words(modality),
+            spacing,
+            patients,
+            words(findings),
+            str(skull).lower(),
+            tilt,
+            noise,
+            *folders,
+        )
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1; got {workers}")
+        made, failures = make_cohort(Path(str(output)), config, workers)
+    except ValueError as error:
+        sys.exit(f"custom.phantom: {error}")
+    if failures:
+        listed = "\n".join(f"  sub-{number:03d}: {text}" for number, text in failures.items())
+        sys.exit(f"custom.phantom: {made} subjects written, {len(failures)} failed:\n{listed}")
+    print(f"{output}: {made} subjects written" if made else f"{output}: finished already, nothing to do")
+
+
+if __name__ == "__main__":
+    fire.Fire(main, name="python -m custom.phantom")

@@ -1,0 +1,244 @@
+"""Lesions of the built-in cohort: one-sided, of a chosen volume, each a change of the tissue fractions.
+
+A lesion is planned in the head (side, centre, size, mass effect) before the image is sampled, then `apply_lesion` takes the voxels
+nearest to its centre, in the sense of a warped distance, until the volume is reached, and exchanges their tissue.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from custom.phantom_anatomy import Anatomy, normalized_grid, sample_normalized
+from custom.phantom_geometry import Deformation, Field, radial_push, random_field
+
+FINDINGS = ("tumour", "infarct", "atrophy", "haemorrhage")
+ZONES: dict[str, tuple[tuple[str, float], ...]] = {
+    "tumour": (("necrosis", 0.12), ("tumour", 0.45), ("oedema", 1.0)),
+    "infarct": (("infarct", 1.0),),
+    "atrophy": (("gliosis", 1.0),),
+    "haemorrhage": (("blood", 0.7), ("oedema", 1.0)),
+}
+"""Per finding, from the inside out: what replaces the tissue, up to which share of the volume."""
+REPLACED = {"necrosis": 1.0, "tumour": 0.95, "oedema": 0.85, "infarct": 0.9, "gliosis": 0.3, "blood": 1.0}
+"""Share of the tissue that a zone replaces."""
+MASS_EFFECT = {"tumour": 0.28, "haemorrhage": 0.22}
+"""Displacement at the surface as a share of the lesion's radius."""
+MARGIN_MM = 2.0
+"""No lesion comes nearer to the midsagittal plane than this."""
+VOLUME_ML = {"tumour": (4.0, 60.0), "infarct": (4.0, 60.0), "atrophy": (15.0, 60.0), "haemorrhage": (4.0, 60.0)}
+LARGEST_MASK_ML = 100.0
+STROKES = ("infarct", "haemorrhage")
+"""Findings drawn from lesion masks where a folder of them is given."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lesion before it is drawn.
+
+    Args:
+        finding: one of `FINDINGS`.
+        side: 1 for the subject's right, -1 for the left.
+        centre: `(3,)` in the head, mm.
+        millilitres: the volume aimed at.
+        stretch: `(3, 3)`, makes the lesion's distance that of an ellipsoid.
+        texture: random field that makes its outline irregular.
+        mask: a real lesion, `(X, Y, Z)` in standard space with its affine, in place of the ellipsoid.
+    """
+
+    finding: str
+    side: int
+    centre: Tensor
+    millilitres: float
+    stretch: Tensor
+    texture: Field
+    mask: tuple[Tensor, np.ndarray] | None = None
+
+    @property
+    def radius(self) -> float:
+        """Radius in mm of the ball of this volume."""
+        return float((3000 * self.millilitres / (4 * np.pi)) ** (1 / 3))
+
+    @property
+    def pushes(self) -> bool:
+        """Whether the lesion has a mass effect."""
+        return self.finding in MASS_EFFECT
+
+    def displaced(self, points: Tensor, depth: Tensor) -> Tensor:
+        """Points of the head before the mass effect, which fades towards the skull: `depth` `(...)` from 0 to 1."""
+        shift = min(MASS_EFFECT[self.finding] * self.radius, 6.0)
+        push = radial_push(points, self.centre, self.radius, shift)
+        return points + push * depth[..., None]
+
+
+def plan_lesion(
+    generator: np.random.Generator,
+    finding: str,
+    side: int,
+    anatomy: Anatomy,
+    deformation: Deformation,
+    masks: list[str] | None = None,
+) -> Plan:
+    """Choose where in the brain a lesion grows and how large it becomes.
+
+    Args:
+        generator: source of randomness.
+        finding: one of `FINDINGS`.
+        side: 1 for the subject's right, -1 for the left.
+        anatomy: the subject's tissue maps.
+        deformation: from the head to the anatomy.
+        masks: files of real lesions in standard space, used for `STROKES`.
+    """
+    low, high = np.log(VOLUME_ML[finding])
+    millilitres = float(np.exp(generator.uniform(low, high)))
+    axis = torch.arange(-100, 101, 4, dtype=torch.float32)
+    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+    centre = points[choose_site(generator, finding, side, points, anatomy, deformation)]
+    rotation, _ = np.linalg.qr(generator.standard_normal((3, 3)))
+    stretch = rotation @ np.diag(np.exp(generator.normal(0, 0.22, 3)))
+    texture = random_field(generator, 7.0)
+    mask = None
+    if masks and finding in STROKES:
+        mask, millilitres = choose_mask(generator, masks, side)
+        centre = mask_centre(mask, points, anatomy, deformation)
+    return Plan(finding, side, centre, millilitres, torch.tensor(stretch, dtype=torch.float32), texture, mask)
+
+
+def choose_site(
+    generator: np.random.Generator,
+    finding: str,
+    side: int,
+    points: Tensor,
+    anatomy: Anatomy,
+    deformation: Deformation,
+) -> int | tuple[int, ...]:
+    """Index of the point at which a lesion is centred: in the cerebrum's tissue, cortical or deep as the finding has it."""
+    where = deformation(points)
+    gm, wm, depth = anatomy.sample(where, ("gm", "wm", "depth"))
+    height = where[..., 2] * float(anatomy.to_standard[2, 2]) + float(anatomy.to_standard[2, 3])
+    lateral = side * points[..., 0]
+    allowed = (gm + wm > 0.8) & (lateral > 16) & (height > -12) & (height < 58)
+    if finding == "atrophy":
+        allowed &= (depth < 0.9) & (lateral > 28)
+    elif finding == "haemorrhage":
+        allowed &= (lateral < 48) & (depth >= 1)
+    else:
+        allowed &= depth > 0.7
+    indices = torch.nonzero(allowed)
+    return tuple(indices[int(generator.integers(len(indices)))].tolist())
+
+
+@lru_cache(maxsize=512)
+def one_sided(path: str) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """A lesion mask with its affine, its volume in ml and the side, 1 or -1, on which nearly all of it lies (0: neither)."""
+    image = nib.load(path)
+    mask = np.asarray(image.dataobj) > 0
+    lateral = nib.affines.apply_affine(image.affine, np.argwhere(mask))[:, 0]
+    millilitres = mask.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    side = int(np.sign(lateral.mean())) if len(lateral) else 0
+    return mask, image.affine, float(millilitres), side if np.mean(lateral * side > 0) > 0.97 else 0
+
+
+def choose_mask(generator: np.random.Generator, masks: list[str], side: int) -> tuple[tuple[Tensor, np.ndarray], float]:
+    """A real one-sided lesion of 4 to 100 ml, reflected to `side` where it lies on the other.
+
+    Raises:
+        ValueError: when the folder has none such.
+    """
+    for path in generator.permutation(masks):
+        mask, affine, millilitres, own_side = one_sided(str(path))
+        if own_side and VOLUME_ML["infarct"][0] <= millilitres <= LARGEST_MASK_ML:
+            reflected = np.diag([float(own_side * side), 1, 1, 1]) @ affine
+            return (torch.from_numpy(mask.astype(np.float32)), reflected), millilitres
+    raise ValueError(f"none of the {len(masks)} lesion masks is one-sided with 4 to 100 ml in standard space")
+
+
+def in_standard(where: Tensor, anatomy: Anatomy) -> Tensor:
+    """Points of the anatomy in standard space, mm."""
+    scale = torch.tensor(np.diag(anatomy.to_standard)[:3], dtype=torch.float32)
+    return where * scale + torch.tensor(anatomy.to_standard[:3, 3], dtype=torch.float32)
+
+
+def sample_mask(mask: tuple[Tensor, np.ndarray], standard: Tensor) -> Tensor:
+    """A lesion mask, in 0-1, at points of the standard space."""
+    volume, affine = mask
+    return sample_normalized(volume[None], normalized_grid(standard, affine, volume.shape))[0]
+
+
+def mask_centre(mask: tuple[Tensor, np.ndarray], points: Tensor, anatomy: Anatomy, deformation: Deformation) -> Tensor:
+    """Centre in the head of a lesion given in standard space."""
+    weight = sample_mask(mask, in_standard(deformation(points), anatomy))[..., None]
+    return (weight * points).sum((0, 1, 2)) / weight.sum().clamp(min=1e-3)
+
+
+def draw_mask(
+    plan: Plan, points: Tensor, allowed: np.ndarray, standard: Tensor, voxel_ml: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lesion's mask, `(X, Y, Z)` bool, and each voxel's rank in it, 0 at its core to 1 at its edge.
+
+    Args:
+        plan: the lesion.
+        points: `(X, Y, Z, 3)` in the head, mm.
+        allowed: `(X, Y, Z)`, the brain tissue of the lesion's side.
+        standard: the points in standard space, for a real lesion's mask.
+        voxel_ml: volume of a voxel.
+    """
+    if plan.mask is not None:
+        mask = (sample_mask(plan.mask, standard).numpy() > 0.5) & allowed
+        distance = -ndimage.distance_transform_edt(mask) + 1.5 * plan.texture(points)[0].numpy()
+    else:
+        distance = ((points - plan.centre) @ plan.stretch).norm(dim=-1) + 0.16 * plan.radius * plan.texture(points)[0]
+        distance = distance.numpy()
+        count = min(max(1, round(plan.millilitres / voxel_ml)), int(allowed.sum()) // 2)
+        limit = np.partition(distance[allowed], count - 1)[count - 1]
+        mask = allowed & (distance <= limit)
+    mask = largest_component(mask)
+    rank = np.ones(mask.shape, np.float32)
+    distance = distance + 0.22 * plan.radius * plan.texture(points + 30)[0].numpy()
+    order = np.argsort(np.argsort(distance[mask], kind="stable"), kind="stable")
+    rank[mask] = (order + 0.5) / max(1, len(order))
+    return mask, rank
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask (faces, edges and corners connect)."""
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    return mask if count < 2 else labels == 1 + np.argmax(np.bincount(labels[mask])[1:])
+
+
+def apply_lesion(
+    fractions: dict[str, np.ndarray], finding: str, mask: np.ndarray, rank: np.ndarray, spacing: float
+) -> None:
+    """Exchange tissue for the lesion's, in place.
+
+    Args:
+        fractions: volume fractions `(X, Y, Z)` by tissue; the lesion's are added.
+        finding: one of `FINDINGS`.
+        mask: the lesion, `(X, Y, Z)` bool.
+        rank: from `draw_mask`.
+        spacing: mm.
+    """
+    if finding == "atrophy":
+        widen_sulci(fractions, mask, spacing)
+    outer = np.zeros(mask.shape, np.float32)
+    for tissue, share in reversed(ZONES[finding]):
+        zone = (mask & (rank <= share)).astype(np.float32)
+        cover = ndimage.gaussian_filter(zone, 0.5 / spacing) * REPLACED[tissue]
+        cover *= np.where(mask, 1, fractions["gm"] + fractions["wm"])
+        for volume in fractions.values():
+            volume *= 1 - cover
+        fractions[tissue] = fractions.get(tissue, outer) + cover
+
+
+def widen_sulci(fractions: dict[str, np.ndarray], mask: np.ndarray, spacing: float) -> None:
+    """Give the fluid around a shrunken cortex more room within the mask, in place."""
+    nearby = ndimage.gaussian_filter(fractions["csf"], 4.5 / spacing)
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), 2.0 / spacing)
+    gain = np.clip(6 * nearby - 0.25, 0, 0.95) * np.clip(1.5 * weight, 0, 1)
+    for tissue in ("gm", "wm"):
+        fractions["csf"] += fractions[tissue] * gain
+        fractions[tissue] *= 1 - gain

@@ -1,0 +1,223 @@
+"""One subject of the built-in cohort: from a configuration and a number to images, lesion mask and true midsagittal plane."""
+
+import zlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import nibabel as nib
+import numpy as np
+from torch import Tensor
+
+from custom.phantom_anatomy import TISSUES, Anatomy, label_anatomy, label_maps
+from custom.phantom_contrast import CONTRASTS, paint
+from custom.phantom_geometry import Deformation, Pose, head_points, random_deformation, random_pose
+from custom.phantom_head import icbm_anatomy
+from custom.phantom_lesion import FINDINGS, MARGIN_MM, apply_lesion, draw_mask, in_standard, plan_lesion
+
+FIELD_OF_VIEW = (208.0, 240.0, 208.0)
+"""Extent of every image, mm."""
+CENTRE_MM = (0.0, -18.0, 2.0)
+"""The point of the ICBM152 space about which heads are tilted."""
+SITES = {"north": ("RAS", 1.0), "south": ("LPS", 0.6), "west": ("LIA", 1.7)}
+"""Per site: storage orientation and the scanner's gain on MR values."""
+SKULL = ("true", "false", "mixed")
+SMALLEST_ML = 1.0
+"""A lesion mask that ends up smaller in this subject's brain is drawn again."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What decides a cohort's content.
+
+    Args:
+        subjects: how many, 4 at least.
+        seed: of every random draw.
+        modality: one or more of `CONTRASTS`.
+        spacing: voxel size, mm.
+        patients: share of the subjects with a lesion.
+        findings: those of the patients, among `FINDINGS`.
+        skull: whether skull and scalp are there, one of `SKULL`.
+        tilt: largest roll, yaw and pitch, degrees.
+        noise: factor on noise, texture and bias field.
+        anatomies: folder of FreeSurfer label maps in place of ICBM152.
+        lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
+    """
+
+    subjects: int = 40
+    seed: int = 0
+    modality: tuple[str, ...] = ("T1w",)
+    spacing: float = 2.0
+    patients: float = 0.5
+    findings: tuple[str, ...] = FINDINGS
+    skull: str = "true"
+    tilt: float = 8.0
+    noise: float = 1.0
+    anatomies: str | None = None
+    lesions: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be made, in one sentence."""
+        for name, known in (("modality", tuple(CONTRASTS)), ("findings", FINDINGS)):
+            values = getattr(self, name)
+            unknown = [value for value in values if value not in known]
+            if unknown or not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"{name} must be one or more of {', '.join(known)}, each once; got {', '.join(values)}"
+                )
+        if self.skull not in SKULL:
+            raise ValueError(f"skull must be one of {', '.join(SKULL)}; got {self.skull}")
+        ranges = {
+            "subjects": (4, 999_999),
+            "seed": (0, 2**32 - 1),
+            "spacing": (0.5, 8),
+            "patients": (0, 1),
+            "tilt": (0, 45),
+        }
+        for name, (low, high) in {**ranges, "noise": (0, 10)}.items():
+            value = getattr(self, name)
+            if isinstance(value, str) or not low <= value <= high:
+                raise ValueError(f"{name} must lie between {low} and {high}; got {value}")
+        for folder in (self.anatomies, self.lesions):
+            if folder is not None:
+                label_maps(folder)
+
+    @property
+    def factor(self) -> int:
+        """Voxels of the source, per axis, that are averaged before sampling: an antialiasing filter."""
+        return max(1, round(self.spacing / 1.6))
+
+    @cached_property
+    def record(self) -> dict[str, object]:
+        """The configuration as JSON holds it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject's data, as `custom.phantom` writes it.
+
+    Args:
+        number: from 1.
+        images: int16 images by modality, on one grid in the site's storage orientation.
+        mask: the lesion, uint8, on the same grid; None in the healthy.
+        pose: of the head in the world.
+        participant: the row of participants.tsv.
+    """
+
+    number: int
+    images: dict[str, nib.Nifti1Image]
+    mask: nib.Nifti1Image | None
+    pose: Pose
+    participant: dict[str, object]
+
+
+def diagnosis(config: Config, number: int) -> tuple[str, int]:
+    """Diagnosis and side (1 right, -1 left, 0 none) of subject `number`: findings and sides take turns among the patients."""
+    before = int((number - 1) * config.patients + 1e-9)
+    if int(number * config.patients + 1e-9) == before:
+        return "healthy", 0
+    kinds = len(config.findings)
+    first = config.seed % 2
+    return config.findings[before % kinds], 1 if (before + before // kinds + first) % 2 else -1
+
+
+def subject_anatomy(config: Config, generator: np.random.Generator) -> tuple[Anatomy, np.ndarray]:
+    """A subject's source anatomy and the point about which it is tilted."""
+    if config.anatomies is None:
+        return icbm_anatomy(config.factor), np.array(CENTRE_MM)
+    return label_anatomy(str(generator.choice(label_maps(config.anatomies))), config.factor), np.zeros(3)
+
+
+def grid(spacing: float) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of the images in RAS: a box about the world's origin."""
+    shape = tuple(round(extent / spacing) for extent in FIELD_OF_VIEW)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = [-spacing * (n - 1) / 2 for n in shape]
+    return shape, affine
+
+
+def make_subject(config: Config, number: int) -> Subject:
+    """Make subject `number` (from 1), which depends on nothing but the seed and the number.
+
+    Raises:
+        ValueError: when an anatomy or a lesion file cannot be used.
+    """
+    generator = np.random.default_rng([config.seed, number])
+    finding, side = diagnosis(config, number)
+    site = str(generator.choice(list(SITES)))
+    bare = config.skull == "false" or (config.skull == "mixed" and generator.random() < 0.5)
+    anatomy, centre = subject_anatomy(config, generator)
+    amount = 1.0 if config.anatomies is None else 0.6
+    deformation = random_deformation(generator, centre, amount, asymmetry=0.3)
+    pose = random_pose(generator, config.tilt)
+    shape, affine = grid(config.spacing)
+    points = head_points(shape, affine, pose)
+    if side:
+        fractions, brain, mask = with_lesion(generator, config, finding, side, anatomy, deformation, points)
+    else:
+        fractions, brain = sample_tissues(anatomy, deformation(points))
+        mask = np.zeros(shape, bool)
+    if bare:
+        fractions = {name: volume * (brain > 0.5) for name, volume in fractions.items()}
+    axes, gain = SITES[site]
+    images = {}
+    for modality in config.modality:
+        own = np.random.default_rng([config.seed, number, zlib.crc32(modality.encode())])
+        images[modality] = stored(paint(fractions, modality, points, own, config.noise, gain), affine, axes)
+    participant = {
+        "participant_id": f"sub-{number:03d}",
+        "diagnosis": finding,
+        "healthy": side == 0,
+        "side": {-1: "left", 0: "n/a", 1: "right"}[side],
+        "lesion_ml": round(float(mask.sum()) * config.spacing**3 / 1000, 3),
+        "site": site,
+        "skull": not bare,
+    }
+    return Subject(number, images, stored(mask.astype(np.uint8), affine, axes) if side else None, pose, participant)
+
+
+def sample_tissues(anatomy: Anatomy, where: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Tissue fractions and the brain, 0-1, at points of the anatomy: the only interpolation an image goes through."""
+    *volumes, brain = anatomy.sample(where, (*TISSUES, "brain")).numpy()
+    return dict(zip(TISSUES, volumes, strict=True)), brain
+
+
+def with_lesion(
+    generator: np.random.Generator,
+    config: Config,
+    finding: str,
+    side: int,
+    anatomy: Anatomy,
+    deformation: Deformation,
+    points: Tensor,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Tissue fractions with a lesion, the brain, and the lesion's mask, `(X, Y, Z)` each.
+
+    Raises:
+        ValueError: when twenty lesion masks in a row leave less than 1 ml in this brain.
+    """
+    masks = label_maps(config.lesions) if config.lesions else None
+    where = deformation(points)
+    (depth,) = anatomy.sample(where, ("depth",))
+    for _ in range(20):
+        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks)
+        pushed = deformation(plan.displaced(points, depth)) if plan.pushes else where
+        fractions, brain = sample_tissues(anatomy, pushed)
+        tissue = (fractions["gm"] + fractions["wm"] > 0.5) & (brain > 0.5)
+        allowed = tissue & (side * points[..., 0].numpy() > MARGIN_MM)
+        mask, rank = draw_mask(plan, points, allowed, in_standard(where, anatomy), config.spacing**3 / 1000)
+        if mask.sum() * config.spacing**3 >= SMALLEST_ML * 1000:
+            apply_lesion(fractions, finding, mask, rank, config.spacing)
+            return fractions, brain, mask
+    raise ValueError(
+        f"{config.lesions}: none of twenty lesion masks covers {SMALLEST_ML} ml of this brain; check their affines"
+    )
+
+
+def stored(volume: np.ndarray, affine: np.ndarray, axes: str) -> nib.Nifti1Image:
+    """A RAS volume as a NIfTI image stored in another orientation; the world does not change."""
+    image = nib.Nifti1Image(volume, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
+    return image.as_reoriented(turn)

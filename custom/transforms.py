@@ -1,0 +1,287 @@
+"""The input contract: from a file to the symmetric pair that every network of this project takes, and back.
+
+Thin MONAI transforms over the pure functions of `custom.alignment`, `custom.intensity` and `custom.symmetry`.
+Volumes are `(C, X, Y, Z)`; world coordinates are RAS millimetres, as in the file's affine.
+"""
+
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    InvertibleTransform,
+    LazyTransform,
+    LoadImaged,
+    MapTransform,
+    SpatialResample,
+    Transform,
+    allow_missing_keys_mode,
+)
+from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
+from torch import Tensor
+
+from custom.alignment import aligned_affine, distrust, estimate_plane
+from custom.intensity import CT_WINDOW, background_level, standardize_mr, window_ct
+from custom.symmetry import symmetric_pair
+
+SPATIAL_SIZE = (192, 224, 192)
+"""Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
+
+
+class UntrustedPlaneError(ValueError):
+    """The midsagittal plane of a volume cannot be trusted."""
+
+
+class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
+    """Resample a volume so that its midsagittal plane is the central plane of axis 0, with one interpolation.
+
+    The aligned grid lies in the file's own world space: its affine is oblique, world coordinates stay what they were, and
+    the inverse is resampling to the grid of the file. The plane is found on the first key's first channel; all keys share
+    the grid. Outside the field of view an image takes its background level, a label 0.
+
+    Args:
+        keys: the image first, then e.g. its label.
+        spacing: of the aligned grid, mm.
+        spatial_size: of the aligned grid, voxels.
+        align: estimate the plane; False takes the central plane of the array (a volume prepared by `custom.prepare`).
+        untrusted: what to do when the plane cannot be trusted: `fail`, or `warn` and fall back on the array's central plane.
+        mode: interpolation per key.
+        lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border.
+
+    Raises:
+        UntrustedPlaneError: with the file, the reason and the figure, where `untrusted` is `fail`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: float | Sequence[float] = 1.0,
+        spatial_size: Sequence[int] = SPATIAL_SIZE,
+        align: bool = True,
+        untrusted: str = "fail",
+        mode: str | Sequence[str] = (GridSampleMode.BILINEAR, GridSampleMode.NEAREST),
+        allow_missing_keys: bool = False,
+        lazy: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        LazyTransform.__init__(self, lazy)
+        self.spacing = ensure_tuple_rep(spacing, 3)
+        self.spatial_size = ensure_tuple_rep(spatial_size, 3)
+        self.align = align
+        self.untrusted = look_up_option(untrusted, ("fail", "warn"))
+        self.mode = ensure_tuple(mode)[: len(self.keys)] if not isinstance(mode, str) else (mode,) * len(self.keys)
+        self.resample = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        lazy = self.lazy if lazy is None else lazy
+        image = d[self.keys[0]]
+        affine, quality = self.grid(image)
+        for key, mode in self.key_iterator(d, self.mode):
+            d[key] = self.to_grid(d[key], affine, mode, lazy)
+        d[self.keys[0]].meta["midsagittal"] = quality
+        return d
+
+    def grid(self, image: MetaTensor) -> tuple[Tensor, dict[str, float]]:
+        """Voxel-to-world affine of the aligned grid, and the figures of the plane it rests on."""
+        if not self.align:
+            return central_affine(image, self.spacing, self.spatial_size), {}
+        plane = estimate_plane(image[0].as_tensor(), image.affine)
+        reason = distrust(plane)
+        if reason is None:
+            return aligned_affine(plane, self.spacing, self.spatial_size), plane_figures(plane)
+        message = f"{image.meta.get('filename_or_obj', 'volume')}: {reason}"
+        if self.untrusted == "fail":
+            raise UntrustedPlaneError(message)
+        warnings.warn(f"{message}; it is kept as it lies in the file", stacklevel=2)
+        return central_affine(image, self.spacing, self.spatial_size), {}
+
+    def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
+        if lazy:
+            return self.resample(volume, affine, self.spatial_size, mode=mode, padding_mode="border", lazy=True)
+        floor = background_level(volume) if mode != GridSampleMode.NEAREST else 0.0
+        return self.resample(volume - floor, affine, self.spatial_size, mode=mode) + floor
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.resample.inverse(d[key])
+        return d
+
+
+def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
+    """Grid in RAS order along the array's own axes, its centre at the array's centre: the plane is where the array has it.
+
+    Returns:
+        Voxel-to-world affine, `(4, 4)` float64, mm.
+    """
+    affine = image.affine.to(torch.float64)
+    directions = affine[:3, :3] / affine[:3, :3].norm(dim=0)
+    order, signs = _closest_ras(directions)
+    directions = directions[:, order] * signs
+    center = affine[:3, :3] @ ((torch.tensor(image.shape[1:], dtype=torch.float64) - 1) / 2) + affine[:3, 3]
+    return grid_affine(directions, center, spacing, spatial_size)
+
+
+def grid_affine(directions: Tensor, center: Tensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
+    """Voxel-to-world affine `(4, 4)` of a grid with the given axes (columns), centre (mm), spacing (mm) and size."""
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = directions * torch.tensor(spacing, dtype=torch.float64)
+    affine[:3, 3] = center - affine[:3, :3] @ ((torch.tensor(spatial_size, dtype=torch.float64) - 1) / 2)
+    return affine
+
+
+def _closest_ras(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """For world x, y, z: the array axis that runs closest along it, and its sign."""
+    import nibabel
+
+    orientation = nibabel.io_orientation(directions.numpy())
+    order = torch.from_numpy(np.argsort(orientation[:, 0]).astype(np.int64))
+    return order, torch.from_numpy(orientation[:, 1])[order]
+
+
+def plane_figures(plane: Any) -> dict[str, float]:
+    """The quality figures of a plane as plain numbers, for metadata, tables and reports."""
+    return {name: float(value) for name, value in asdict(plane).items() if np.isscalar(value)}
+
+
+class CheckVolumed(MapTransform):
+    """Refuse what would spoil a training silently: a wrong number of channels, not 3D, not finite.
+
+    Args:
+        keys: the image.
+        in_channels: channels C that the network was built for.
+
+    Raises:
+        ValueError: with the file, the rule and what was found.
+    """
+
+    def __init__(self, keys: KeysCollection, in_channels: int) -> None:
+        super().__init__(keys)
+        self.in_channels = in_channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            image = data[key]
+            name = image.meta.get("filename_or_obj", key)
+            if image.ndim != 4 or image.shape[0] != self.in_channels:
+                raise ValueError(f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}")
+            if not torch.isfinite(image).all():
+                raise ValueError(f"{name}: {(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file")
+        return dict(data)
+
+
+class StandardizeIntensityd(MapTransform):
+    """Intensities by modality: z-score on the head for MR, a window of Hounsfield units mapped to 0-1 for CT.
+
+    Args:
+        keys: the image.
+        modality: `MR` or `CT`.
+        intensity_range: for CT, the window in HU.
+    """
+
+    def __init__(self, keys: KeysCollection, modality: str, intensity_range: Sequence[float] = CT_WINDOW) -> None:
+        super().__init__(keys)
+        self.modality = look_up_option(modality, ("MR", "CT"))
+        self.intensity_range = intensity_range
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = window_ct(d[key], self.intensity_range) if self.modality == "CT" else standardize_mr(d[key])
+        return d
+
+
+class SymmetricPaird(MapTransform):
+    """Append the mirror image as channels, `(C, X, Y, Z)` to `(2C, X, Y, Z)`; the volume must be aligned already."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = symmetric_pair(d[key])
+        return d
+
+
+class CheckLabeld(MapTransform):
+    """Refuse a mask whose values are not classes of the network.
+
+    Args:
+        keys: the mask.
+        num_classes: background included; values must be integers from 0 to `num_classes - 1`.
+
+    Raises:
+        ValueError: with the file, and the values found.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            label = data[key].as_tensor()
+            if label.min() < 0 or label.max() >= self.num_classes or not torch.equal(label, label.round()):
+                found = [round(value, 3) for value in label.unique().tolist()[:8]]
+                raise ValueError(
+                    f"{data[key].meta.get('filename_or_obj', key)}: a mask holds 0 to {self.num_classes - 1}, found {found}"
+                )
+        return dict(data)
+
+
+class InputContract(MapTransform, InvertibleTransform):
+    """From a file to the symmetric pair a network takes: load, check, align, standardize, pair.
+
+    This is what pretrained weights depend on, so all three bundles share it. Everything spatial in it can be inverted:
+    `Invertd` brings a prediction back to the voxel grid and affine of the file.
+
+    Args:
+        modality: `MR` (z-score on the head) or `CT` (a window in HU).
+        in_channels: channels C of the image; a case lists one file per channel.
+        label_key: key of a mask that goes through the same spatial steps, or None.
+        num_classes: of that mask, background included.
+        spacing: mm, of the aligned volume.
+        spatial_size: voxels, of the aligned volume; multiples of 32.
+        align: find the midsagittal plane; False for volumes that lie straight already.
+        untrusted: `fail` or `warn`, when the plane cannot be trusted.
+        intensity_range: for CT, the window in HU.
+    """
+
+    def __init__(
+        self,
+        modality: str = "MR",
+        in_channels: int = 1,
+        label_key: str | None = None,
+        num_classes: int = 2,
+        spacing: float | Sequence[float] = 1.0,
+        spatial_size: Sequence[int] = SPATIAL_SIZE,
+        align: bool = True,
+        untrusted: str = "fail",
+        intensity_range: Sequence[float] = CT_WINDOW,
+    ) -> None:
+        keys = ["image", label_key] if label_key else ["image"]
+        MapTransform.__init__(self, keys)
+        steps: list[Transform] = [
+            LoadImaged(keys, image_only=True),
+            EnsureChannelFirstd(keys),
+            CheckVolumed("image", in_channels),
+            MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted),
+            StandardizeIntensityd("image", modality, intensity_range),
+            SymmetricPaird("image"),
+        ]
+        if label_key:
+            steps.insert(2, CheckLabeld(label_key, num_classes))
+        self.steps = Compose(steps)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return self.steps(data)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        with allow_missing_keys_mode(self.steps):
+            return self.steps.inverse(data)
