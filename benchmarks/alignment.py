@@ -1,259 +1,237 @@
 """Midsagittal alignment on heads of known pose: error, failures and seconds, beside reflect-and-register halves.
 
-    python benchmarks/alignment.py --num_cases 120 --output benchmarks/results
+    python benchmarks/alignment.py --num_cases 125 --cohort demo/cohort --output benchmarks/results
 
-Bases are made exactly symmetric (one half mirrored): the ICBM template, and the label maps of `SA_SWIN_SHARED_DATA/anatomies`
-painted as T1, T2, FLAIR or CT, with or without skull. Then natural asymmetry, a one-sided lesion with or without mass effect, bias
-field, noise and a pose are added in one interpolation. Errors: the plane's angle (degrees) and its lateral offset (mm) at the
-brain's centre. SimpleITK and ANTsPy run where they are installed.
+Angle (degrees) between the planes; lateral offset (mm) at the brain's centre; a failure is beyond 2 degrees or 2 mm. SimpleITK and
+ANTsPy register each volume rigidly to its mirror image and take half; they run where they are installed, on a few cases.
 """
 
 import csv
 import datetime
+import importlib.metadata
 import importlib.util
+import json
 import math
-import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fire
 import nibabel as nib
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy import ndimage
+from posed_heads import SHARED_DATA, Case, random_cases
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane
-from custom.head_volume import resample
+from custom.alignment import distrust, estimate_plane
 
-SHARED_DATA = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
-SIZE = (182, 218, 182)
-"""Voxels of 1 mm of every case."""
-# intensities of: background, white matter, grey matter, fluid, deep grey, bone, soft tissue, skin and fat
-CONTRASTS = {
-    "T1": (0, 1.0, 0.7, 0.25, 0.8, 0.1, 0.6, 1.2),
-    "T2": (0, 0.4, 0.6, 1.2, 0.45, 0.1, 0.4, 0.8),
-    "FLAIR": (0, 0.6, 0.8, 0.15, 0.7, 0.1, 0.5, 0.9),
-    "CT": (-1000, 28, 37, 8, 35, 900, 50, -60),
-}
-WHITE, FLUID = (2, 7, 41, 46, 16, 28, 60, 85), (4, 5, 14, 15, 24, 43, 44, 72)
-SETS = ("clean", "asymmetric", "lesion", "mass effect", "mass effect")
-DEEP, BONE, FAT = (10, 11, 12, 13, 49, 50, 51, 52), (515,), (511, 516)
+Plane = tuple[Tensor, float]
+"""Unit normal `(3,)` and offset, world mm."""
 
 
 @dataclass(frozen=True)
-class Base:
-    """A symmetric head, `(X, Y, Z)` at 1 mm, its plane central on X; `depth` is mm inside the brain; CT in HU."""
+class Result:
+    """One method on one case."""
 
-    name: str
-    image: Tensor
-    depth: Tensor
-    ct: bool
-
-
-@dataclass(frozen=True)
-class Case:
-    """A head of known pose: image, affine, true normal `(3,)` and true centre `(3,)` on the plane, mm."""
-
-    name: str
-    image: Tensor
-    affine: Tensor
-    normal: Tensor
-    center: Tensor
-    group: str = ""
+    method: str
+    group: str
+    case: str
+    angle: float
+    offset: float
+    seconds: float
+    note: str
 
 
-def symmetric(half: Tensor) -> Tensor:
-    """Replace the right half by the left one's mirror image."""
-    half = half[: half.shape[0] // 2]
-    return torch.cat([half, half.flip(0)])
+def measure(method: str, find: Callable[[Tensor, Tensor], tuple[Tensor, float, str]], case: Case) -> Result:
+    """Run a method and compare its plane with the truth."""
+    start = time.process_time()
+    normal, offset, note = find(case.image, case.affine)
+    seconds = time.process_time() - start
+    cross = torch.linalg.cross(normal, case.normal).norm()
+    angle = math.degrees(torch.atan2(cross, normal @ case.normal).item())
+    return Result(method, case.group, case.name, angle, abs((normal @ case.center).item() - offset), seconds, note)
 
 
-def template_base() -> Base:
-    """The ICBM 2009a template, without skull, made symmetric about world x = 0."""
-    from nilearn.datasets import load_mni152_template
-
-    template = load_mni152_template(resolution=1)
-    image = torch.from_numpy(template.get_fdata(dtype=np.float32))
-    affine = torch.from_numpy(template.affine)
-    grid = torch.eye(4, dtype=torch.float64)
-    grid[:3, 3] = torch.tensor([-99.5, -134, -72])
-    image = symmetric(resample(image, affine, grid, (200, 233, 189))[0])
-    return Base("icbm T1 brain", image, _depth(image > 0.1), ct=False)
+def ours(image: Tensor, affine: Tensor) -> tuple[Tensor, float, str]:
+    """`custom.alignment.estimate_plane`, with the reason where it distrusts its plane."""
+    plane = estimate_plane(image, affine)
+    return torch.tensor(plane.normal, dtype=torch.float64), plane.offset, distrust(plane) or ""
 
 
-def anatomy_bases(seed: int) -> Iterator[Base]:
-    """Every label map of the shared anatomies, aligned by its own brain, mirrored, painted with two contrasts."""
+def half(reflection: Tensor, affine: Tensor, center: Tensor) -> tuple[Tensor, float, str]:
+    """The plane of a reflection `(4, 4)` in voxels, on a grid of 1 mm along the world's axes."""
+    linear = reflection[:3, :3]
+    normal = torch.linalg.eigh((linear + linear.T) / 2).eigenvectors[:, 0]
+    normal = normal * normal[0].sign()
+    middle = (center + linear @ center + reflection[:3, 3]) / 2 + affine[:3, 3]
+    return normal, (normal @ middle).item(), ""
+
+
+def simpleitk_half(image: Tensor, affine: Tensor) -> tuple[Tensor, float, str]:
+    """Rigid registration of a volume to its mirror image (mutual information, three resolutions), halved."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    moving = sitk.GetImageFromArray(image.permute(2, 1, 0).numpy())
+    fixed = sitk.GetImageFromArray(image.flip(0).permute(2, 1, 0).contiguous().numpy())
+    kind = sitk.CenteredTransformInitializerFilter.GEOMETRY
+    start = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), kind)
+    registration = sitk.ImageRegistrationMethod()
+    registration.SetMetricAsMattesMutualInformation(32)
+    registration.SetMetricSamplingStrategy(registration.REGULAR)
+    registration.SetMetricSamplingPercentage(0.05)
+    registration.SetInterpolator(sitk.sitkLinear)
+    registration.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
+    registration.SetOptimizerScalesFromPhysicalShift()
+    registration.SetShrinkFactorsPerLevel([4, 2, 1])
+    registration.SetSmoothingSigmasPerLevel([2, 1, 0])
+    registration.SetInitialTransform(start, inPlace=False)
+    found = registration.Execute(fixed, moving)
+    origin = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
+    columns = [np.array(found.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
+    return half(_reflection(np.stack(columns, 1), origin, image.shape), affine, _middle(image))
+
+
+def ants_half(image: Tensor, affine: Tensor) -> tuple[Tensor, float, str]:
+    """ANTs rigid registration of a volume to its mirror image, halved."""
+    import ants
+
+    moving, fixed = ants.from_numpy(image.numpy()), ants.from_numpy(image.flip(0).numpy())
+    found = ants.registration(fixed, moving, type_of_transform="Rigid")
+    motion = ants.read_transform(found["fwdtransforms"][0])
+    origin = np.array(motion.apply_to_point((0.0, 0.0, 0.0)))
+    columns = [np.array(motion.apply_to_point(tuple(axis))) - origin for axis in np.eye(3)]
+    return half(_reflection(np.stack(columns, 1), origin, image.shape), affine, _middle(image))
+
+
+def _reflection(linear: np.ndarray, origin: np.ndarray, shape: Sequence[int]) -> Tensor:
+    """The head's own reflection: a point's mirror image in the array, taken by the motion that registers the two."""
+    motion, mirrored = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    motion[:3, :3], motion[:3, 3] = torch.from_numpy(linear), torch.from_numpy(origin)
+    mirrored[0, 0], mirrored[0, 3] = -1, shape[0] - 1
+    return motion @ mirrored
+
+
+def _middle(image: Tensor) -> Tensor:
+    return (torch.tensor(image.shape, dtype=torch.float64) - 1) / 2
+
+
+def load(path: Path) -> tuple[Tensor, Tensor]:
+    """A file's voxels `(X, Y, Z)` and affine."""
+    file = nib.load(path)
+    return torch.from_numpy(np.asarray(file.dataobj, dtype=np.float32)), torch.from_numpy(file.affine)
+
+
+def cohort_cases(folder: Path) -> Iterator[Case]:
+    """The phantom cohort with the planes it was made with."""
+    for record in sorted(folder.glob("derivatives/pose/*_pose.json")):
+        pose = json.loads(record.read_text())
+        normal = torch.tensor(pose["normal"], dtype=torch.float64)
+        for path in sorted((folder / record.name.removesuffix("_pose.json")).glob("anat/*.nii.gz")):
+            image, affine = load(path)
+            middle = affine[:3, :3] @ _middle(image) + affine[:3, 3]
+            on_plane = middle - (normal @ middle - pose["offset_mm"]) * normal
+            sign = normal[0].sign()
+            yield Case(path.name, image, affine, sign * normal, on_plane, "phantom cohort")
+
+
+def real_cases(poses: int, seed: int) -> Iterator[Case]:
+    """Real heads in random poses; the truth is the plane found in the file's own pose: repeatability, not accuracy."""
     rng = np.random.default_rng(seed)
-    for path in sorted(SHARED_DATA.glob("anatomies/*.nii.gz")):
-        file = nib.load(path)
-        labels = torch.from_numpy(np.asarray(file.dataobj).astype(np.int64))
-        affine = torch.from_numpy(file.affine)
-        plane = estimate_plane(painted(labels, "T1", skull=True), affine)
-        grid = aligned_affine(plane, 1.0, (256, 256, 256))
-        place = (torch.linalg.inv(affine) @ grid) @ _homogeneous_indices((256, 256, 256))
-        labels = symmetric(_nearest(labels, place, (256, 256, 256)))
-        depth = _depth((labels > 0) & (labels < 500))
-        for contrast in rng.permutation(list(CONTRASTS))[:2]:
-            skull = bool(rng.random() < 0.6)
-            name = f"{path.name[-9:-7]} {contrast} {'head' if skull else 'brain'}"
-            yield Base(name, painted(labels, contrast, skull), depth, ct=contrast == "CT")
+    for path in sorted(SHARED_DATA.glob("real/*/*.nii.gz")):
+        if any(word in path.name for word in ("lesion", "label", "aseg")):
+            continue
+        image, affine = load(path)
+        plane = estimate_plane(image, affine)
+        for _ in range(poses):
+            motion = torch.eye(4, dtype=torch.float64)
+            turn = rng.uniform(-15, 15, 3) * math.pi / 180
+            skew = torch.tensor([[0, -turn[2], turn[1]], [turn[2], 0, -turn[0]], [-turn[1], turn[0], 0]])
+            motion[:3, :3] = torch.linalg.matrix_exp(skew)
+            motion[:3, 3] = torch.tensor(rng.uniform(-20, 20, 3))
+            normal = motion[:3, :3] @ torch.tensor(plane.normal, dtype=torch.float64)
+            center = motion[:3, :3] @ torch.tensor(plane.center, dtype=torch.float64) + motion[:3, 3]
+            yield Case(f"{path.parent.name} {path.name}", image, motion @ affine, normal, center, "real heads, repeatability")
 
 
-def painted(labels: Tensor, contrast: str, skull: bool) -> Tensor:
-    """FreeSurfer labels (500 and above outside the brain) as intensities of a contrast; without skull they are background."""
-    air, white, grey, fluid, deep, bone, soft, fat = CONTRASTS[contrast]
-    table = torch.full((2100,), float(grey))
-    table[500:] = soft
-    for group, value in ((WHITE, white), (FLUID, fluid), (DEEP, deep), (BONE, bone), (FAT, fat)):
-        table[list(group)] = value
-    table[0] = air
-    if not skull:
-        table[500:] = air
-    return table[labels]
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table: one row per method and group."""
+    lines = [
+        "| method | heads | n | angle, degrees: median / p95 / max | offset, mm: median / p95 / max | failures | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, group in dict.fromkeys((r.method, r.group) for r in results):
+        chosen = [r for r in results if (r.method, r.group) == (method, group)]
+        angle, offset = np.array([r.angle for r in chosen]), np.array([r.offset for r in chosen])
+        failed = np.mean((angle > 2) | (offset > 2))
+        spread = [" / ".join(f"{q:.2f}" for q in (np.median(x), np.quantile(x, 0.95), x.max())) for x in (angle, offset)]
+        seconds = np.median([r.seconds for r in chosen])
+        lines.append(f"| {method} | {group} | {len(chosen)} | {spread[0]} | {spread[1]} | {failed:.0%} | {seconds:.2f} |")
+    return "\n".join(lines)
 
 
-def _homogeneous_indices(shape: tuple[int, ...]) -> Tensor:
-    index = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in shape], indexing="ij"))
-    return torch.cat([index.flatten(1), torch.ones(1, math.prod(shape), dtype=torch.float64)])
+def circumstances() -> str:
+    """When, on what and with what the numbers were made."""
+    cpu = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "custom"], capture_output=True, text=True, check=False).stdout
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai", "numpy")]
+    versions += [f"{n} {importlib.metadata.version(n)}" for n in ("SimpleITK", "antspyx") if importlib.util.find_spec(_MODULES[n])]
+    commit += " with uncommitted changes" if changed else ""
+    return f"{datetime.date.today()}, {cpu}, one thread, CPU seconds; {', '.join(versions)}; commit {commit}"
 
 
-def _nearest(labels: Tensor, place: Tensor, shape: tuple[int, ...]) -> Tensor:
-    index = place[:3].round().long()
-    limit = torch.tensor(labels.shape)[:, None]
-    inside = ((index >= 0) & (index < limit)).all(0)
-    x, y, z = index.clamp_min(0).minimum(limit - 1)
-    return (labels[x, y, z] * inside).reshape(shape)
+_MODULES = {"SimpleITK": "SimpleITK", "antspyx": "ants"}
 
 
-def _depth(brain: Tensor) -> Tensor:
-    brain = ndimage.binary_closing(brain.numpy(), iterations=3)
-    return torch.from_numpy(ndimage.distance_transform_edt(brain).astype(np.float32))
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def make_case(base: Base, rng: np.random.Generator, lesion: Tensor | None, mass_effect: float, asymmetry: float, noise: float) -> Case:
-    """Deform, mark and pose a base: every change in one interpolation.
+def main(
+    num_cases: int = 125,
+    num_references: int = 10,
+    poses: int = 4,
+    cohort: str | None = None,
+    output: str = "benchmarks/results",
+    seed: int = 0,
+) -> None:
+    """Measure the alignment and write a table and every case's result.
 
     Args:
-        base: the symmetric head.
-        rng: the source of pose, asymmetry, bias field and noise.
-        lesion: `(X, Y, Z)` mask on the base's grid, or None.
-        mass_effect: mm by which tissue beside the lesion is pushed away.
-        asymmetry: mm, root mean square along each axis, by which each side departs from symmetry.
-        noise: standard deviation as a share of the tissue's range.
+        num_cases: synthetic heads of known pose.
+        num_references: how many of them SimpleITK and ANTsPy get as well, each where it is installed.
+        poses: of every real case of SA_SWIN_SHARED_DATA.
+        cohort: folder of a `custom.phantom` cohort.
+        output: folder of `alignment_<date>.md` and `.csv`.
+        seed: of every random draw.
     """
-    roll, yaw = np.radians(rng.uniform(-20, 20, 2))
-    pitch = np.radians(rng.uniform(-10, 10))
-    rotation = torch.tensor(_rotation(yaw, 2) @ _rotation(roll, 1) @ _rotation(pitch, 0))
-    shift = torch.tensor(rng.uniform(-20, 20, 3))
-    affine = torch.eye(4, dtype=torch.float64)
-    affine[:3, 3] = torch.tensor(rng.uniform(-150, 50, 3))
-    middle = (torch.tensor(SIZE, dtype=torch.float64) - 1) / 2
-    brain = (base.depth > 0).nonzero().double().mean(0)
-    brain[0] = (base.image.shape[0] - 1) / 2
-
-    image = marked(base, lesion, rng)
-    index = _homogeneous_indices(SIZE)[:3].T
-    source = ((index - middle - shift) @ rotation + brain).float()
-    source = source + _asymmetry(base, source, rng, asymmetry)
-    if mass_effect and lesion is not None:
-        source = source - _push(base, lesion, source, mass_effect)
-    posed = _interpolate(image, source).reshape(SIZE)
-    posed = _scanned(posed, base, rng, noise)
-    return Case(base.name, posed, affine, rotation[:, 0], affine[:3, 3] + middle + shift)
-
-
-def _rotation(angle: float, axis: int) -> np.ndarray:
-    c, s = math.cos(angle), math.sin(angle)
-    a, b = [i for i in range(3) if i != axis]
-    matrix = np.eye(3)
-    matrix[[a, a, b, b], [a, b, a, b]] = c, -s, s, c
-    return matrix
+    torch.set_num_threads(1)
+    references = {"SimpleITK": simpleitk_half, "ANTsPy": ants_half}
+    references = {n: find for n, find in references.items() if importlib.util.find_spec({"ANTsPy": "ants"}.get(n, n))}
+    results = []
+    for index, case in enumerate(tqdm(random_cases(num_cases, seed), "heads of known pose", num_cases, disable=None)):
+        results.append(measure("sa-swin", ours, case))
+        if index < num_references:
+            results += [measure(f"{name} half", find, case) for name, find in references.items()]
+    others = [*(cohort_cases(Path(cohort)) if cohort else []), *real_cases(poses, seed)]
+    results += [measure("sa-swin", ours, case) for case in tqdm(others, "phantom and real heads", disable=None)]
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"alignment_{datetime.date.today()}.md"
+    results.sort(key=lambda result: result.method != "sa-swin")
+    path.write_text(f"# Midsagittal alignment\n\n{circumstances()}\n\n{table(results)}\n")
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(results[0])))
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results)
+    print(path.read_text(), file=sys.stdout)
 
 
-def _interpolate(image: Tensor, voxels: Tensor) -> Tensor:
-    grid = (2 * voxels / (torch.tensor(image.shape) - 1) - 1).flip(-1)
-    low = image.min()
-    return F.grid_sample((image - low)[None, None], grid[None, None, None], align_corners=True).flatten() + low
-
-
-def marked(base: Base, lesion: Tensor | None, rng: np.random.Generator) -> Tensor:
-    """Paint a soft-edged lesion, brighter or darker than the tissue."""
-    if lesion is None:
-        return base.image
-    soft = torch.from_numpy(ndimage.gaussian_filter(lesion.numpy().astype(np.float32), 1.0)) * (base.depth > 0)
-    tissue = base.image[base.depth > 0]
-    value = rng.choice([10.0, 70.0]) if base.ct else float(tissue.median()) * rng.choice([0.3, 1.6])
-    return base.image + soft * (value - base.image)
-
-
-def _asymmetry(base: Base, source: Tensor, rng: np.random.Generator, size: float) -> Tensor:
-    """A smooth random displacement of `size` mm that, over the head, neither turns nor shifts the plane."""
-    # between its nodes a linear interpolation keeps two thirds of the variance along each axis
-    nodes = rng.normal(0, size * 1.5**1.5, (1, 3, 8, 9, 8))
-    field = torch.from_numpy(nodes.astype(np.float32))
-    grid = (2 * source / (torch.tensor(base.image.shape) - 1) - 1).flip(-1)
-    moved = F.grid_sample(field, grid[None, None, None], align_corners=True, padding_mode="border")[0, :, 0, 0].T
-    tissue = (_interpolate(base.depth, source) > 0).nonzero().flatten()[::50]
-    design = torch.cat([torch.ones(len(tissue), 1), (source[tissue, 1:] - 100) / 100], 1)
-    rigid = torch.linalg.lstsq(design, moved[tissue, :1]).solution
-    moved[:, :1] -= torch.cat([torch.ones(len(source), 1), (source[:, 1:] - 100) / 100], 1) @ rigid
-    return moved
-
-
-def _push(base: Base, lesion: Tensor, source: Tensor, size: float) -> Tensor:
-    """Displacement away from the lesion, largest at its edge, fading over 40 mm and towards the skull."""
-    away = source - lesion.nonzero().float().mean(0)
-    distance = away.norm(dim=1, keepdim=True).clamp_min(1)
-    radius = (float(lesion.sum()) * 3 / (4 * math.pi)) ** (1 / 3)
-    fade = torch.where(distance < radius, distance / radius, torch.exp(-(((distance - radius) / 40) ** 2)))
-    inside = (_interpolate(base.depth, source)[:, None] / 20).clamp_max(1)
-    return away / distance * fade * inside * size
-
-
-def _scanned(image: Tensor, base: Base, rng: np.random.Generator, noise: float) -> Tensor:
-    """Add a bias field (MR only) and noise; a stripped or padded background stays empty."""
-    low = base.image.min()
-    spread = 60.0 if base.ct else float(base.image[base.depth > 0].quantile(0.95) if base.depth.numel() < 1.6e7 else 1.0)
-    if not base.ct:
-        field = torch.from_numpy(rng.normal(0, 0.2, (1, 1, 4, 4, 4)).astype(np.float32))
-        image = image * F.interpolate(field, SIZE, mode="trilinear", align_corners=True)[0, 0].exp()
-    hiss = torch.from_numpy(rng.standard_normal(SIZE, dtype=np.float32)) * noise * spread
-    return torch.where(image > low, image + hiss, image)
-
-
-def random_lesion(base: Base, rng: np.random.Generator, smallest: float) -> Tensor | None:
-    """One of the shared stroke masks of at least `smallest` ml, in its place in the brain, on a random side."""
-    paths = sorted(SHARED_DATA.glob("lesions/*.nii.gz"))
-    for path in rng.permutation(paths)[:40]:
-        mask = np.asarray(nib.load(path).dataobj) > 0
-        if mask.sum() >= 1000 * smallest:
-            break
-    else:
-        return None
-    if rng.random() < 0.5:
-        mask = mask[::-1]
-    inside = (base.depth > 0).nonzero()
-    start = ((inside.amin(0) + inside.amax(0) - torch.tensor(mask.shape)) / 2).round().long().tolist()
-    placed = torch.zeros(base.image.shape, dtype=torch.bool)
-    placed[tuple(slice(s, s + n) for s, n in zip(start, mask.shape, strict=True))] = torch.from_numpy(mask.copy())
-    return placed
-
-
-def random_cases(num_cases: int, seed: int) -> Iterator[Case]:
-    """Heads of every set in `SETS` by turns, over every base."""
-    rng = np.random.default_rng(seed)
-    bases = [template_base(), *anatomy_bases(seed)]
-    for index in range(num_cases):
-        base = bases[index % len(bases)]
-        group = SETS[(index // len(bases) + index) % len(SETS)]
-        lesion = random_lesion(base, rng, rng.uniform(5, 20)) if group in ("lesion", "mass effect") else None
-        mass_effect = rng.uniform(4, 12) if group == "mass effect" else 0.0
-        case = make_case(base, rng, lesion, mass_effect, 0.6 if group != "clean" else 0.0, rng.uniform(0.01, 0.06))
-        yield replace(case, group=group)
+if __name__ == "__main__":
+    fire.Fire(main)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from custom.head_volume import HeadVolume, head_volume
@@ -22,6 +23,7 @@ from custom.midsagittal_search import (
     displacement_weights,
     frame,
     levels,
+    moved,
     paired_points,
     refine,
     robust_weights,
@@ -42,6 +44,7 @@ class MidsagittalPlane:
         margin: how much better the plane scores than the best plane elsewhere, 0 to 1.
         angle_error: standard error of the normal, degrees.
         offset_error: standard error of the offset at the head's centre, mm.
+        structure: contrast between the tissues inside the head, as a share of that between head and background.
     """
 
     normal: tuple[float, float, float]
@@ -52,6 +55,7 @@ class MidsagittalPlane:
     margin: float
     angle_error: float
     offset_error: float
+    structure: float
 
 
 @torch.no_grad()
@@ -91,6 +95,7 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
         margin=margin,
         angle_error=errors[0],
         offset_error=errors[1],
+        structure=_structure(volume),
     )
 
 
@@ -128,15 +133,35 @@ def _margin(normal: Tensor, point: Tensor, score: Tensor) -> float:
 
 
 def _standard_errors(level: Level, normal: Tensor, point: Tensor) -> tuple[float, float]:
-    """Standard errors (degrees, mm) that take each block, not each point, as one independent observation."""
-    points, block = paired_points(level, normal, point, 30_000)
-    pairs = compare(level, points, normal, point)
+    """Standard errors (degrees, mm) that take each block, not each point, as one independent observation.
+
+    The curvature is how the weighted pull itself changes with the plane, weights included: a robust fit is flatter than its
+    Gauss-Newton approximation.
+    """
+    points, block = paired_points(level, normal, point, 15_000)
+    delta = torch.tensor([math.radians(0.5), math.radians(0.5), 0.5], device=normal.device)
+    steps = torch.cat([torch.zeros(1, 3, device=delta.device), torch.diag(delta), -torch.diag(delta)])
+    points, block = points.expand(7, -1, -1), block.expand(7, -1)
+    pairs = compare(level, points, *moved(normal.expand(7, -1), point.expand(7, -1), steps))
     weight = displacement_weights(pairs, robust_weights(pairs, block), block)
-    weighted = pairs.jacobian * weight[:, None]
-    pull = block_sums(weighted * pairs.residual[:, None], block)[0]  # 3 B
-    inverse = torch.linalg.pinv((weighted @ pairs.jacobian.mT)[0])
-    variance = (inverse @ (pull @ pull.T) @ inverse).diagonal().clamp_min(0)
+    pull = block_sums(pairs.jacobian * (weight * pairs.residual)[:, None], block)  # 7 3 B
+    total = pull.sum(2)
+    inverse = torch.linalg.pinv((total[1:4] - total[4:]) / (2 * delta[:, None]))
+    variance = (inverse.T @ (pull[0] @ pull[0].T) @ inverse).diagonal().clamp_min(0)
     return math.degrees((variance[0] + variance[1]).sqrt().item()), variance[2].sqrt().item()
+
+
+def _structure(volume: HeadVolume) -> float:
+    """Local contrast inside the head as a share of its contrast to the background: near 0 in a block of one material."""
+    image, head = (F.avg_pool3d(x[None, None], 2) for x in (volume.image, volume.head))
+    inside = 1 - F.max_pool3d(1 - head.round(), 5, 1, 2)
+    if not inside.any():
+        return 0.0
+    mean, square = (F.avg_pool3d(x, 3, 1, 1) for x in (image, image**2))
+    deviation = (square - mean**2).clamp_min(0).sqrt()[inside > 0]
+    outside = volume.image[(volume.head < 0.5) & (volume.known > 0.5)]
+    background = outside.median() if outside.numel() else volume.image.min()
+    return (deviation.quantile(0.75) / (image[inside > 0].median() - background).abs().clamp_min(1e-6)).item()
 
 
 def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
@@ -154,10 +179,13 @@ def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
 
 def distrust(plane: MidsagittalPlane) -> str | None:
     """Why a plane cannot be trusted, in one sentence with the figure, or None."""
+    tilt = math.degrees(math.acos(min(1.0, plane.normal[0])))
     rules = [
+        (plane.structure < 0.01, f"there is no structure inside (contrast {plane.structure:.2%}, at least 1% needed): not a head"),
         (plane.overlap < 0.5, f"only {plane.overlap:.0%} of the head has a counterpart across the plane (at least 50% needed)"),
-        (plane.similarity < 0.15, f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.15 needed)"),
-        (plane.margin < 0.05, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.05 needed)"),
+        (plane.similarity < 0.25, f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)"),
+        (tilt > 40, f"it is turned by {tilt:.0f} degrees from the file's left-right axis (at most 40 allowed)"),
+        (plane.margin < 0.15, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.15 needed)"),
         (plane.angle_error > 2, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 2 allowed)"),
         (plane.offset_error > 2, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 2 allowed)"),
     ]

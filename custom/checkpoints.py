@@ -64,7 +64,8 @@ class Checkpoints:
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
         for name, item in self.objects.items():
-            item.load_state_dict(state[name])
+            horizon = {key: vars(item)[key] for key in ("warmup_steps", "t_total") if key in vars(item)}
+            item.load_state_dict(state[name] | horizon)  # a schedule goes on towards the max_epochs of this run
         wanted = trainer.state.max_epochs
         trainer.load_state_dict(state["trainer"])
         if wanted is not None and trainer.state.epoch >= wanted:

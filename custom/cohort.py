@@ -6,18 +6,23 @@ A datalist is the Decathlon JSON that MONAI reads: lists named `training`, `vali
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.data import IterableDataset
 from monai.utils import look_up_option
 from nibabel.filebasedimages import ImageFileError
+from torch.utils.data import get_worker_info
+
+from custom.errors import UserError, root_cause
 
 SECTIONS = ("training", "validation", "testing")
 LABELS = ("none", "class", "mask", "healthy")
+CASE_KEYS = ("image", "label", "healthy", "subject")  # what the bundles use; other facts of an entry may differ in kind
 AFFINE_TOLERANCE = 1e-2  # mm, between the affines of an image and its mask
 
 logger = logging.getLogger(__name__)
@@ -25,7 +30,7 @@ logger = logging.getLogger(__name__)
 Case = dict[str, Any]
 
 
-class CohortError(ValueError):
+class CohortError(UserError):
     """What is wrong with a cohort, all of it, one line per problem."""
 
 
@@ -70,7 +75,7 @@ def load_datalist(
     found = [problem for case in problems for problem in case]
     if found:
         raise CohortError(f"{datalist}, {section}: {len(found)} problem(s)\n  " + "\n  ".join(found))
-    return cases
+    return with_shared_keys(cases)
 
 
 def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
@@ -82,8 +87,8 @@ def read_section(path: Path, section: str, fold: int | None = None) -> list[Case
         raise CohortError(f"no datalist at {path}; make one, or give its place with --datalist") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CohortError(f"{path} is not JSON: {error}") from error
-    if not isinstance(lists, dict) or not all(isinstance(lists.get(name, []), list) for name in SECTIONS):
-        raise CohortError(f"{path} must hold lists named {', '.join(SECTIONS)}")
+    if not isinstance(lists, dict) or not all(_is_list_of_cases(lists.get(name, [])) for name in SECTIONS):
+        raise CohortError(f"{path} must hold lists of cases {{...}} named {', '.join(SECTIONS)}")
     entries = lists.get(section, [])
     if fold is not None and not lists.get("validation") and section != "testing":
         held_out = section == "validation"
@@ -94,18 +99,31 @@ def read_section(path: Path, section: str, fold: int | None = None) -> list[Case
     return entries
 
 
+def _is_list_of_cases(entries: Any) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+
+
 def resolved(entry: Case, dataset_dir: Path, label: str) -> Case:
-    """The case with absolute paths and a `subject`, which falls back on the image's file name."""
-    case = dict(entry)
+    """The case's `CASE_KEYS`, with absolute paths and a `subject`, which falls back on the image's file name.
+
+    A `label` stays where it is called for (`class`, `mask`).
+    """
+    case = {key: entry[key] for key in CASE_KEYS if entry.get(key) is not None}
     paths = [str(dataset_dir / path) for path in image_paths(entry)]
     if paths:
         case["image"] = paths if isinstance(entry["image"], list) else paths[0]
         case.setdefault("subject", Path(paths[0]).name.split(".")[0])
     if label == "mask" and isinstance(entry.get("label"), str):
         case["label"] = str(dataset_dir / entry["label"])
-    elif label != "mask" and isinstance(entry.get("label"), str):
-        del case["label"]
+    elif label not in ("class", "mask"):
+        case.pop("label", None)
     return case
+
+
+def with_shared_keys(cases: Sequence[Case]) -> list[Case]:
+    """The cases with those keys only that all of them have, so that they can be batched."""
+    shared = set(cases[0]).intersection(*cases)
+    return [{key: value for key, value in case.items() if key in shared} for case in cases]
 
 
 def image_paths(case: Case) -> list[str]:
@@ -169,19 +187,16 @@ def _grid_problems(first: tuple[str, tuple, np.ndarray], other: tuple[str, tuple
     return []
 
 
-def usable_cases(
-    datalist: str | Path | None, dataset_dir: str | Path, in_channels: int = 1, section: str = "testing"
-) -> list[Case]:
-    """Cases to run inference on: from a datalist, else every NIfTI file below a folder; bad ones are named and left out.
+def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: str = "testing") -> list[Case]:
+    """Cases to run inference on: from a datalist, else every NIfTI file below a folder, outside `derivatives`.
 
     Args:
-        datalist: JSON file, or None to take all `*.nii` and `*.nii.gz` below `dataset_dir` (outside `derivatives`).
+        datalist: JSON file, or None to look through `dataset_dir`.
         dataset_dir: folder of the images.
-        in_channels: files per case; a folder search serves one channel only.
         section: list of the datalist to run on.
 
     Raises:
-        CohortError: when nothing usable is left.
+        CohortError: when there is no case.
     """
     root = Path(dataset_dir)
     if datalist:
@@ -189,12 +204,36 @@ def usable_cases(
     else:
         files = sorted(path.relative_to(root) for suffix in ("nii", "nii.gz") for path in root.rglob(f"*.{suffix}"))
         entries = [{"image": str(path)} for path in files if "derivatives" not in path.parts]
-    cases = [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]
-    problems = [case_problems(case, "none", in_channels, None) for case in cases]
-    for sentences in problems:
-        for sentence in sentences:
-            logger.error("left out: %s", sentence)
-    usable = [case for case, sentences in zip(cases, problems, strict=True) if not sentences]
-    if not usable:
-        raise CohortError(f"no usable image in {datalist or root}; {len(cases)} looked at")
-    return usable
+    if not entries:
+        raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}")
+    return [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]
+
+
+class TolerantDataset(IterableDataset):
+    """MONAI's `IterableDataset` that passes over cases it cannot read or transform, each with an error in the log.
+
+    So one bad file does not lose the results of the others; `custom.handlers.CaseTable` names the missing ones at the end.
+
+    Args:
+        data: cases.
+        transform: preprocessing.
+        in_channels: files a case must list.
+    """
+
+    def __init__(self, data: Sequence[Case], transform: Callable[[Case], Any], in_channels: int = 1) -> None:
+        super().__init__(data, transform)
+        self.in_channels = in_channels
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for case in self.data[first::step]:
+            problems = case_problems(case, "none", self.in_channels, None)
+            try:
+                item = None if problems else self.transform(case)
+            except (ValueError, RuntimeError, OSError) as error:
+                problems = [f"{image_paths(case)[0]}: {root_cause(error)}"]
+            if problems:
+                logger.error("left out: %s", "; ".join(problems))
+            else:
+                yield item

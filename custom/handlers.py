@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -14,6 +15,7 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import EarlyStopHandler
 from torch import nn
 
+from custom.cohort import Case, CohortError, image_paths
 from custom.metrics import Row
 
 
@@ -29,6 +31,10 @@ class CaseTable:
         output_dir: where rank 0 writes `<name>.csv`, and with a summary `<name>.json`; None writes nothing.
         name: of the files.
         context: further facts for the JSON file: checkpoint, datalist, seed.
+        expected: all cases that should get a row; None does not check.
+
+    Raises:
+        CohortError: at the end, when all is written, if expected cases are missing; it names them.
     """
 
     def __init__(
@@ -38,12 +44,14 @@ class CaseTable:
         output_dir: str | Path | None = None,
         name: str = "cases",
         context: Mapping[str, Any] | None = None,
+        expected: Sequence[Case] | None = None,
     ) -> None:
         self.row = row
         self.summary = summary
         self.output_dir = output_dir and Path(output_dir)
         self.name = name
         self.context = dict(context or {})
+        self.expected = expected
         self.rows: list[Row] = []
 
     def attach(self, engine: Engine, name: str | None = None) -> None:
@@ -65,6 +73,18 @@ class CaseTable:
             write_csv(self.output_dir / f"{self.name}.csv", rows)
             if summary:
                 write_json(self.output_dir / f"{self.name}.json", {**self.context, "metrics": summary})
+        check_complete(self.expected, rows)
+
+
+def check_complete(expected: Sequence[Case] | None, rows: Sequence[Row]) -> None:
+    """Name the expected cases that have no row, if any."""
+    done = {row["image"] for row in rows}
+    missing = [paths[0] for case in expected or [] if (paths := image_paths(case)) and paths[0] not in done]
+    if missing:
+        raise CohortError(
+            f"{len(missing)} of {len(expected)} cases failed, the results of the others are written; the log says why: "
+            + ", ".join(missing)
+        )
 
 
 def case_identity(item: Mapping[str, Any]) -> Row:
@@ -127,7 +147,8 @@ class LossParts:
 
     def finish(self, engine: Engine) -> None:
         for name in self.values[0]:
-            engine.state.metrics[f"train_{name}"] = sum(values[name] for values in self.values) / len(self.values)
+            mean = sum(values[name] for values in self.values) / len(self.values)
+            engine.state.metrics[f"train_{name}"] = idist.all_reduce(mean) / idist.get_world_size()
 
 
 class StopEarly:

@@ -75,10 +75,13 @@ def clipped(image: Tensor) -> Tensor:
     rest = sample[sample > lowest]
     if rest.numel() == 0:
         raise ValueError(f"no head found: the volume is constant, every voxel is {lowest.item():.6g}")
-    dark, bright = _quantiles(rest, 0.01, 0.99)
+    dark, quarter, bright = _quantiles(rest, 0.01, 0.25, 0.99)
     if lowest < -500 and -300 < _quantiles(rest[rest > -300], 0.5)[0] < 300 < bright - dark:
         return image.clamp(*CT_WINDOW)
-    return image.clamp_min(dark) if dark - lowest > 0.5 * (bright - dark) else image
+    if dark - lowest > 0.5 * (bright - dark) > 0:
+        air = quarter - dark < 0.1 * (bright - dark)  # what is left has its own empty background
+        return image.clamp_min(dark if air else 2 * dark - bright)
+    return image
 
 
 def _quantiles(values: Tensor, *q: float) -> list[float]:

@@ -52,7 +52,8 @@ class WindowedEmbedding(Inferer):
 class PretextEvaluation:
     """Iteration of the pretraining evaluator: the pretext losses on fixed views, and the zero-shot score on the whole volume.
 
-    `engine.state.output` then holds `image`, `pred` (of `WindowedEmbedding`), `label` (healthy, where known) and `losses`.
+    `engine.state.output` then holds `image`, `pred` (of `WindowedEmbedding`), `label` (healthy, where known)
+    and `losses` (those of the batch, repeated for each of its cases).
 
     Args:
         network: the pretrainer itself, not its distributed wrapper.
@@ -72,7 +73,8 @@ class PretextEvaluation:
             views, targets = self.prepare_views(batch, device)
             self.loss_function(self.network.pretext(views), targets)
             pred = engine.inferer(image, self.network)
-        engine.state.output = {"image": image, "pred": pred, "losses": dict(self.loss_function.parts)}
+        losses = {name: torch.full((len(image),), value) for name, value in self.loss_function.parts.items()}
+        engine.state.output = {"image": image, "pred": pred, "losses": losses}
         if "healthy" in batch:
             engine.state.output["label"] = torch.as_tensor(batch["healthy"])
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)

@@ -1,4 +1,4 @@
-"""The built-in cohort: brains with and without a lesion, as a BIDS folder with datalists, from the anatomy nilearn ships.
+"""The built-in cohort: brains with and without a lesion, as a BIDS folder with datalists, from what nilearn ships.
 
 `python -m custom.phantom --output demo/cohort --subjects 40`
 """
@@ -31,12 +31,12 @@ COLUMNS = {
     "site": "Made-up site, which decides the storage orientation and the scale of MR values",
     "skull": "Whether skull and scalp are in the image: true or false",
 }
-README = """A cohort made by custom.phantom of sa-swin. No real patient is in it; it serves tests, demonstrations and benchmarks.
+README = """A cohort made by custom.phantom of sa-swin, for tests, demonstrations and benchmarks: painted, not real.
 
-{healthy} healthy subjects, {patients} patients; what is what stands in participants.tsv and participants.json.
-derivatives/lesions holds the patients' lesion masks, derivatives/pose the true midsagittal plane of every subject: the points w
-of the world (RAS, mm) with normal . w = offset_mm. datalists/*.json are MONAI datalists, relative to this folder, with one split by
-subject for pretraining, classification and segmentation.
+{healthy} healthy subjects, {patients} patients; participants.tsv says who is what, participants.json how to read it.
+derivatives/lesions holds the patients' lesion masks, derivatives/pose every subject's true midsagittal plane: the
+points w of the world (RAS, mm) with normal . w = offset_mm. datalists/*.json are MONAI datalists, relative to this
+folder, with the same split by subject for pretraining, classification and segmentation.
 """
 
 

@@ -1,8 +1,8 @@
 """Anatomies of the built-in cohort: tissue maps of a head whose midsagittal plane is x = 0.
 
 An `Anatomy` holds volume fractions of `TISSUES` (what they leave free is air), with the brain and its depth below
-the skull. It comes from the ICBM152 maps bundled with nilearn, around which `custom.phantom_head` builds a head, or from a
-FreeSurfer label map of a whole head. Coordinates are RAS in mm; those of the ICBM152 space are called standard.
+the skull. It comes from the ICBM152 maps bundled with nilearn, around which `custom.phantom_head` builds a head, or
+from a FreeSurfer label map of a whole head. Coordinates are RAS in mm; those of the ICBM152 space are called standard.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,19 @@ DEPTH_MM = 15.0
 
 # FreeSurfer labels of one hemisphere or of the midline; the other hemisphere's follow from `LEFT_TO_RIGHT`.
 LABEL_FRACTIONS: dict[int, dict[str, float]] = {
-    2: {"wm": 1}, 3: {"gm": 1}, 4: {"csf": 1}, 5: {"csf": 1}, 7: {"wm": 1}, 8: {"gm": 1}, 10: {"gm": 0.6, "wm": 0.4},
-    11: {"gm": 1}, 12: {"gm": 0.85, "wm": 0.15}, 13: {"gm": 0.4, "wm": 0.6}, 14: {"csf": 1}, 15: {"csf": 1},
-    16: {"gm": 0.25, "wm": 0.75}, 17: {"gm": 1}, 18: {"gm": 1}, 24: {"csf": 1}, 25: {"wm": 0.7, "gm": 0.3}, 26: {"gm": 1},
-    28: {"gm": 0.4, "wm": 0.6}, 30: {"csf": 1}, 62: {"csf": 1}, 72: {"csf": 1}, 85: {"wm": 1}, 136: {"wm": 1}, 137: {"gm": 1},
-    502: {"muscle": 1}, 506: {"csf": 1}, 507: {"muscle": 0.75, "fat": 0.25}, 508: {"muscle": 1}, 509: {"muscle": 1},
-    511: {"fat": 0.8, "muscle": 0.2}, 512: {"wm": 1}, 514: {"muscle": 1}, 515: {"bone": 1}, 516: {"marrow": 1}, 530: {"wm": 1},
+    2: {"wm": 1}, 3: {"gm": 1}, 4: {"csf": 1}, 5: {"csf": 1}, 7: {"wm": 1}, 8: {"gm": 1},
+    10: {"gm": 0.6, "wm": 0.4}, 11: {"gm": 1}, 12: {"gm": 0.85, "wm": 0.15}, 13: {"gm": 0.4, "wm": 0.6},
+    14: {"csf": 1}, 15: {"csf": 1}, 16: {"gm": 0.25, "wm": 0.75}, 17: {"gm": 1}, 18: {"gm": 1}, 24: {"csf": 1},
+    25: {"wm": 0.7, "gm": 0.3}, 26: {"gm": 1}, 28: {"gm": 0.4, "wm": 0.6}, 30: {"csf": 1}, 72: {"csf": 1},
+    85: {"wm": 1}, 136: {"wm": 1}, 137: {"gm": 1}, 502: {"muscle": 1}, 506: {"csf": 1},
+    507: {"muscle": 0.85, "fat": 0.15}, 508: {"muscle": 1}, 509: {"muscle": 1},
+    511: {"fat": 0.8, "muscle": 0.2}, 512: {"wm": 1}, 514: {"muscle": 1}, 515: {"bone": 1},
+    516: {"marrow": 1}, 530: {"wm": 1},
 }  # fmt: skip
-LEFT_TO_RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58,
-                 28: 60, 30: 62, 136: 163, 137: 164}  # fmt: skip
+LEFT_TO_RIGHT = {
+    2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58, 28: 60,
+    30: 62, 136: 163, 137: 164,
+}  # fmt: skip
 LABEL_FRACTIONS |= {right: LABEL_FRACTIONS[left] for left, right in LEFT_TO_RIGHT.items()}
 OUTSIDE_BRAIN = {0, 24, *(label for label in LABEL_FRACTIONS if label >= 500)}
 
@@ -122,7 +126,7 @@ def thinned_affine(affine: np.ndarray, shape: tuple[int, ...], factor: int) -> n
 
 @lru_cache(maxsize=16)
 def label_anatomy(path: str, factor: int = 1) -> Anatomy:
-    """A head from a map of FreeSurfer labels (those from 500 on are skull, skin and the like), at `factor` of its voxels.
+    """A head from a map of FreeSurfer labels (from 500 on: skull, skin and the like), at `factor` of its voxels.
 
     Raises:
         ValueError: when the file has labels of neither or of only one hemisphere.
@@ -165,7 +169,7 @@ def head_box(brain: np.ndarray, spacing: float) -> tuple[slice, ...]:
 
 
 def plane_transform(left: np.ndarray, right: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The rigid transform, mm to mm, that takes the plane between two hemispheres to x = 0 and their centre to y = z = 0.
+    """The rigid transform, in mm, that takes the plane between two hemispheres to x = 0 and their centre to y = z = 0.
 
     The plane is the trimmed least-squares plane through the points halfway between the hemispheres.
     """

@@ -10,7 +10,7 @@ from custom.phantom_geometry import random_field
 CONTRASTS: dict[str, dict[str, float]] = {
     "T1w": {
         "air": 0.0, "csf": 0.22, "gm": 0.62, "wm": 0.92, "bone": 0.07, "marrow": 0.6, "fat": 1.15, "muscle": 0.5,
-        "oedema": 0.56, "tumour": 0.45, "necrosis": 0.26, "infarct": 0.36, "gliosis": 0.5, "blood": 1.08,
+        "oedema": 0.56, "tumour": 0.45, "necrosis": 0.26, "infarct": 0.36, "gliosis": 0.5, "blood": 1.2,
     },
     "FLAIR": {
         "air": 0.0, "csf": 0.13, "gm": 0.68, "wm": 0.54, "bone": 0.06, "marrow": 0.35, "fat": 0.75, "muscle": 0.36,

@@ -1,7 +1,7 @@
 """Where a head is and what shape it has: the pose of the scanner's view and a smooth deformation of the anatomy.
 
-Three frames, all RAS in mm: the *world* of the image, the *head* (the world after undoing the tilt and the shift; its midsagittal
-plane is x = 0) and the *anatomy* (the head after undoing the deformation). Points are `(..., 3)` tensors.
+Three frames, all RAS in mm: the *world* of the image, the *head* (the world after undoing the tilt and the shift; its
+midsagittal plane is x = 0) and the *anatomy* (the head after undoing the deformation). Points are `(..., 3)` tensors.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Pose:
 def random_pose(generator: np.random.Generator, tilt: float) -> Pose:
     """Roll, yaw and pitch uniform within `tilt` degrees, and a shift within as many mm, 10 at most, along each axis."""
     roll, yaw, pitch = (float(angle) for angle in generator.uniform(-tilt, tilt, 3))
-    rotation = Rotation.from_euler("zyx", [yaw, roll, pitch], degrees=True).as_matrix()
+    rotation = Rotation.from_euler("ZYX", [yaw, roll, pitch], degrees=True).as_matrix()
     return Pose(rotation, generator.uniform(-1, 1, 3) * min(tilt, 10.0), (roll, yaw, pitch))
 
 
@@ -129,7 +129,7 @@ def random_deformation(
     """
     parts = ((40.0, 3.0), (18.0, 1.5), (9.0, 1.0))
     fields = [random_field(generator, smoothness, 3) for smoothness, _ in parts]
-    torque = float(generator.normal(0.7, 0.5)) * amount * asymmetry / 0.3
+    torque = float(generator.normal(0.5, 0.4)) * amount * asymmetry / 0.2
     scale = 1 + amount * generator.uniform(-0.06, 0.06, 3)
     step = 4.0
     n = 2 * int(EXTENT_MM / step) + 1

@@ -51,7 +51,7 @@ def column(points: list[np.ndarray], top: float, radius: float) -> np.ndarray:
 
 
 def compose(layers: list[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Volume fractions of stacked layers: each a tissue (or air) and its fraction, a later one over the earlier ones."""
+    """Volume fractions of stacked layers, each a tissue (or air) and its fraction; later ones cover earlier ones."""
     fractions = {name: np.zeros(layers[0][1].shape, np.float32) for name in TISSUES}
     for tissue, cover in layers:
         box = ndimage.find_objects((cover > 0).astype(np.uint8))[0]
@@ -121,7 +121,7 @@ def head_layers(
     septum = 1.5 - np.abs(points[0])
     return [
         ("muscle", inside(np.minimum(head - SCALP, ear))),
-        ("fat", inside(np.maximum(head - SCALP + 1.5, -head - 0.5))),
+        ("fat", inside(np.maximum(head - SCALP + 2, -head - 0.5))),
         ("fat", inside(np.maximum(ellipsoid(points, (44, 52, -78), (16, 22, 26)), head + 2)) * 0.7),
         ("bone", inside(np.maximum(ellipsoid(points, (0, 60, -74), (36, 26, 30)), head + 5)) * 0.3),
         ("bone", inside(column(points, -78, 17))),
@@ -144,7 +144,7 @@ def head_layers(
     ]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def icbm_anatomy(factor: int = 1) -> Anatomy:
     """The ICBM152 brain in a head built around it, at `factor` mm; it is its own mirror image."""
     fine = np.eye(4)

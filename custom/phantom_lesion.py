@@ -1,7 +1,8 @@
 """Lesions of the built-in cohort: one-sided, of a chosen volume, each a change of the tissue fractions.
 
-A lesion is planned in the head (side, centre, size, mass effect) before the image is sampled, then `apply_lesion` takes the voxels
-nearest to its centre, in the sense of a warped distance, until the volume is reached, and exchanges their tissue.
+A lesion is planned in the head (side, centre, size, mass effect) before the image is sampled; then `draw_mask` takes
+the voxels nearest to its centre, by a warped distance, until the volume is reached, and `apply_lesion` exchanges their
+tissue.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from custom.phantom_anatomy import Anatomy, normalized_grid, sample_normalized
+from custom.phantom_anatomy import DEPTH_MM, Anatomy, closed, normalized_grid, sample_normalized
 from custom.phantom_geometry import Deformation, Field, radial_push, random_field
 
 FINDINGS = ("tumour", "infarct", "atrophy", "haemorrhage")
@@ -31,7 +32,11 @@ MASS_EFFECT = {"tumour": 0.28, "haemorrhage": 0.22}
 MARGIN_MM = 2.0
 """No lesion comes nearer to the midsagittal plane than this."""
 VOLUME_ML = {"tumour": (4.0, 60.0), "infarct": (4.0, 60.0), "atrophy": (15.0, 60.0), "haemorrhage": (4.0, 60.0)}
-LARGEST_MASK_ML = 100.0
+"""Smallest and largest volume drawn per finding; log-uniform between."""
+MASK_ML = (8.0, 100.0)
+"""Smallest and largest volume, in standard space, of the real lesions used."""
+SHRINKAGE_MM = 8.0
+"""How far below the skull an atrophied cortex begins."""
 STROKES = ("infarct", "haemorrhage")
 """Findings drawn from lesion masks where a folder of them is given."""
 
@@ -116,7 +121,7 @@ def choose_site(
     anatomy: Anatomy,
     deformation: Deformation,
 ) -> int | tuple[int, ...]:
-    """Index of the point at which a lesion is centred: in the cerebrum's tissue, cortical or deep as the finding has it."""
+    """Index of the point at which a lesion is centred: in the cerebrum, cortical or deep as the finding has it."""
     where = deformation(points)
     gm, wm, depth = anatomy.sample(where, ("gm", "wm", "depth"))
     height = where[..., 2] * float(anatomy.to_standard[2, 2]) + float(anatomy.to_standard[2, 3])
@@ -134,7 +139,7 @@ def choose_site(
 
 @lru_cache(maxsize=512)
 def one_sided(path: str) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """A lesion mask with its affine, its volume in ml and the side, 1 or -1, on which nearly all of it lies (0: neither)."""
+    """A lesion mask, its affine, its volume in ml and the side, 1 or -1, where nearly all of it lies (0: neither)."""
     image = nib.load(path)
     mask = np.asarray(image.dataobj) > 0
     lateral = nib.affines.apply_affine(image.affine, np.argwhere(mask))[:, 0]
@@ -144,17 +149,17 @@ def one_sided(path: str) -> tuple[np.ndarray, np.ndarray, float, int]:
 
 
 def choose_mask(generator: np.random.Generator, masks: list[str], side: int) -> tuple[tuple[Tensor, np.ndarray], float]:
-    """A real one-sided lesion of 4 to 100 ml, reflected to `side` where it lies on the other.
+    """A real one-sided lesion of 8 to 100 ml, reflected to `side` where it lies on the other.
 
     Raises:
         ValueError: when the folder has none such.
     """
     for path in generator.permutation(masks):
         mask, affine, millilitres, own_side = one_sided(str(path))
-        if own_side and VOLUME_ML["infarct"][0] <= millilitres <= LARGEST_MASK_ML:
+        if own_side and MASK_ML[0] <= millilitres <= MASK_ML[1]:
             reflected = np.diag([float(own_side * side), 1, 1, 1]) @ affine
             return (torch.from_numpy(mask.astype(np.float32)), reflected), millilitres
-    raise ValueError(f"none of the {len(masks)} lesion masks is one-sided with 4 to 100 ml in standard space")
+    raise ValueError(f"none of the {len(masks)} lesion masks is one-sided with 8 to 100 ml in standard space")
 
 
 def in_standard(where: Tensor, anatomy: Anatomy) -> Tensor:
@@ -176,27 +181,33 @@ def mask_centre(mask: tuple[Tensor, np.ndarray], points: Tensor, anatomy: Anatom
 
 
 def draw_mask(
-    plan: Plan, points: Tensor, allowed: np.ndarray, standard: Tensor, voxel_ml: float
+    plan: Plan, points: Tensor, tissue: np.ndarray, half: np.ndarray, standard: Tensor, spacing: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The lesion's mask, `(X, Y, Z)` bool, and each voxel's rank in it, 0 at its core to 1 at its edge.
+
+    Sulci narrower than 4 mm between its parts belong to it.
 
     Args:
         plan: the lesion.
         points: `(X, Y, Z, 3)` in the head, mm.
-        allowed: `(X, Y, Z)`, the brain tissue of the lesion's side.
+        tissue: `(X, Y, Z)` bool, grey and white matter.
+        half: `(X, Y, Z)` bool, the brain on the lesion's side.
         standard: the points in standard space, for a real lesion's mask.
-        voxel_ml: volume of a voxel.
+        spacing: mm.
     """
+    allowed = tissue & half
     if plan.mask is not None:
         mask = (sample_mask(plan.mask, standard).numpy() > 0.5) & allowed
-        distance = -ndimage.distance_transform_edt(mask) + 1.5 * plan.texture(points)[0].numpy()
+        distance = -spacing * ndimage.distance_transform_edt(mask)
     else:
         distance = ((points - plan.centre) @ plan.stretch).norm(dim=-1) + 0.16 * plan.radius * plan.texture(points)[0]
         distance = distance.numpy()
-        count = min(max(1, round(plan.millilitres / voxel_ml)), int(allowed.sum()) // 2)
+        count = min(max(1, round(1000 * plan.millilitres / spacing**3)), int(allowed.sum()) // 2)
         limit = np.partition(distance[allowed], count - 1)[count - 1]
         mask = allowed & (distance <= limit)
     mask = largest_component(mask)
+    if mask.any():
+        mask |= closed(mask, 2.0, spacing) & half
     rank = np.ones(mask.shape, np.float32)
     distance = distance + 0.22 * plan.radius * plan.texture(points + 30)[0].numpy()
     order = np.argsort(np.argsort(distance[mask], kind="stable"), kind="stable")
@@ -222,23 +233,33 @@ def apply_lesion(
         rank: from `draw_mask`.
         spacing: mm.
     """
-    if finding == "atrophy":
-        widen_sulci(fractions, mask, spacing)
-    outer = np.zeros(mask.shape, np.float32)
+    fills_sulci = finding != "atrophy"
     for tissue, share in reversed(ZONES[finding]):
         zone = (mask & (rank <= share)).astype(np.float32)
         cover = ndimage.gaussian_filter(zone, 0.5 / spacing) * REPLACED[tissue]
-        cover *= np.where(mask, 1, fractions["gm"] + fractions["wm"])
+        cover *= np.where(mask & fills_sulci, 1, fractions["gm"] + fractions["wm"])
         for volume in fractions.values():
             volume *= 1 - cover
-        fractions[tissue] = fractions.get(tissue, outer) + cover
+        fractions[tissue] = fractions.get(tissue, 0) + cover
 
 
-def widen_sulci(fractions: dict[str, np.ndarray], mask: np.ndarray, spacing: float) -> None:
-    """Give the fluid around a shrunken cortex more room within the mask, in place."""
-    nearby = ndimage.gaussian_filter(fractions["csf"], 4.5 / spacing)
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), 2.0 / spacing)
-    gain = np.clip(6 * nearby - 0.25, 0, 0.95) * np.clip(1.5 * weight, 0, 1)
+def widen_sulci(
+    fractions: dict[str, np.ndarray], mask: np.ndarray, texture: np.ndarray, depth: np.ndarray, spacing: float
+) -> None:
+    """Give fluid the room that a shrunken cortex leaves within the mask, in place.
+
+    Args:
+        fractions: volume fractions `(X, Y, Z)` by tissue.
+        mask: the atrophy, `(X, Y, Z)` bool.
+        texture: `(X, Y, Z)`, random field whose zero crossings, near the surface, open as sulci.
+        depth: `(X, Y, Z)`, below the skull's inner surface, 0 to 1 (`DEPTH_MM`).
+        spacing: mm.
+    """
+    nearby = ndimage.gaussian_filter(fractions["csf"], 4.0 / spacing)
+    weight = np.clip(1.5 * ndimage.gaussian_filter(mask.astype(np.float32), 2.0 / spacing), 0, 1)
+    sulci = np.exp(-((texture / 0.4) ** 2)) * np.clip(4 - 4 * depth, 0, 1)
+    surface = np.clip(0.5 + (SHRINKAGE_MM - depth * DEPTH_MM) / 2, 0, 1)
+    gain = weight * np.clip(np.maximum(np.maximum(sulci, surface), 5 * nearby - 0.3), 0, 0.95)
     for tissue in ("gm", "wm"):
         fractions["csf"] += fractions[tissue] * gain
         fractions[tissue] *= 1 - gain

@@ -1,7 +1,7 @@
-"""One subject of the built-in cohort: from a configuration and a number to images, lesion mask and true midsagittal plane."""
+"""One subject of the built-in cohort: from configuration and number to images, lesion mask and midsagittal plane."""
 
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import nibabel as nib
@@ -12,7 +12,7 @@ from custom.phantom_anatomy import TISSUES, Anatomy, label_anatomy, label_maps
 from custom.phantom_contrast import CONTRASTS, paint
 from custom.phantom_geometry import Deformation, Pose, head_points, random_deformation, random_pose
 from custom.phantom_head import icbm_anatomy
-from custom.phantom_lesion import FINDINGS, MARGIN_MM, apply_lesion, draw_mask, in_standard, plan_lesion
+from custom.phantom_lesion import FINDINGS, MARGIN_MM, apply_lesion, draw_mask, in_standard, plan_lesion, widen_sulci
 
 FIELD_OF_VIEW = (208.0, 240.0, 208.0)
 """Extent of every image, mm."""
@@ -21,7 +21,9 @@ CENTRE_MM = (0.0, -18.0, 2.0)
 SITES = {"north": ("RAS", 1.0), "south": ("LPS", 0.6), "west": ("LIA", 1.7)}
 """Per site: storage orientation and the scanner's gain on MR values."""
 SKULL = ("true", "false", "mixed")
-SMALLEST_ML = 1.0
+ASYMMETRY = 0.2
+"""Share of the deformation's one-sided part that is kept: natural left-right variation."""
+SMALLEST_ML = 3.0
 """A lesion mask that ends up smaller in this subject's brain is drawn again."""
 
 
@@ -112,7 +114,7 @@ class Subject:
 
 
 def diagnosis(config: Config, number: int) -> tuple[str, int]:
-    """Diagnosis and side (1 right, -1 left, 0 none) of subject `number`: findings and sides take turns among the patients."""
+    """Diagnosis and side (1 right, -1 left, 0 none) of a subject; findings and sides take turns among the patients."""
     before = int((number - 1) * config.patients + 1e-9)
     if int(number * config.patients + 1e-9) == before:
         return "healthy", 0
@@ -122,10 +124,12 @@ def diagnosis(config: Config, number: int) -> tuple[str, int]:
 
 
 def subject_anatomy(config: Config, generator: np.random.Generator) -> tuple[Anatomy, np.ndarray]:
-    """A subject's source anatomy and the point about which it is tilted."""
+    """A subject's source anatomy, a label map's as often as not reflected, and the point about which it is tilted."""
     if config.anatomies is None:
         return icbm_anatomy(config.factor), np.array(CENTRE_MM)
-    return label_anatomy(str(generator.choice(label_maps(config.anatomies))), config.factor), np.zeros(3)
+    anatomy = label_anatomy(str(generator.choice(label_maps(config.anatomies))), config.factor)
+    reflection = np.diag([float(generator.choice([-1, 1])), 1, 1, 1])
+    return replace(anatomy, affine=reflection @ anatomy.affine), np.zeros(3)
 
 
 def grid(spacing: float) -> tuple[tuple[int, ...], np.ndarray]:
@@ -148,7 +152,7 @@ def make_subject(config: Config, number: int) -> Subject:
     bare = config.skull == "false" or (config.skull == "mixed" and generator.random() < 0.5)
     anatomy, centre = subject_anatomy(config, generator)
     amount = 1.0 if config.anatomies is None else 0.6
-    deformation = random_deformation(generator, centre, amount, asymmetry=0.3)
+    deformation = random_deformation(generator, centre, amount, ASYMMETRY)
     pose = random_pose(generator, config.tilt)
     shape, affine = grid(config.spacing)
     points = head_points(shape, affine, pose)
@@ -194,7 +198,7 @@ def with_lesion(
     """Tissue fractions with a lesion, the brain, and the lesion's mask, `(X, Y, Z)` each.
 
     Raises:
-        ValueError: when twenty lesion masks in a row leave less than 1 ml in this brain.
+        ValueError: when twenty lesion masks in a row leave less than 3 ml in this brain.
     """
     masks = label_maps(config.lesions) if config.lesions else None
     where = deformation(points)
@@ -203,10 +207,12 @@ def with_lesion(
         plan = plan_lesion(generator, finding, side, anatomy, deformation, masks)
         pushed = deformation(plan.displaced(points, depth)) if plan.pushes else where
         fractions, brain = sample_tissues(anatomy, pushed)
-        tissue = (fractions["gm"] + fractions["wm"] > 0.5) & (brain > 0.5)
-        allowed = tissue & (side * points[..., 0].numpy() > MARGIN_MM)
-        mask, rank = draw_mask(plan, points, allowed, in_standard(where, anatomy), config.spacing**3 / 1000)
+        tissue = fractions["gm"] + fractions["wm"] > 0.5
+        half = (brain > 0.5) & (side * points[..., 0].numpy() > MARGIN_MM)
+        mask, rank = draw_mask(plan, points, tissue, half, in_standard(where, anatomy), config.spacing)
         if mask.sum() * config.spacing**3 >= SMALLEST_ML * 1000:
+            if finding == "atrophy":
+                widen_sulci(fractions, mask, plan.texture(points)[0].numpy(), depth.numpy(), config.spacing)
             apply_lesion(fractions, finding, mask, rank, config.spacing)
             return fractions, brain, mask
     raise ValueError(
@@ -216,8 +222,8 @@ def with_lesion(
 
 def stored(volume: np.ndarray, affine: np.ndarray, axes: str) -> nib.Nifti1Image:
     """A RAS volume as a NIfTI image stored in another orientation; the world does not change."""
-    image = nib.Nifti1Image(volume, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
     turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
-    return image.as_reoriented(turn)
+    image = nib.Nifti1Image(volume, affine).as_reoriented(turn)
+    image.set_qform(image.affine, code=1)
+    image.set_sform(image.affine, code=1)
+    return image

@@ -33,10 +33,9 @@ class SymmetryAwareCrossAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int = 12, mlp_ratio: float = 4.0, dropout_rate: float = 0.1) -> None:
         super().__init__()
-        self.attention = SABlock(hidden_size, num_heads, dropout_rate, qkv_bias=True, use_flash_attention=True)
-        self.cross_attention = CrossAttentionBlock(
-            hidden_size, num_heads, dropout_rate, qkv_bias=True, use_flash_attention=True
-        )
+        # Not MONAI's flash attention: its dropout stays on in eval mode, and the bottleneck has a few hundred tokens only.
+        self.attention = SABlock(hidden_size, num_heads, dropout_rate, qkv_bias=True)
+        self.cross_attention = CrossAttentionBlock(hidden_size, num_heads, dropout_rate, qkv_bias=True)
         self.mlp = MLPBlock(hidden_size, int(mlp_ratio * hidden_size), dropout_rate)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(hidden_size, eps=1e-12) for _ in range(3))
 

@@ -5,10 +5,12 @@ Volumes are `(C, X, Y, Z)`; world coordinates are RAS millimetres, as in the fil
 """
 
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -28,6 +30,7 @@ from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_
 from torch import Tensor
 
 from custom.alignment import aligned_affine, distrust, estimate_plane
+from custom.errors import UserError
 from custom.intensity import CT_WINDOW, background_level, standardize_mr, window_ct
 from custom.symmetry import symmetric_pair
 
@@ -35,8 +38,26 @@ SPATIAL_SIZE = (192, 224, 192)
 """Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
 
 
-class UntrustedPlaneError(ValueError):
+class VolumeError(UserError):
+    """A volume that the networks cannot take, or a mask that does not fit it."""
+
+
+class UntrustedPlaneError(VolumeError):
     """The midsagittal plane of a volume cannot be trusted."""
+
+
+def file_of(volume: MetaTensor) -> str:
+    """The file a volume was read from."""
+    return str(getattr(volume, "meta", {}).get("filename_or_obj", "volume"))
+
+
+@contextmanager
+def naming(volume: MetaTensor) -> Iterator[None]:
+    """Put the file's name in front of what a pure function finds wrong with a volume."""
+    try:
+        yield
+    except ValueError as error:
+        raise VolumeError(f"{file_of(volume)}: {error}") from error
 
 
 class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
@@ -93,11 +114,12 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         """Voxel-to-world affine of the aligned grid, and the figures of the plane it rests on."""
         if not self.align:
             return central_affine(image, self.spacing, self.spatial_size), {}
-        plane = estimate_plane(image[0].as_tensor(), image.affine)
+        with naming(image):
+            plane = estimate_plane(image[0].as_tensor(), image.affine)
         reason = distrust(plane)
         if reason is None:
             return aligned_affine(plane, self.spacing, self.spatial_size), plane_figures(plane)
-        message = f"{image.meta.get('filename_or_obj', 'volume')}: {reason}"
+        message = f"{file_of(image)}: {reason}"
         if self.untrusted == "fail":
             raise UntrustedPlaneError(message)
         warnings.warn(f"{message}; it is kept as it lies in the file", stacklevel=2)
@@ -106,7 +128,8 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
         if lazy:
             return self.resample(volume, affine, self.spatial_size, mode=mode, padding_mode="border", lazy=True)
-        floor = background_level(volume) if mode != GridSampleMode.NEAREST else 0.0
+        levels = [0.0 if mode == GridSampleMode.NEAREST else background_level(channel) for channel in volume.as_tensor()]
+        floor = torch.tensor(levels, device=volume.device).reshape(-1, 1, 1, 1)
         return self.resample(volume - floor, affine, self.spatial_size, mode=mode) + floor
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -140,9 +163,7 @@ def grid_affine(directions: Tensor, center: Tensor, spacing: Sequence[float], sp
 
 def _closest_ras(directions: Tensor) -> tuple[Tensor, Tensor]:
     """For world x, y, z: the array axis that runs closest along it, and its sign."""
-    import nibabel
-
-    orientation = nibabel.io_orientation(directions.numpy())
+    orientation = nib.io_orientation(np.pad(directions.numpy(), (0, 1)))
     order = torch.from_numpy(np.argsort(orientation[:, 0]).astype(np.int64))
     return order, torch.from_numpy(orientation[:, 1])[order]
 
@@ -170,11 +191,11 @@ class CheckVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(data):
             image = data[key]
-            name = image.meta.get("filename_or_obj", key)
+            name = file_of(image)
             if image.ndim != 4 or image.shape[0] != self.in_channels:
-                raise ValueError(f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}")
+                raise VolumeError(f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}")
             if not torch.isfinite(image).all():
-                raise ValueError(f"{name}: {(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file")
+                raise VolumeError(f"{name}: {(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file")
         return dict(data)
 
 
@@ -195,7 +216,8 @@ class StandardizeIntensityd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = window_ct(d[key], self.intensity_range) if self.modality == "CT" else standardize_mr(d[key])
+            with naming(d[key]):
+                d[key] = window_ct(d[key], self.intensity_range) if self.modality == "CT" else standardize_mr(d[key])
         return d
 
 
@@ -229,8 +251,8 @@ class CheckLabeld(MapTransform):
             label = data[key].as_tensor()
             if label.min() < 0 or label.max() >= self.num_classes or not torch.equal(label, label.round()):
                 found = [round(value, 3) for value in label.unique().tolist()[:8]]
-                raise ValueError(
-                    f"{data[key].meta.get('filename_or_obj', key)}: a mask holds 0 to {self.num_classes - 1}, found {found}"
+                raise VolumeError(
+                    f"{file_of(data[key])}: a mask holds 0 to {self.num_classes - 1}, found {found}"
                 )
         return dict(data)
 

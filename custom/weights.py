@@ -15,6 +15,8 @@ from ignite.engine import Engine, Events
 from monai.networks import copy_model_state
 from torch import Tensor, nn
 
+from custom.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 PRETRAINED_PARTS = ("swinViT.", "symmetry.")
@@ -42,7 +44,7 @@ _RENAMED = (
 )
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A checkpoint that cannot be read, or that does not fit the network."""
 
 

@@ -181,7 +181,7 @@ def test_what_is_not_a_head_scan_is_refused_by_name(image, affine, message):
 
 
 def test_distrust_names_the_figure():
-    plane = MidsagittalPlane((1.0, 0, 0), 0.0, (0, 0, 0), 0.6, 0.3, 0.7, 0.1, 0.1)
+    plane = MidsagittalPlane((1.0, 0, 0), 0.0, (0, 0, 0), 0.6, 0.3, 0.7, 0.1, 0.1, 0.1)
     assert "30%" in distrust(plane)
 
 
@@ -191,7 +191,7 @@ def test_on_the_aligned_grid_a_symmetric_head_equals_its_mirror_image(brain, siz
     motion = turned(15, -20, 6, (11, -7, 5))
     normal = tuple(motion[:3, 0].tolist())
     center = motion[:3, 3]
-    plane = MidsagittalPlane(normal, (motion[:3, 0] @ center).item(), tuple(center.tolist()), 1, 1, 1, 0, 0)
+    plane = MidsagittalPlane(normal, (motion[:3, 0] @ center).item(), tuple(center.tolist()), 1, 1, 1, 0, 0, 1)
     aligned, _ = resample(image, motion @ affine, aligned_affine(plane, 3.0, size), size, padding_mode="zeros")
     torch.testing.assert_close(aligned, aligned.flip(0), atol=0.5, rtol=0)
     shifted = aligned.roll(1, 0)
@@ -200,7 +200,7 @@ def test_on_the_aligned_grid_a_symmetric_head_equals_its_mirror_image(brain, siz
 
 def test_the_aligned_grid_keeps_left_right_and_pitch():
     normal = torch.nn.functional.normalize(torch.tensor([1.0, 0.3, -0.2], dtype=torch.float64), dim=0)
-    plane = MidsagittalPlane(tuple(normal.tolist()), 0.0, (0.0, 0.0, 0.0), 1, 1, 1, 0, 0)
+    plane = MidsagittalPlane(tuple(normal.tolist()), 0.0, (0.0, 0.0, 0.0), 1, 1, 1, 0, 0, 1)
     affine = aligned_affine(plane, (1.0, 2.0, 3.0), (4, 4, 4))
     torch.testing.assert_close(affine[:3, 0], normal)
     assert nib.aff2axcodes(affine.numpy()) == ("R", "A", "S")
@@ -220,7 +220,7 @@ def test_a_label_survives_alignment_and_back(brain):
     affine = IDENTITY.clone()
     affine[:3, 3] = torch.tensor([-90.5, -108.5, -90.5])
     normal = turned(12, -17)[:3, 0]
-    plane = MidsagittalPlane(tuple(normal.tolist()), (normal @ torch.tensor([3.3, 0, 0]).double()).item(), (3.3, 0, 0), 1, 1, 1, 0, 0)
+    plane = MidsagittalPlane(tuple(normal.tolist()), (normal @ torch.tensor([3.3, 0, 0]).double()).item(), (3.3, 0, 0), 1, 1, 1, 0, 0, 1)
     grid = aligned_affine(plane, 1.0, (192, 224, 192))
     there = nearest(labels, affine, grid, (192, 224, 192))
     back = nearest(there, grid, affine, shape)

@@ -1,0 +1,67 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+SPACING = 6.0  # mm, of the tiny volumes
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  MONAI's random transforms draw from it
+
+
+@pytest.fixture
+def small():
+    """Arguments of a small network."""
+    return {"feature_size": 12, "window_size": 4}
+
+
+@pytest.fixture
+def pair():
+    """A batch of two symmetric pairs of random volumes, `(2, 2, 64, 32, 32)`."""
+    image = torch.randn(2, 1, 64, 32, 32)
+    return torch.cat([image, image.flip(2)], dim=1)
+
+
+def write_nifti(path, array, affine=None):
+    """Write an array and return its path as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([SPACING, SPACING, SPACING, 1.0]) if affine is None else affine), path)
+    return str(path)
+
+
+@pytest.fixture
+def write_volume():
+    return write_nifti
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory):
+    """A folder of eight tiny heads with the three datalists: two healthy and two patients for training, one each after."""
+    root = tmp_path_factory.mktemp("tiny")
+    generator = np.random.default_rng(0)
+    lists = {name: {split: [] for split in ("training", "validation", "testing")} for name in ("pretrain", "classify", "segment")}
+    splits = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
+    for number, split in enumerate(splits):
+        name, healthy = f"sub-{number}", number % 2 == 0
+        head = np.zeros((32, 36, 32), np.float32)
+        head[4:-4, 4:-4, 4:-4] = 100 + 10 * generator.standard_normal((24, 28, 24))
+        mask = np.zeros(head.shape, np.uint8)
+        if not healthy:
+            mask[6:12, 10:20, 10:20] = 1
+        write_nifti(root / f"{name}.nii.gz", head + 80 * mask)
+        write_nifti(root / "derivatives" / f"{name}_mask.nii.gz", mask)
+        case = {"image": f"{name}.nii.gz", "healthy": healthy, "subject": name}
+        lists["pretrain"][split].append(case)
+        lists["classify"][split].append(case | {"label": int(not healthy)})
+        if not healthy:
+            lists["segment"][split].append(case | {"label": f"derivatives/{name}_mask.nii.gz"})
+    (root / "datalists").mkdir()
+    for name, content in lists.items():
+        (root / "datalists" / f"{name}.json").write_text(json.dumps(content))
+    return root

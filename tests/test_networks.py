@@ -1,0 +1,220 @@
+import math
+
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR
+
+from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, pool
+from custom.saca import SymmetryAwareCrossAttention
+from custom.symmetry import mirror, symmetric_pair
+
+NETWORKS = [SASwinPretrainer, SASwinClassifier, SASwinUNETR]
+
+
+class Identity(torch.nn.Module):
+    """Cross-attention that says nothing."""
+
+    def forward(self, features, mirrored):
+        return features
+
+
+def by_hand(saca, features, mirrored):
+    """SACA, token by token and head by head, from the module's own weights."""
+    shape = features.shape
+    tokens, context = (f.flatten(2).transpose(1, 2).double() for f in (features, mirrored))
+    weights = {name: value.double() for name, value in saca.state_dict().items()}
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def attention(q, k, v):
+        heads = []
+        for part in range(saca.cross_attention.num_heads):
+            size = q.shape[-1] // saca.cross_attention.num_heads
+            qh, kh, vh = (x[..., part * size : (part + 1) * size] for x in (q, k, v))
+            heads.append((qh @ kh.transpose(1, 2) / math.sqrt(size)).softmax(-1) @ vh)
+        return torch.cat(heads, -1)
+
+    own = attention(*linear(tokens, "attention.qkv").chunk(3, dim=-1))
+    tokens = norm(tokens + linear(own, "attention.out_proj"), "norm1")
+    query = linear(tokens, "cross_attention.to_q")
+    key, value = (linear(context, f"cross_attention.to_{name}") for name in "kv")
+    tokens = norm(tokens + linear(attention(query, key, value), "cross_attention.out_proj"), "norm2")
+    hidden = linear(tokens, "mlp.linear1")
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    tokens = norm(tokens + linear(hidden, "mlp.linear2"), "norm3")
+    return tokens.transpose(1, 2).reshape(shape).float()
+
+
+def scrambled(module):
+    """The module with biases and norms that are not their neutral starting values."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 3])
+def test_saca_is_the_formula_written_out(heads):
+    saca = scrambled(SymmetryAwareCrossAttention(24, num_heads=heads)).eval()
+    features, mirrored = torch.randn(2, 2, 24, 3, 2, 1).unbind()
+    torch.testing.assert_close(saca(features, mirrored), by_hand(saca, features, mirrored), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_saca_gives_the_same_answer_twice_in_eval_mode_only():
+    saca = SymmetryAwareCrossAttention(24)
+    features, mirrored = torch.randn(2, 2, 24, 2, 2, 2).unbind()
+    assert not torch.equal(saca.train()(features, mirrored), saca(features, mirrored))
+    assert torch.equal(saca.eval()(features, mirrored), saca(features, mirrored))
+
+
+@torch.no_grad()
+def test_saca_sees_every_place_of_the_counterpart():
+    saca = scrambled(SymmetryAwareCrossAttention(24)).eval()
+    features, mirrored = torch.randn(2, 1, 24, 3, 1, 1).unbind()
+    changed = mirrored.clone()
+    changed[..., 2, 0, 0] += 1
+    assert not torch.allclose(saca(features, changed)[..., 0, 0, 0], saca(features, mirrored)[..., 0, 0, 0])
+    shuffled = mirrored.flip(2)  # no position encoding, no mask
+    torch.testing.assert_close(saca(features, shuffled), saca(features, mirrored))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 3), (2, 1)])
+def test_without_symmetry_it_is_monais_swin_unetr(small, in_channels, out_channels):
+    reference = SwinUNETR(in_channels, out_channels, **small).eval()
+    network = SASwinUNETR(out_channels, in_channels, **small).eval()
+    missing, unexpected = network.load_state_dict(reference.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("symmetry.") for name in missing)
+    network.symmetry = Identity()
+    image = torch.randn(1, in_channels, 64, 32, 32)
+    halves = torch.cat([image, torch.randn_like(image)], dim=1)
+    # Not bit for bit: both halves go through the encoder in one batch, and products of other sizes round differently.
+    torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
+    network.symmetry = None
+    assert torch.equal(network(halves), reference(image))
+
+
+@torch.no_grad()
+def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small, pair):
+    network = SASwinUNETR(2, **small).eval()
+    image, mirrored = pair[:1, :1], pair[:1, 1:]
+    hidden = network.swinViT(image)
+    joined = by_hand(network.symmetry, hidden[BOTTLENECK], network.swinViT(mirrored)[BOTTLENECK])
+    x = network.decoder5(network.encoder10(joined), hidden[3])
+    x = network.decoder4(x, network.encoder4(hidden[2]))
+    x = network.decoder3(x, network.encoder3(hidden[1]))
+    x = network.decoder2(x, network.encoder2(hidden[0]))
+    expected = network.out(network.decoder1(x, network.encoder1(image)))
+    torch.testing.assert_close(network(pair[:1]), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_classifier_is_a_linear_head_on_the_mean_of_all_tokens(small, pair):
+    network = SASwinClassifier(3, **small).eval()
+    features = [network.swinViT(pair[:, half : half + 1])[BOTTLENECK] for half in (0, 1)]
+    joined = by_hand(network.symmetry, *features)
+    mean = joined.flatten(2).mean(-1)
+    torch.testing.assert_close(network(pair), mean @ network.head.weight.T + network.head.bias, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("symmetry", ["saca", "channel", "none"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_counterpart_matters_except_where_it_is_switched_off(network, symmetry, small, pair):
+    net = network(symmetry=symmetry, **small).eval()
+    if isinstance(net, SASwinPretrainer):  # the embedding of the image itself
+        net.forward = lambda pair: pool(net.join(*(lambda h, m: (h[BOTTLENECK], m))(*net.encode(pair, True))))
+    changed = torch.cat([pair[:1, :1], pair[:1, 1:] * 2], dim=1)
+    assert torch.equal(net(changed), net(pair[:1])) == (symmetry == "none")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("symmetry", ["saca", "channel", "none"])
+def test_swapping_the_halves_swaps_the_embeddings(symmetry, small, pair):
+    network = SASwinPretrainer(symmetry=symmetry, embedding_size=8, **small).eval()
+    swapped = pair.flip(1)
+    embedding, mirrored = network(pair).chunk(2, dim=1)
+    torch.testing.assert_close(network(swapped), torch.cat([mirrored, embedding], dim=1))
+    assert not torch.allclose(embedding, mirrored)
+
+
+@torch.no_grad()
+def test_a_symmetric_brain_embeds_as_its_counterpart_does(small):
+    half = torch.randn(1, 1, 32, 32, 32)
+    brain = torch.cat([half, mirror(half)], dim=2)
+    embedding, mirrored = SASwinPretrainer(embedding_size=8, **small).eval()(symmetric_pair(brain)).chunk(2, dim=1)
+    torch.testing.assert_close(embedding, mirrored)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_case_of_a_batch_does_not_touch_another(network, small, pair):
+    net = network(**small).eval()
+    other = torch.cat([pair[:1], torch.randn_like(pair[1:])])
+    torch.testing.assert_close(net(other)[0], net(pair)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(pair[:1])[0], net(pair)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_pretext_outputs_have_their_shapes_and_reach_every_parameter(small, pair):
+    network = SASwinPretrainer(embedding_size=8, **small).train()
+    outputs = network(pair)
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        "inpainting": (2, 1, 64, 32, 32),
+        "rotation": (2, 4),
+        "contrastive": (2, 8),
+        "embedding": (2, 8),
+        "mirrored": (2, 8),
+    }
+    sum(value.square().mean() for value in outputs.values()).backward()
+    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("network", "width"), [(SASwinPretrainer, 1024), (SASwinClassifier, 2), (SASwinUNETR, 1)])
+def test_in_eval_mode_one_tensor_comes_out(network, width, small, pair):
+    assert network(**small).eval()(pair[:1]).shape[:2] == (1, width)
+
+
+def test_the_symmetry_heads_see_the_features_before_the_cross_attention(small, pair):
+    network = SASwinPretrainer(embedding_size=8, **small).train()
+    outputs = network(pair[:1])
+    (outputs["embedding"].sum() + outputs["mirrored"].sum()).backward()
+    assert all(parameter.grad is None for parameter in network.symmetry.parameters())
+
+
+def test_the_defaults_are_the_papers_sizes():
+    network = SASwinPretrainer()
+    assert network.swinViT.embed_dim == 48
+    assert tuple(network.swinViT.window_size) == (7, 7, 7)
+    assert tuple(network.swinViT.patch_size) == (2, 2, 2)
+    assert [len(layers[0].blocks) for layers in (network.swinViT.layers1, network.swinViT.layers4)] == [2, 2]
+    assert network.symmetry.cross_attention.num_heads == 12
+    assert network.symmetry.cross_attention.to_q.weight.shape == (768, 768)
+    assert network.symmetry.mlp.linear1.weight.shape == (3072, 768)
+    assert network.symmetry_head.weight.shape == (512, 768)
+    assert [stage[0].out_channels for stage in network.decoder[:5]] == [384, 192, 96, 48, 24]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_unknown_variant_is_refused(network, small):
+    with pytest.raises(ValueError, match="saca"):
+        network(symmetry="sacca", **small)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_size_that_is_no_multiple_of_32_is_refused(network, small):
+    with pytest.raises(ValueError, match=r"multiples of 32, got \(64, 32, 40\)"):
+        network(**small)(torch.zeros(1, 2, 64, 32, 40))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_image_without_its_counterpart_is_refused(network, small):
+    with pytest.raises(ValueError, match="even number of channels"):
+        network(**small)(torch.zeros(1, 1, 64, 32, 32))
