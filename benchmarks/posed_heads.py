@@ -1,8 +1,9 @@
 """Heads of known pose, for the alignment benchmark.
 
-Bases are made exactly symmetric (one half mirrored): the ICBM template, and the label maps of `SA_SWIN_SHARED_DATA/anatomies`
-painted as T1, T2, FLAIR or CT, with or without skull. Then natural asymmetry, a one-sided lesion with or without mass effect, bias
-field, noise and a pose are added, in one interpolation. The true plane is that of the base before it was deformed.
+Bases are made exactly symmetric (one half mirrored): the ICBM template, and the label maps of
+`SA_SWIN_SHARED_DATA/anatomies` painted as T1, T2, FLAIR or CT, with or without skull. Then natural asymmetry, a
+one-sided lesion with or without mass effect, bias field, noise and a pose are added, in one interpolation. The true
+plane is that of the base before it was deformed.
 """
 
 import math
@@ -95,7 +96,7 @@ def anatomy_bases(seed: int) -> Iterator[Base]:
 
 
 def painted(labels: Tensor, contrast: str, skull: bool) -> Tensor:
-    """FreeSurfer labels (500 and above outside the brain) as intensities of a contrast; without skull they are background."""
+    """FreeSurfer labels (500 and above outside the brain) as intensities; without skull the latter are 0."""
     air, white, grey, fluid, deep, bone, soft, fat = CONTRASTS[contrast]
     table = torch.full((2100,), float(grey))
     table[500:] = soft
@@ -125,7 +126,9 @@ def _depth(brain: Tensor) -> Tensor:
     return torch.from_numpy(ndimage.distance_transform_edt(brain).astype(np.float32))
 
 
-def make_case(base: Base, rng: np.random.Generator, lesion: Tensor | None, mass_effect: float, asymmetry: float, noise: float) -> Case:
+def make_case(
+    base: Base, rng: np.random.Generator, lesion: Tensor | None, mass_effect: float, asymmetry: float, noise: float
+) -> Case:
     """Deform, mark and pose a base: every change in one interpolation.
 
     Args:

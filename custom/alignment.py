@@ -1,8 +1,8 @@
-"""Midsagittal alignment: the plane between the hemispheres, how far it can be trusted, and the grid that puts it in the middle.
+"""Midsagittal alignment: the plane between the hemispheres, how far it can be trusted, and the grid it is central in.
 
-Everything is in world RAS millimetres, so a plane does not depend on a file's axis order, handedness or spacing. A plane is
-`{p : normal . p = offset}`. Aligning is a resampling onto `aligned_affine`: world coordinates never change, hence the inverse is a
-resampling onto the file's own grid.
+Everything is in world RAS millimetres, so a plane does not depend on a file's axis order, handedness or spacing.
+A plane is `{p : normal . p = offset}`. Aligning is a resampling onto `aligned_affine`: world coordinates never change,
+hence the inverse is a resampling onto the file's own grid.
 """
 
 import math
@@ -20,7 +20,6 @@ from custom.midsagittal_search import (
     block_sums,
     coarse_search,
     compare,
-    displacement_weights,
     frame,
     levels,
     moved,
@@ -75,7 +74,7 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
     normal, point = coarse_search(pyramid[8])
     margin = 0.0
     for spacing, level in sorted(pyramid.items(), reverse=True):
-        normal, point = refine(level, normal, point, displaced=spacing < 8)
+        normal, point = refine(level, normal, point)
         similarity, overlap = similarity_and_overlap(level, normal, point)
         score, order = (similarity * overlap).sort(descending=True)
         normal, point = normal[order], point[order]
@@ -104,7 +103,9 @@ def _checked(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
     if image.ndim == 4 and len(image) == 1:
         image = image[0]
     if image.ndim != 3 or min(image.shape) < 2:
-        raise ValueError(f"a head scan is a volume (X, Y, Z) or (1, X, Y, Z) of at least 2 voxels a side, got {tuple(image.shape)}")
+        raise ValueError(
+            f"a head scan is a volume (X, Y, Z) or (1, X, Y, Z) of at least 2 voxels a side, got {tuple(image.shape)}"
+        )
     affine = torch.as_tensor(affine).to(image.device, torch.float64)
     if not abs(torch.linalg.det(affine[:3, :3])) > 1e-9:
         raise ValueError(f"the affine must be invertible, got {affine.tolist()}")
@@ -135,15 +136,15 @@ def _margin(normal: Tensor, point: Tensor, score: Tensor) -> float:
 def _standard_errors(level: Level, normal: Tensor, point: Tensor) -> tuple[float, float]:
     """Standard errors (degrees, mm) that take each block, not each point, as one independent observation.
 
-    The curvature is how the weighted pull itself changes with the plane, weights included: a robust fit is flatter than its
-    Gauss-Newton approximation.
+    The curvature is how the weighted pull itself changes with the plane, weights included: a robust fit is flatter than
+    its Gauss-Newton approximation.
     """
     points, block = paired_points(level, normal, point, 15_000)
     delta = torch.tensor([math.radians(0.5), math.radians(0.5), 0.5], device=normal.device)
     steps = torch.cat([torch.zeros(1, 3, device=delta.device), torch.diag(delta), -torch.diag(delta)])
     points, block = points.expand(7, -1, -1), block.expand(7, -1)
     pairs = compare(level, points, *moved(normal.expand(7, -1), point.expand(7, -1), steps))
-    weight = displacement_weights(pairs, robust_weights(pairs, block), block)
+    weight = robust_weights(pairs, block)
     pull = block_sums(pairs.jacobian * (weight * pairs.residual)[:, None], block)  # 7 3 B
     total = pull.sum(2)
     inverse = torch.linalg.pinv((total[1:4] - total[4:]) / (2 * delta[:, None]))
@@ -152,7 +153,7 @@ def _standard_errors(level: Level, normal: Tensor, point: Tensor) -> tuple[float
 
 
 def _structure(volume: HeadVolume) -> float:
-    """Local contrast inside the head as a share of its contrast to the background: near 0 in a block of one material."""
+    """Local contrast inside the head as a share of that to the background: near 0 in a block of one material."""
     image, head = (F.avg_pool3d(x[None, None], 2) for x in (volume.image, volume.head))
     inside = 1 - F.max_pool3d(1 - head.round(), 5, 1, 2)
     if not inside.any():
@@ -171,7 +172,9 @@ def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
     half = (torch.tensor(volume.head.shape, device=voxels.device) - 1) / 2
     world = volume.center + (voxels - half) * 2.0
     local = (world - point.double()) @ axes
-    ends = torch.quantile(local[:: len(local) // 100_000 + 1], torch.tensor([0.002, 0.998], device=local.device).double(), dim=0)
+    ends = torch.quantile(
+        local[:: len(local) // 100_000 + 1], torch.tensor([0.002, 0.998], device=local.device).double(), dim=0
+    )
     middle = ends.mean(0)
     middle[0] = 0
     return point.double() + axes @ middle
@@ -181,13 +184,22 @@ def distrust(plane: MidsagittalPlane) -> str | None:
     """Why a plane cannot be trusted, in one sentence with the figure, or None."""
     tilt = math.degrees(math.acos(min(1.0, plane.normal[0])))
     rules = [
-        (plane.structure < 0.01, f"there is no structure inside (contrast {plane.structure:.2%}, at least 1% needed): not a head"),
-        (plane.overlap < 0.5, f"only {plane.overlap:.0%} of the head has a counterpart across the plane (at least 50% needed)"),
-        (plane.similarity < 0.25, f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)"),
+        (
+            plane.structure < 0.01,
+            f"there is no structure inside (contrast {plane.structure:.2%}, at least 1% needed): not a head",
+        ),
+        (
+            plane.overlap < 0.5,
+            f"only {plane.overlap:.0%} of the head has a counterpart across the plane (at least 50% needed)",
+        ),
+        (
+            plane.similarity < 0.25,
+            f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)",
+        ),
         (tilt > 40, f"it is turned by {tilt:.0f} degrees from the file's left-right axis (at most 40 allowed)"),
         (plane.margin < 0.15, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.15 needed)"),
-        (plane.angle_error > 2, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 2 allowed)"),
-        (plane.offset_error > 2, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 2 allowed)"),
+        (plane.angle_error > 1.5, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 1.5 allowed)"),
+        (plane.offset_error > 1.5, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 1.5 allowed)"),
     ]
     return next((reason for broken, reason in rules if broken), None)
 
@@ -195,8 +207,8 @@ def distrust(plane: MidsagittalPlane) -> str | None:
 def aligned_affine(plane: MidsagittalPlane, spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Tensor:
     """Voxel-to-world matrix of the aligned grid: the midsagittal plane is the central plane of axis 0.
 
-    Axis 0 runs along the plane's normal; axes 1 and 2 are the world's y and z after the smallest rotation that takes x to the
-    normal, so pitch is kept. The plane passes through index `(n - 1) / 2` of axis 0: between two voxels when `n` is even.
+    Axis 0 runs along the plane's normal; axes 1 and 2 are the world's y and z after the smallest rotation that takes x
+    to the normal, so pitch is kept. The plane is at index `(n - 1) / 2` of axis 0: between two voxels when `n` is even.
 
     Args:
         plane: from `estimate_plane`.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 
-from custom.weights import WeightsError
+from custom.weights import WeightsError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Checkpoints:
         resume: go on from `last.pt`.
 
     Raises:
-        WeightsError: at the start, when there is nothing to resume from, or it has no epoch left to train.
+        WeightsError: at the start, when there is nothing to resume from, it does not fit, or it has no epoch left to train.
     """
 
     def __init__(
@@ -61,8 +61,12 @@ class Checkpoints:
         path = self.save_dir / "last.pt"
         if not path.is_file():
             raise WeightsError(f"nothing to resume from: no {path}; train without --resume first")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state["network"])
+        state = read_checkpoint(path)
+        try:
+            self.network.load_state_dict(state["network"])
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise WeightsError(f"{path} does not fit the network; resume with the sizes it was trained with: {reason}") from error
         for name, item in self.objects.items():
             horizon = {key: vars(item)[key] for key in ("warmup_steps", "t_total") if key in vars(item)}
             item.load_state_dict(state[name] | horizon)  # a schedule goes on towards the max_epochs of this run

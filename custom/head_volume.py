@@ -1,7 +1,7 @@
 """The work volume of the alignment: any head scan as an isotropic box around the head in world RAS millimetres.
 
-Volumes are `(X, Y, Z)` tensors, affines 4x4 voxel-to-world matrices (RAS+, mm), masks floats in [0, 1]. Outside the scan's field of
-view a voxel is *unknown* (`known` 0), which is not the same as empty.
+Volumes are `(X, Y, Z)` tensors, affines 4x4 voxel-to-world matrices (RAS+, mm), masks floats in [0, 1]. Outside the
+scan's field of view a voxel is *unknown* (`known` 0), which is not the same as empty.
 """
 
 from dataclasses import dataclass
@@ -141,7 +141,9 @@ def _head_mask(overview: Tensor, known: Tensor) -> Tensor:
     head = _dilate(core) * mask
     volume = head.sum().item() * (OVERVIEW_SPACING / 10) ** 3
     if volume < SMALLEST_HEAD:
-        raise ValueError(f"no head found: the largest bright body is {volume:.0f} ml, expected at least {SMALLEST_HEAD:.0f} ml")
+        raise ValueError(
+            f"no head found: the largest bright body is {volume:.0f} ml, expected at least {SMALLEST_HEAD:.0f} ml"
+        )
     return _top(head)
 
 
@@ -163,8 +165,10 @@ def _head_center(head: Tensor, corner: Tensor) -> Tensor:
 
 
 def _bounding_grid(shape: torch.Size, affine: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The axis-aligned world grid of `OVERVIEW_SPACING` mm that holds a volume: its first voxel's centre and its shape."""
-    corners = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=affine.dtype) for n in shape]).to(affine.device)
+    """The world grid of `OVERVIEW_SPACING` mm that holds a volume: its first voxel's centre, mm, and its shape."""
+    corners = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=affine.dtype) for n in shape]).to(
+        affine.device
+    )
     world = corners @ affine[:3, :3].T + affine[:3, 3]
     low, high = world.amin(0), world.amax(0)
     count = ((high - low) / OVERVIEW_SPACING).ceil() + 2

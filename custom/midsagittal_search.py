@@ -1,7 +1,7 @@
 """The search for the midsagittal plane in a `HeadVolume`: exhaustive and coarse, then Gauss-Newton on paired points.
 
-A plane is a unit normal `(3,)` and a point on it, `(3,)`, in world mm. Its frame `(t0, t1, t2)` is the minimal rotation that takes the
-x axis to the normal; `(s, u, v)` are a point's millimetres along it.
+A plane is a unit normal `(3,)` and a point on it, `(3,)`, in world mm. Its frame `(t0, t1, t2)` is the minimal rotation
+that takes the x axis to the normal; `(s, u, v)` are a point's millimetres along it.
 K = candidate planes, N = point pairs, B = blocks.
 """
 
@@ -30,11 +30,11 @@ MAX_OFFSET = 40.0
 RADIUS = 80.0
 """Millimetres from the head's centre at which an angle is weighed against an offset."""
 MAX_TURN = math.radians(7)
-BLOCK = 24.0
-BLOCKS = (4, 10, 8)
+BLOCK = 16.0
+BLOCKS = (6, 15, 12)
 """Millimetres of a block's side, and blocks along one half of the work volume."""
-POINT_SCALE, BLOCK_SCALE, SHIFT_SCALE = 2.0, 2.0, 2.0
-"""Multiples of the median beyond which a point, a block and a block's displacement lose their weight."""
+POINT_SCALE, BLOCK_SCALE = 4.0, 4.0
+"""Multiples of the median residual beyond which a point, and a whole block, lose their weight."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Level:
     """One resolution of the search: the feature and its gradient on a grid of `spacing` mm.
 
     Args:
-        channels: `(5, Z, Y, X)`: feature, its derivatives along x, y, z per mm, known. Reversed axes are what `grid_sample` indexes.
+        channels: `(5, Z, Y, X)`: feature, its derivatives along x, y, z per mm, known. The axes are reversed because
+            `grid_sample` takes x first.
         head: `(1, Z, Y, X)` foreground.
         center: `(3,)` world mm of the grid's centre.
         spacing: mm.
@@ -61,14 +62,12 @@ class Pairs:
     Args:
         residual: `(K, N)` difference of the feature between the sides.
         jacobian: `(K, 3, N)` its derivative by the normal's two angles (rad) and the offset (mm).
-        gradient: `(K, 3, N)` mean derivative of the feature along the frame's axes, one side reflected, per mm.
         values: `(2, K, N)` the feature on both sides.
         known: `(K, N)`, 1 where both sides are inside the field of view.
     """
 
     residual: Tensor
     jacobian: Tensor
-    gradient: Tensor
     values: Tensor
     known: Tensor
 
@@ -115,7 +114,7 @@ def _box(x: Tensor, size: int) -> Tensor:
 
 
 def sample(volume: Tensor, center: Tensor, spacing: float, points: Tensor) -> Tensor:
-    """Interpolate `(C, Z, Y, X)`, centred at `center`, at world points `(..., 3, N)`; zero outside. Returns `(C, ..., N)`."""
+    """Interpolate `(C, Z, Y, X)`, centred at `center`, at world points `(..., 3, N)`: `(C, ..., N)`, zero outside."""
     half = (torch.tensor(volume.shape[:0:-1], device=points.device) - 1) * spacing / 2
     grid = ((points - center[:, None]) / half[:, None]).flatten(0, -3).mT
     values = F.grid_sample(volume[None], grid[None, :, None], align_corners=True)
@@ -157,7 +156,7 @@ def coarse_search(level: Level) -> tuple[Tensor, Tensor]:
 def _offset_scores(feature: Tensor, known: Tensor, head: Tensor) -> Tensor:
     """Self-correlation of `(R, S, N)` sagittal slices about every offset along S: `(R, 2S - 1)`.
 
-    The product of two slices i, j belongs to the plane halfway between them: sum over the anti-diagonal i + j of a Gram matrix.
+    The product of two slices i, j belongs to the plane halfway between them: sum a Gram matrix's anti-diagonals i + j.
     """
     known, feature = (known > 0.99).to(feature), feature * head
     product = _antidiagonals(feature @ feature.mT)
@@ -185,7 +184,9 @@ def paired_points(level: Level, normal: Tensor, point: Tensor, count: int) -> tu
     size = [round(n * level.spacing / step) for n in level.head.shape[:0:-1]]
     local = lattice(size, step, normal.device)
     local = local[:, local[0] > 0]
-    head = sample(level.head, level.center, level.spacing, point[:, :, None] + frame(normal) @ _both_sides(local)[:, None])[0]
+    head = sample(
+        level.head, level.center, level.spacing, point[:, :, None] + frame(normal) @ _both_sides(local)[:, None]
+    )[0]
     inside = head.sum(0) > 0.5
     count = min(count, int(inside.sum(1).amax()))
     points = torch.stack([local[:, _spread(candidate.nonzero().flatten(), count)] for candidate in inside])
@@ -205,7 +206,9 @@ def _both_sides(points: Tensor) -> Tensor:
 def compare(level: Level, points: Tensor, normal: Tensor, point: Tensor) -> Pairs:
     """Sample the feature at points `(K, 3, N)` and at their reflections about the planes `(K, 3)`, `(K, 3)`."""
     axes = frame(normal)
-    seen = sample(level.channels, level.center, level.spacing, point[:, :, None] + axes @ _both_sides(points))  # 5 2 K N
+    seen = sample(
+        level.channels, level.center, level.spacing, point[:, :, None] + axes @ _both_sides(points)
+    )  # 5 2 K N
     slope = axes.mT @ seen[1:4].permute(1, 2, 0, 3)  # 2 K 3 N, along t0, t1, t2
     across = slope[0, :, :1] - slope[1, :, :1]
     along = slope[0, :, 1:] + slope[1, :, 1:]
@@ -214,7 +217,6 @@ def compare(level: Level, points: Tensor, normal: Tensor, point: Tensor) -> Pair
     return Pairs(
         residual=seen[0, 0] - seen[0, 1],
         jacobian=torch.cat([turn, across], 1),
-        gradient=torch.cat([across, along], 1) / 2,
         values=seen[0],
         known=(seen[4].amin(0) > 0.98).to(points),
     )
@@ -238,42 +240,16 @@ def robust_weights(pairs: Pairs, block: Tensor) -> Tensor:
     return weight * trust.gather(1, block)
 
 
-def displacement_weights(pairs: Pairs, weight: Tensor, block: Tensor) -> Tensor:
-    """Weights `(K, N)` that distrust blocks whose content is shifted sideways: mass effect, which pulls the plane.
-
-    Each block's own displacement between the sides comes from its normal equations (Lucas and Kanade).
-    """
-    shift, mass = block_displacements(pairs, weight, block)
-    enough = mass > mass.amax(1, keepdim=True) / 8
-    scale = (SHIFT_SCALE * _masked_median(shift[..., 0].abs(), enough)).clamp_min(0.3)
-    trust = 1 / (1 + (shift[..., 0] / scale[:, None]) ** 2) ** 2
-    return weight * trust.gather(1, block)
-
-
-def block_displacements(pairs: Pairs, weight: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """Displacement `(K, B, 3)`, mm, between the sides within each block, and the weight `(K, B)` it rests on."""
-    g = pairs.gradient
-    rows, columns = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
-    terms = torch.cat([g[:, rows] * g[:, columns], g * pairs.residual[:, None], torch.ones_like(g[:, :1])], 1)
-    sums = block_sums(terms * weight[:, None], block).mT  # K B 10
-    outer = sums[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
-    ridge = outer.diagonal(dim1=-2, dim2=-1).sum(-1).amax(1)[:, None, None, None] * 1e-3 * torch.eye(3, device=g.device)
-    return torch.linalg.solve(outer + ridge, sums[..., 6:9, None])[..., 0], sums[..., 9]
-
-
 def _masked_median(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, torch.nan).nanmedian(-1).values.nan_to_num(1.0).clamp_min(1e-6)
 
 
-def refine(level: Level, normal: Tensor, point: Tensor, displaced: bool) -> tuple[Tensor, Tensor]:
+def refine(level: Level, normal: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Gauss-Newton on paired points, all candidates `(K, 3)`, `(K, 3)` together."""
     points, block = paired_points(level, normal, point, NUM_PAIRS[int(level.spacing)])
     for _ in range(NUM_STEPS[int(level.spacing)]):
         pairs = compare(level, points, normal, point)
-        weight = robust_weights(pairs, block)
-        if displaced:
-            weight = displacement_weights(pairs, weight, block)
-        step = _gauss_newton_step(pairs, weight, level.spacing)
+        step = _gauss_newton_step(pairs, robust_weights(pairs, block), level.spacing)
         normal, point = moved(normal, point, step)
         if (step[:, :2].norm(dim=1) * RADIUS + step[:, 2].abs()).max() < CONVERGED[int(level.spacing)]:
             break

@@ -76,7 +76,7 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         use_checkpoint: recompute activations in the backward pass to save memory.
 
     Raises:
-        ValueError: when `symmetry` is unknown, or X, Y, Z are not multiples of 32.
+        ValueError: when `symmetry` is unknown, or X, Y, Z are not multiples of 32, or none is 64 or more.
 
     References:
         Ma et al., MICCAI 2024, section 2; heads after Tang et al., Self-Supervised Pre-Training of Swin Transformers, CVPR
@@ -257,5 +257,6 @@ def _known_variant(symmetry: str) -> str:
 
 
 def _check_size(pair: Tensor, multiple: int) -> None:
-    if any(size % multiple for size in pair.shape[2:]):
-        raise ValueError(f"X, Y and Z must be multiples of {multiple}, got {tuple(pair.shape[2:])}; pad the volume or ROI")
+    size = tuple(pair.shape[2:])
+    if any(side % multiple for side in size) or max(size) < 2 * multiple:  # a single token has no spread to normalise by
+        raise ValueError(f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more, got {size}; pad the volume or ROI")

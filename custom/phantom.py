@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def run_all(root: Path, config: Config, numbers: list[int], workers: int) -> Ite
             yield futures[future], reason(future.result)
 
 
-def reason(task: object) -> str | None:
+def reason(task: Callable[[], object]) -> str | None:
     """Run a task; what went wrong in a line, or None."""
     try:
         task()
@@ -176,7 +176,7 @@ def start(root: Path, config: Config) -> None:
 def write_tables(root: Path, config: Config, participants: list[dict[str, object]]) -> None:
     """Write everything that describes the cohort as a whole; participants.tsv comes last."""
     generator = [{"Name": "custom.phantom"}]
-    about = {"Name": "sa-swin built-in cohort", "BIDSVersion": "1.9.0", "License": "CC0", "GeneratedBy": generator}
+    about = {"Name": "sa-swin built-in cohort", "BIDSVersion": "1.9.0", "GeneratedBy": generator}
     write_json(root / "dataset_description.json", about | {"DatasetType": "raw"})
     for name in ("lesions", "pose"):
         write_json(root / "derivatives" / name / "dataset_description.json", about | {"DatasetType": "derivative"})
@@ -288,4 +288,4 @@ def main(
 
 
 if __name__ == "__main__":
-    fire.Fire(main, name="python -m custom.phantom")
+    fire.Fire(main, name="custom.phantom")

@@ -6,7 +6,7 @@ tissue.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import nibabel as nib
 import numpy as np
@@ -137,29 +137,32 @@ def choose_site(
     return tuple(indices[int(generator.integers(len(indices)))].tolist())
 
 
-@lru_cache(maxsize=512)
-def one_sided(path: str) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """A lesion mask, its affine, its volume in ml and the side, 1 or -1, where nearly all of it lies (0: neither)."""
+@cache
+def volume_and_side(path: str) -> tuple[float, int]:
+    """A lesion mask's volume in ml and the side, 1 or -1, where nearly all of it lies (0: neither)."""
     image = nib.load(path)
-    mask = np.asarray(image.dataobj) > 0
-    lateral = nib.affines.apply_affine(image.affine, np.argwhere(mask))[:, 0]
-    millilitres = mask.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    lateral = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0))[:, 0]
+    millilitres = len(lateral) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
     side = int(np.sign(lateral.mean())) if len(lateral) else 0
-    return mask, image.affine, float(millilitres), side if np.mean(lateral * side > 0) > 0.97 else 0
+    return float(millilitres), side if np.mean(lateral * side > 0) > 0.97 else 0
 
 
 def choose_mask(generator: np.random.Generator, masks: list[str], side: int) -> tuple[tuple[Tensor, np.ndarray], float]:
-    """A real one-sided lesion of 8 to 100 ml, reflected to `side` where it lies on the other.
+    """A real one-sided lesion of a volume in `MASK_ML`, reflected to `side` where it lies on the other.
 
     Raises:
         ValueError: when the folder has none such.
     """
     for path in generator.permutation(masks):
-        mask, affine, millilitres, own_side = one_sided(str(path))
+        millilitres, own_side = volume_and_side(str(path))
         if own_side and MASK_ML[0] <= millilitres <= MASK_ML[1]:
-            reflected = np.diag([float(own_side * side), 1, 1, 1]) @ affine
-            return (torch.from_numpy(mask.astype(np.float32)), reflected), millilitres
-    raise ValueError(f"none of the {len(masks)} lesion masks is one-sided with 8 to 100 ml in standard space")
+            image = nib.load(path)
+            reflected = np.diag([float(own_side * side), 1, 1, 1]) @ image.affine
+            return (torch.from_numpy((np.asarray(image.dataobj) > 0).astype(np.float32)), reflected), millilitres
+    low, high = MASK_ML
+    raise ValueError(
+        f"none of the {len(masks)} lesion masks is one-sided with {low:g} to {high:g} ml in standard space"
+    )
 
 
 def in_standard(where: Tensor, anatomy: Anatomy) -> Tensor:
@@ -200,7 +203,7 @@ def draw_mask(
         mask = (sample_mask(plan.mask, standard).numpy() > 0.5) & allowed
         distance = -spacing * ndimage.distance_transform_edt(mask)
     else:
-        distance = ((points - plan.centre) @ plan.stretch).norm(dim=-1) + 0.16 * plan.radius * plan.texture(points)[0]
+        distance = ((points - plan.centre) @ plan.stretch).norm(dim=-1) + 0.2 * plan.radius * plan.texture(points)[0]
         distance = distance.numpy()
         count = min(max(1, round(1000 * plan.millilitres / spacing**3)), int(allowed.sum()) // 2)
         limit = np.partition(distance[allowed], count - 1)[count - 1]

@@ -161,13 +161,13 @@ def make_subject(config: Config, number: int) -> Subject:
     else:
         fractions, brain = sample_tissues(anatomy, deformation(points))
         mask = np.zeros(shape, bool)
-    if bare:
-        fractions = {name: volume * (brain > 0.5) for name, volume in fractions.items()}
+    keep = brain > (0.5 if bare else -1)
     axes, gain = SITES[site]
     images = {}
     for modality in config.modality:
         own = np.random.default_rng([config.seed, number, zlib.crc32(modality.encode())])
-        images[modality] = stored(paint(fractions, modality, points, own, config.noise, gain), affine, axes)
+        image = paint(fractions, modality, points, own, config.noise, gain)
+        images[modality] = stored(np.where(keep, image, np.int16(CONTRASTS[modality]["air"])), affine, axes)
     participant = {
         "participant_id": f"sub-{number:03d}",
         "diagnosis": finding,
@@ -198,7 +198,7 @@ def with_lesion(
     """Tissue fractions with a lesion, the brain, and the lesion's mask, `(X, Y, Z)` each.
 
     Raises:
-        ValueError: when twenty lesion masks in a row leave less than 3 ml in this brain.
+        ValueError: when of twenty lesions in a row less than 3 ml falls into this brain.
     """
     masks = label_maps(config.lesions) if config.lesions else None
     where = deformation(points)
@@ -215,8 +215,9 @@ def with_lesion(
                 widen_sulci(fractions, mask, plan.texture(points)[0].numpy(), depth.numpy(), config.spacing)
             apply_lesion(fractions, finding, mask, rank, config.spacing)
             return fractions, brain, mask
+    source = config.lesions or config.anatomies
     raise ValueError(
-        f"{config.lesions}: none of twenty lesion masks covers {SMALLEST_ML} ml of this brain; check their affines"
+        f"less than {SMALLEST_ML:g} ml of any of 20 lesions fell into the brain; check affines in {source}"
     )
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -84,17 +84,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, not a checkpoint, pickled code inside, or no tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return renamed(load_file(path))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} is not a checkpoint of tensors alone: {str(error).splitlines()[0]}") from error
+    content = read_checkpoint(path)
     for key in ("model", "network", "net", "state_dict", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -102,6 +92,26 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path} holds no tensors")
     return renamed(tensors)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Content of a checkpoint as it was saved; only tensors, numbers, text and their containers are ever unpickled.
+
+    Raises:
+        WeightsError: no such file, not a checkpoint, or pickled code inside.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler stumble in many ways
+        reason = (str(error) or "it ends too early").splitlines()[0]
+        raise WeightsError(f"{path} is not a checkpoint of tensors alone: {reason}") from error
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +137,8 @@ def transfer(
         network: one of `custom.networks`, wrapped for distributed training or not.
         tensors: from `load_checkpoint`.
         parts: prefixes of the network's tensors that are wanted; the heads stay as they are.
-        minimum: smallest share of the wanted tensors that must match.
+        minimum: smallest share of the wanted tensors that must match; at 1 none of these parts may be left over either, so
+            that a network is not run without, say, the cross-attention it was trained with.
 
     Raises:
         WeightsError: when less than `minimum` matched; the network is left unchanged.
@@ -141,7 +152,8 @@ def transfer(
         missing=tuple(name for name in wanted if name not in changed),
         unused=tuple(name for name in tensors if name not in changed and not _is_index(name)),
     )
-    if report.share < minimum:
+    left_over = any(name.startswith(tuple(parts)) for name in report.unused)
+    if report.share < minimum or (minimum == 1 and left_over):
         raise WeightsError(f"{report}; at least {minimum:.0%} must match: other sizes, or not a Swin encoder?")
     module.load_state_dict(state)
     return report

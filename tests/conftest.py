@@ -7,6 +7,8 @@ import torch
 
 SPACING = 6.0  # mm, of the tiny volumes
 
+torch.set_num_threads(1)  # small tensors: more threads lose several times over, wherever a core is shared
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -1,3 +1,5 @@
+"""The midsagittal plane: recovered in any pose, file and contrast, or refused; and the grid that makes it central."""
+
 import math
 
 import nibabel as nib
@@ -77,7 +79,9 @@ def test_the_plane_does_not_depend_on_axis_order_and_handedness(brain, axes):
     file = nib.Nifti1Image(lesioned.numpy(), turned(0, 0) @ IDENTITY)
     ornt = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(axes))
     stored = file.as_reoriented(ornt)
-    plane = estimate_plane(torch.from_numpy(np.ascontiguousarray(stored.dataobj)), affine @ torch.from_numpy(stored.affine))
+    plane = estimate_plane(
+        torch.from_numpy(np.ascontiguousarray(stored.dataobj)), affine @ torch.from_numpy(stored.affine)
+    )
     np.testing.assert_allclose(plane.normal, expected.normal, atol=1e-3)
     assert plane.offset == pytest.approx(expected.offset, abs=0.05)
 
@@ -210,8 +214,7 @@ def test_the_aligned_grid_keeps_left_right_and_pitch():
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
 
 
-def test_a_label_survives_alignment_and_back(brain):
-    image, _ = brain
+def test_a_label_survives_alignment_and_back():
     shape = (182, 218, 182)
     labels = torch.zeros(shape)
     x, y, z = lattice(shape, 1.0, labels.device).reshape(3, *shape)
@@ -220,7 +223,9 @@ def test_a_label_survives_alignment_and_back(brain):
     affine = IDENTITY.clone()
     affine[:3, 3] = torch.tensor([-90.5, -108.5, -90.5])
     normal = turned(12, -17)[:3, 0]
-    plane = MidsagittalPlane(tuple(normal.tolist()), (normal @ torch.tensor([3.3, 0, 0]).double()).item(), (3.3, 0, 0), 1, 1, 1, 0, 0, 1)
+    plane = MidsagittalPlane(
+        tuple(normal.tolist()), (normal @ torch.tensor([3.3, 0, 0]).double()).item(), (3.3, 0, 0), 1, 1, 1, 0, 0, 1
+    )
     grid = aligned_affine(plane, 1.0, (192, 224, 192))
     there = nearest(labels, affine, grid, (192, 224, 192))
     back = nearest(there, grid, affine, shape)

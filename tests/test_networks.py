@@ -199,7 +199,7 @@ def test_the_defaults_are_the_papers_sizes():
     assert network.symmetry.cross_attention.to_q.weight.shape == (768, 768)
     assert network.symmetry.mlp.linear1.weight.shape == (3072, 768)
     assert network.symmetry_head.weight.shape == (512, 768)
-    assert [stage[0].out_channels for stage in network.decoder[:5]] == [384, 192, 96, 48, 24]
+    assert [stage[0].out_channels for stage in list(network.decoder)[:5]] == [384, 192, 96, 48, 24]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -208,10 +208,11 @@ def test_an_unknown_variant_is_refused(network, small):
         network(symmetry="sacca", **small)
 
 
+@pytest.mark.parametrize("size", [(64, 32, 40), (32, 32, 32)])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_size_that_is_no_multiple_of_32_is_refused(network, small):
-    with pytest.raises(ValueError, match=r"multiples of 32, got \(64, 32, 40\)"):
-        network(**small)(torch.zeros(1, 2, 64, 32, 40))
+def test_a_size_that_does_not_suit_is_refused(network, size, small):
+    with pytest.raises(ValueError, match=rf"multiples of 32, one of them 64 or more, got \({size[0]}, 32, {size[2]}\)"):
+        network(**small)(torch.zeros(1, 2, *size))
 
 
 @pytest.mark.parametrize("network", NETWORKS)

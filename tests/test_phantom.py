@@ -1,6 +1,8 @@
 """The built-in cohort: reproducible, and true to what its tables say."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +18,7 @@ from custom.phantom_head import icbm_anatomy
 from custom.phantom_lesion import MARGIN_MM
 from custom.phantom_subject import SITES, Config, make_subject
 
+SHARED = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BUNDLES = ("pretrain", "classify", "segment")
 SMALL = {"subjects": 16, "seed": 3, "spacing": 6.0, "tilt": 15.0, "modality": "T1w,CT"}
 
@@ -231,6 +234,7 @@ def test_without_skull_nothing_is_left_outside_the_brain():
     bare_config = Config(4, 0, ("T1w",), 6.0, patients=0.0, skull="false", tilt=0.0, noise=0.0)
     bare = np.asarray(make_subject(bare_config, 1).images["T1w"].dataobj)
     np.testing.assert_array_equal(bare[bare > 0], whole[bare > 0])
+    assert (np.asarray(make_subject(replace(bare_config, noise=1.0), 1).images["T1w"].dataobj) == 0).mean() > 0.7
     assert (bare > 0).sum() * 6.0**3 / 1e6 == pytest.approx(1.9, abs=0.5)
     assert (whole > 0).sum() > 1.5 * (bare > 0).sum()
 
@@ -321,3 +325,16 @@ def test_a_folder_with_something_else_is_left_alone(cohort, tmp_path):
     with pytest.raises(SystemExit, match="is not empty and holds no cohort"):
         phantom.main(str(tmp_path), **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.skipif(not (SHARED / "anatomies").is_dir(), reason="the shared label maps and lesions are not here")
+def test_real_anatomies_get_real_lesions_on_the_stated_side_of_a_plane_that_fits():
+    folders = {"anatomies": str(SHARED / "anatomies"), "lesions": str(SHARED / "lesions")}
+    config = Config(4, 2, ("T1w",), 5.0, 0.5, ("infarct",), skull="false", noise=0.0, **folders)
+    data, reflection, brain = mirrored(config, 1)
+    turned = np.corrcoef(data[brain], data[::-1][brain])[0, 1]
+    assert np.corrcoef(data[brain], reflection[brain])[0, 1] > max(0.4, turned)
+    subject = make_subject(config, 2)
+    voxels = np.argwhere(np.asarray(subject.mask.dataobj) > 0)
+    lateral = nib.affines.apply_affine(subject.mask.affine, voxels) @ subject.pose.normal - subject.pose.offset
+    assert (lateral * {"left": -1, "right": 1}[str(subject.participant["side"])]).min() > MARGIN_MM - 1e-3

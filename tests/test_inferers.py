@@ -1,0 +1,113 @@
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from custom.handlers import CaseTable
+from custom.inferers import PretextEvaluation, WindowedEmbedding
+from custom.losses import PretextLoss
+from custom.metrics import asymmetry_score, pretext_row, pretext_summary
+from custom.networks import SASwinPretrainer
+from custom.symmetry import symmetric_pair
+from custom.views import PrepareViews
+
+
+class Extremes(nn.Module):
+    """Embeds an image as its mean and its largest value, and its counterpart likewise."""
+
+    def forward(self, pair):
+        return torch.cat([torch.stack([half.flatten(1).mean(1), half.flatten(1).amax(1)], 1) for half in pair.chunk(2, 1)], 1)
+
+
+@pytest.fixture
+def lesion():
+    """Two brains of ones, the second with a bright spot on the left; pairs `(2, 2, 8, 4, 4)`."""
+    image = torch.ones(2, 1, 8, 4, 4)
+    image[1, 0, 1, 2, 2] = 50
+    return symmetric_pair(image)
+
+
+def test_a_volume_is_embedded_as_the_mean_of_its_windows(lesion):
+    result = WindowedEmbedding((4, 4, 4), overlap=0.5)(lesion, Extremes())
+    starts = (0, 2, 4)
+    parts = [Extremes()(lesion[:, :, start : start + 4]) for start in starts]
+    torch.testing.assert_close(result["embedding"], sum(part[:, :2] for part in parts) / 3)
+    torch.testing.assert_close(result["asymmetry"], sum(asymmetry_score(part[:, :2], part[:, 2:]) for part in parts) / 3)
+
+
+def test_windows_reach_the_far_edge():
+    image = torch.ones(1, 1, 10, 4, 4)
+    image[..., 9, 3, 3] = 50
+    result = WindowedEmbedding((4, 4, 4), overlap=0.0)(symmetric_pair(image), Extremes())
+    assert result["embedding"][0, 1] > 1
+
+
+def test_a_one_sided_lesion_is_asymmetric_and_a_symmetric_brain_is_not(lesion):
+    asymmetry = WindowedEmbedding((4, 4, 4), overlap=0.0)(lesion, Extremes())["asymmetry"]
+    assert asymmetry[0] == pytest.approx(0, abs=1e-6)
+    assert asymmetry[1] > 0.1
+
+
+def test_a_lesion_in_both_hemispheres_is_symmetric(lesion):
+    both = torch.maximum(lesion, lesion.flip(1))
+    assert WindowedEmbedding((4, 4, 4), overlap=0.0)(both, Extremes())["asymmetry"].abs().max() < 1e-6
+
+
+def test_a_volume_smaller_than_the_window_is_embedded_whole(lesion):
+    result = WindowedEmbedding((64, 64, 64))(lesion, Extremes())
+    torch.testing.assert_close(result["embedding"], Extremes()(lesion)[:, :2])
+
+
+@pytest.fixture
+def pretraining(small):
+    """A pretrainer, three labelled volumes, and a function that makes their evaluator."""
+    network = SASwinPretrainer(embedding_size=8, **small)
+    volumes = symmetric_pair(torch.randn(3, 1, 64, 32, 32))
+    data = [
+        {"image": MetaTensor(volume, meta={"filename_or_obj": f"{i}.nii.gz"}), "healthy": i > 0} for i, volume in enumerate(volumes)
+    ]
+
+    def make(objective="paper", labelled=True):
+        loss = PretextLoss(objective)
+        items = data if labelled else [{"image": case["image"]} for case in data]
+        views = PrepareViews(needs_healthy=loss.needs_healthy, roi_size=(64, 32, 32), repeat=True)
+        engine = SupervisedEvaluator(
+            torch.device("cpu"),
+            DataLoader(Dataset(items), batch_size=2),
+            network,
+            inferer=WindowedEmbedding((64, 32, 32)),
+            iteration_update=PretextEvaluation(network, loss, views),
+            key_val_metric={"neg_loss": CaseTable(pretext_row, pretext_summary)},
+        )
+        engine.run()
+        return engine
+
+    return network, volumes, make
+
+
+def test_each_case_gets_its_zero_shot_score_and_the_losses_of_its_batch(pretraining):
+    network, volumes, make = pretraining
+    engine = make()
+    embedding, mirrored = network.eval()(volumes).chunk(2, dim=1)
+    scores = [row["asymmetry"] for row in engine.state.cases]
+    assert scores == pytest.approx(asymmetry_score(embedding, mirrored).tolist(), abs=1e-5)
+    assert [row["healthy"] for row in engine.state.cases] == [False, True, True]
+    first, second, third = (row["loss"] for row in engine.state.cases)
+    assert first == second != third
+    assert engine.state.metrics["neg_loss"] == pytest.approx(-(first + second + third) / 3)
+    assert set(engine.state.metrics) >= {"inpainting", "rotation", "contrastive", "symmetry", "zero_shot_auc"}
+
+
+def test_evaluation_twice_gives_the_same_and_leaves_the_network_as_it_was(pretraining):
+    network, _, make = pretraining
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert make().state.cases == make().state.cases
+    torch.testing.assert_close(network.state_dict(), before)
+
+
+def test_without_labels_the_label_free_objective_is_evaluated(pretraining):
+    engine = pretraining[2]("label_free", labelled=False)
+    assert all("healthy" not in row for row in engine.state.cases)
+    assert engine.state.metrics["neg_loss"] < 0

@@ -1,0 +1,174 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from custom.losses import OBJECTIVES, PretextLoss, pretext_weights, symmetry_loss
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def symmetry_by_hand(embedding, mirrored, healthy, margin):
+    """One pair after the other, in plain Python."""
+    total = 0.0
+    for a, b, is_healthy in zip(embedding.tolist(), mirrored.tolist(), healthy, strict=True):
+        s = cosine(a, b)
+        total += 1 - s if is_healthy else max(0.0, s - margin)
+    return total / len(healthy)
+
+
+def nt_xent_by_hand(first, second, temperature):
+    """Chen et al. 2020, eq. 1: each of the 2N embeddings against its other view and the 2N - 2 rest."""
+    z = [*first.tolist(), *second.tolist()]
+    count = len(first)
+    total = 0.0
+    for i in range(2 * count):
+        j = (i + count) % (2 * count)
+        terms = {k: math.exp(cosine(z[i], z[k]) / temperature) for k in range(2 * count) if k != i}
+        total -= math.log(terms[j] / sum(terms.values()))
+    return total / (2 * count)
+
+
+@pytest.fixture
+def batch():
+    """Outputs and targets of three cases in two views."""
+    pred = {
+        "inpainting": torch.randn(6, 1, 4, 3, 2),
+        "rotation": torch.randn(6, 4),
+        "contrastive": torch.randn(6, 5),
+        "embedding": torch.randn(6, 5),
+        "mirrored": torch.randn(6, 5),
+    }
+    target = {
+        "image": torch.randn(6, 1, 4, 3, 2),
+        "rotation": torch.tensor([0, 1, 2, 3, 0, 1]),
+        "healthy": torch.tensor([True, False, True]).repeat(2),
+    }
+    return pred, target
+
+
+@pytest.mark.parametrize("margin", [-0.5, 0.0, 0.3])
+@pytest.mark.parametrize("healthy", [[True] * 4, [False] * 4, [True, False, False, True]])
+def test_the_symmetry_loss_is_its_formula_pair_by_pair(healthy, margin):
+    embedding, mirrored = torch.randn(2, 4, 6).unbind()
+    expected = symmetry_by_hand(embedding, mirrored, healthy, margin)
+    assert symmetry_loss(embedding, mirrored, torch.tensor(healthy), margin).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_healthy_pair_is_pulled_together_and_an_abnormal_one_apart():
+    same, opposite = torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0, -2.0]])
+    healthy, abnormal = torch.tensor([True]), torch.tensor([False])
+    assert symmetry_loss(same, same, healthy).item() == pytest.approx(0, abs=1e-6)
+    assert symmetry_loss(same, opposite, healthy).item() == pytest.approx(2)
+    assert symmetry_loss(same, same, abnormal).item() == pytest.approx(1)
+    assert symmetry_loss(same, opposite, abnormal).item() == 0
+
+
+def test_the_symmetry_loss_is_symmetric():
+    embedding, mirrored = torch.randn(2, 4, 6).unbind()
+    healthy = torch.tensor([True, False, True, False])
+    assert torch.equal(symmetry_loss(embedding, mirrored, healthy), symmetry_loss(mirrored, embedding, healthy))
+
+
+def test_without_labels_every_pair_is_taken_as_healthy():
+    embedding, mirrored = torch.randn(2, 4, 6).unbind()
+    everyone = torch.ones(4, dtype=torch.bool)
+    assert torch.equal(symmetry_loss(embedding, mirrored), symmetry_loss(embedding, mirrored, everyone))
+
+
+def test_the_gradient_of_the_symmetry_loss_is_right():
+    embedding, mirrored = torch.randn(2, 4, 6, dtype=torch.float64).unbind()
+    healthy = torch.tensor([True, False, True, False])
+    assert torch.autograd.gradcheck(
+        lambda a, b: symmetry_loss(a, b, healthy, -1.0), (embedding.requires_grad_(), mirrored.requires_grad_())
+    )
+
+
+def test_a_pair_of_different_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"got \(2, 8\) and \(2, 4\)"):
+        symmetry_loss(torch.zeros(2, 8), torch.zeros(2, 4))
+
+
+def test_a_wrong_number_of_labels_is_refused():
+    with pytest.raises(ValueError, match=r"got \(3,\) for 2 images"):
+        symmetry_loss(torch.zeros(2, 8), torch.zeros(2, 8), torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_contrastive_part_is_nt_xent_between_the_views(batch, temperature):
+    pred, target = batch
+    loss = PretextLoss("paper", temperature=temperature)
+    loss(pred, target)
+    expected = nt_xent_by_hand(pred["contrastive"][:3], pred["contrastive"][3:], temperature)
+    assert loss.parts["contrastive"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_paper_objective_weighs_its_four_parts_one_one_one_half(batch):
+    pred, target = batch
+    loss = PretextLoss("paper", margin=0.2)
+    total = loss(pred, target).item()
+    difference = (pred["inpainting"] - target["image"]).abs().flatten().tolist()
+    by_hand = {
+        "inpainting": sum(difference) / len(difference),
+        "rotation": F.nll_loss(pred["rotation"].log_softmax(1), target["rotation"]).item(),
+        "contrastive": nt_xent_by_hand(pred["contrastive"][:3], pred["contrastive"][3:], 0.5),
+        "symmetry": symmetry_by_hand(pred["embedding"], pred["mirrored"], target["healthy"].tolist(), 0.2),
+    }
+    assert loss.parts == pytest.approx({"loss": total, **by_hand}, abs=1e-5)
+    assert total == pytest.approx(by_hand["inpainting"] + by_hand["rotation"] + by_hand["contrastive"] + 0.5 * by_hand["symmetry"])
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts", "needs_healthy"),
+    [
+        ("paper", ["inpainting", "rotation", "contrastive", "symmetry"], True),
+        ("label_free", ["inpainting", "rotation", "contrastive", "symmetry"], False),
+        ("no_symmetry", ["inpainting", "rotation", "contrastive"], False),
+        ("reconstruction", ["inpainting"], False),
+    ],
+)
+def test_an_objective_has_its_parts_and_needs_labels_only_to_push(batch, objective, parts, needs_healthy):
+    pred, target = batch
+    loss = PretextLoss(objective)
+    assert loss.needs_healthy == needs_healthy
+    if not needs_healthy:
+        del target["healthy"]
+    total = loss(pred, target).item()
+    assert list(loss.parts) == ["loss", *parts]
+    assert total == pytest.approx(sum(OBJECTIVES[objective][part] * loss.parts[part] for part in parts), abs=1e-5)
+
+
+def test_a_named_weight_replaces_the_objectives(batch):
+    loss = PretextLoss("paper", {"rotation": 0, "symmetry": 2.0})
+    loss(*batch)
+    assert "rotation" not in loss.parts
+    parts = loss.parts
+    assert parts["loss"] == pytest.approx(parts["inpainting"] + parts["contrastive"] + 2 * parts["symmetry"], abs=1e-5)
+
+
+def test_every_part_is_learned_from(batch):
+    pred, target = batch
+    for value in pred.values():
+        value.requires_grad_()
+    PretextLoss("paper", margin=-1.0)(pred, target).backward()
+    assert all(value.grad.abs().sum() > 0 for value in pred.values())
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="unknown objective 'papers', choose one of paper, label_free, no_symmetry, reconstruction"):
+        PretextLoss("papers")
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match=r"unknown pretext task \['rotate'\], choose from inpainting, rotation"):
+        PretextLoss("paper", {"rotate": 1.0})
+
+
+@pytest.mark.parametrize("weights", [{"rotation": -1.0}, dict.fromkeys(("inpainting", "rotation", "contrastive", "symmetry"), 0)])
+def test_negative_weights_and_no_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="must not be negative, and one must be positive, got {'inpainting'"):
+        pretext_weights("paper", weights)
