@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.head_volume import HeadVolume, head_volume
+from custom.head_volume import WORK_SPACING, HeadVolume, head_volume
 from custom.midsagittal_search import (
     NUM_CANDIDATES,
     Level,
@@ -68,34 +68,42 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
     Raises:
         ValueError: when the volume is not three-dimensional, the affine is singular, or no head is found.
     """
-    image, affine = _checked(image, affine)
-    volume = head_volume(image, affine)
+    volume = head_volume(*_checked(image, affine))
     pyramid = levels(volume)
-    normal, point = coarse_search(pyramid[8])
-    margin = 0.0
-    for spacing, level in sorted(pyramid.items(), reverse=True):
-        normal, point = refine(level, normal, point)
-        similarity, overlap = similarity_and_overlap(level, normal, point)
-        score, order = (similarity * overlap).sort(descending=True)
-        normal, point = normal[order], point[order]
-        if spacing == 8:
-            margin = _margin(normal, point, score)
-            normal, point = _distinct(normal, point)
-        kept = NUM_CANDIDATES[max(spacing // 2, 2)]
-        normal, point = normal[:kept], point[:kept]
-    errors = _standard_errors(pyramid[2], normal, point)
+    normal, point, margin = _search(pyramid)
+    similarity, overlap = similarity_and_overlap(pyramid[2], normal, point)
+    angle_error, offset_error = _standard_errors(pyramid[2], normal, point)
     center = _box_center(volume, normal[0], point[0])
     return MidsagittalPlane(
         normal=tuple(normal[0].double().tolist()),
         offset=(normal[0].double() @ center).item(),
         center=tuple(center.tolist()),
-        similarity=similarity[order[0]].item(),
-        overlap=overlap[order[0]].item(),
+        similarity=similarity.item(),
+        overlap=overlap.item(),
         margin=margin,
-        angle_error=errors[0],
-        offset_error=errors[1],
+        angle_error=angle_error,
+        offset_error=offset_error,
         structure=_structure(volume),
     )
+
+
+def _search(pyramid: dict[int, Level]) -> tuple[Tensor, Tensor, float]:
+    """The best plane, `(1, 3)` and `(1, 3)`, and its margin over the best one elsewhere."""
+    normal, point = coarse_search(pyramid[8])
+    normal, point, score = _ranked(pyramid[8], *refine(pyramid[8], normal, point))
+    margin = _margin(normal, point, score)
+    normal, point = _distinct(normal, point)
+    for spacing in (4, 2):
+        kept = NUM_CANDIDATES[spacing]
+        normal, point, _ = _ranked(pyramid[spacing], *refine(pyramid[spacing], normal[:kept], point[:kept]))
+    return normal, point, margin
+
+
+def _ranked(level: Level, normal: Tensor, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Planes `(K, 3)`, `(K, 3)` and their scores `(K,)`, similarity times overlap, best first."""
+    similarity, overlap = similarity_and_overlap(level, normal, point)
+    score, order = (similarity * overlap).sort(descending=True)
+    return normal[order], point[order], score
 
 
 def _checked(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,11 +178,10 @@ def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
     axes = frame(normal.double())
     voxels = (volume.head > 0.5).nonzero().double()
     half = (torch.tensor(volume.head.shape, device=voxels.device) - 1) / 2
-    world = volume.center + (voxels - half) * 2.0
+    world = volume.center + (voxels - half) * WORK_SPACING
     local = (world - point.double()) @ axes
-    ends = torch.quantile(
-        local[:: len(local) // 100_000 + 1], torch.tensor([0.002, 0.998], device=local.device).double(), dim=0
-    )
+    tails = torch.tensor([0.002, 0.998], dtype=local.dtype, device=local.device)
+    ends = torch.quantile(local[:: len(local) // 100_000 + 1], tails, dim=0)
     middle = ends.mean(0)
     middle[0] = 0
     return point.double() + axes @ middle
@@ -198,7 +205,10 @@ def distrust(plane: MidsagittalPlane) -> str | None:
         ),
         (tilt > 40, f"it is turned by {tilt:.0f} degrees from the file's left-right axis (at most 40 allowed)"),
         (plane.margin < 0.15, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.15 needed)"),
-        (plane.angle_error > 1.5, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 1.5 allowed)"),
+        (
+            plane.angle_error > 1.5,
+            f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 1.5 allowed)",
+        ),
         (plane.offset_error > 1.5, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 1.5 allowed)"),
     ]
     return next((reason for broken, reason in rules if broken), None)

@@ -143,7 +143,7 @@ class LossParts:
     def collect(self, engine: Engine) -> None:
         output = engine.state.output
         whole = output[0]["loss"] if isinstance(output, list) else output["loss"]
-        self.values.append(dict(getattr(self.loss_function, "parts", {"loss": whole.item()})))
+        self.values.append(dict(getattr(self.loss_function, "parts", {"loss": float(whole)})))
 
     def finish(self, engine: Engine) -> None:
         for name in self.values[0]:

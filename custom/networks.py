@@ -100,8 +100,8 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
         self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
         self.rotation_head = nn.Linear(width, 4)
-        self.contrastive_head = nn.Linear(width, embedding_size)
-        self.symmetry_head = nn.Linear(width, embedding_size)
+        self.contrastive_head = EmbeddingHead(width, embedding_size)
+        self.symmetry_head = EmbeddingHead(width, embedding_size)
         self.decoder = InpaintingDecoder(width, in_channels)
 
     def forward(self, pair: Tensor) -> dict[str, Tensor] | Tensor:
@@ -116,14 +116,29 @@ class SASwinPretrainer(SymmetryAwareEncoding):
             "inpainting": self.decoder(joined),
             "rotation": self.rotation_head(pooled),
             "contrastive": self.contrastive_head(pooled),
-            "embedding": self.symmetry_head(pool(features)),
-            "mirrored": self.symmetry_head(pool(mirrored)),
+            **dict(zip(("embedding", "mirrored"), self.embed_pair(features, mirrored), strict=True)),
         }
 
     def embed(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the image and of its mirrored counterpart, `(B, embedding_size)` each."""
         hidden, mirrored = self.encode(pair, with_mirrored=True)
-        return self.symmetry_head(pool(hidden[BOTTLENECK])), self.symmetry_head(pool(mirrored))
+        return self.embed_pair(hidden[BOTTLENECK], mirrored)
+
+    def embed_pair(self, features: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
+        """The symmetry-aware head (SAH) on both halves at once, so that its normalisation is theirs together."""
+        embedding, counterpart = self.symmetry_head(torch.cat([pool(features), pool(mirrored)])).chunk(2)
+        return embedding, counterpart
+
+
+class EmbeddingHead(nn.Sequential):
+    """Pooled features `(B, width)` to an embedding `(B, embedding_size)`: batch norm, then a linear layer.
+
+    Pooled features of different brains are nearly parallel. Without the normalisation every cosine starts at 1, where its
+    gradient vanishes, and the contrastive and symmetry losses hardly move.
+    """
+
+    def __init__(self, width: int, embedding_size: int) -> None:
+        super().__init__(nn.BatchNorm1d(width), nn.Linear(width, embedding_size))
 
 
 class InpaintingDecoder(nn.Sequential):

@@ -44,10 +44,13 @@ def write_volume():
 
 @pytest.fixture(scope="session")
 def tiny_cohort(tmp_path_factory):
-    """A folder of eight tiny heads with the three datalists: two healthy and two patients for training, one each after."""
+    """A folder of eight tiny heads, half of them patients, with the three datalists: four to train, two, two."""
     root = tmp_path_factory.mktemp("tiny")
     generator = np.random.default_rng(0)
-    lists = {name: {split: [] for split in ("training", "validation", "testing")} for name in ("pretrain", "classify", "segment")}
+    lists = {
+        name: {split: [] for split in ("training", "validation", "testing")}
+        for name in ("pretrain", "classify", "segment")
+    }
     splits = ["training"] * 4 + ["validation"] * 2 + ["testing"] * 2
     for number, split in enumerate(splits):
         name, healthy = f"sub-{number}", number % 2 == 0

@@ -4,7 +4,6 @@ import logging
 import nibabel as nib
 import numpy as np
 import pytest
-
 from torch.utils.data import DataLoader
 
 from custom.cohort import CohortError, TolerantDataset, find_cases, load_datalist
@@ -49,7 +48,9 @@ def test_facts_that_only_some_entries_have_are_left_out_so_that_cases_can_be_bat
 
 @pytest.mark.parametrize("label", ["none", "healthy"])
 def test_a_label_that_is_not_called_for_is_left_out(cohort, tmp_path, label):
-    assert all("label" not in case for case in load_datalist(cohort(label="b_mask.nii.gz"), "training", tmp_path, label))
+    assert all(
+        "label" not in case for case in load_datalist(cohort(label="b_mask.nii.gz"), "training", tmp_path, label)
+    )
 
 
 def test_masks_become_absolute_paths(cohort, tmp_path):
@@ -84,7 +85,11 @@ def test_a_limit_keeps_the_first_cases(cohort, tmp_path, limit, count):
     ("label", "changes", "sentence"),
     [
         ("none", {"image": "c.nii.gz"}, r"c\.nii\.gz: no such file"),
-        ("none", {"image": ["a.nii.gz", "b.nii.gz"]}, r"a\.nii\.gz: expected 1 image file\(s\), one per channel, got 2"),
+        (
+            "none",
+            {"image": ["a.nii.gz", "b.nii.gz"]},
+            r"a\.nii\.gz: expected 1 image file\(s\), one per channel, got 2",
+        ),
         ("none", {"image": None}, r"expected 1 image file\(s\), one per channel, got 0"),
         ("class", {"label": 2}, r"b\.nii\.gz: label 2 is out of range, expected 0 to 1"),
         ("class", {"label": -1}, r"b\.nii\.gz: label -1 is out of range, expected 0 to 1"),
@@ -116,10 +121,12 @@ def test_a_mask_of_another_shape_is_refused(tmp_path, write_volume):
         load_datalist(path, "training", tmp_path, "mask")
 
 
-@pytest.mark.parametrize("affine", [np.diag([-1.0, 1, 1, 1]), np.array([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])])
+@pytest.mark.parametrize(
+    "affine", [np.diag([-1.0, 1, 1, 1]), np.array([[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])]
+)
 def test_a_mask_of_the_same_shape_but_another_affine_is_refused(tmp_path, write_volume, affine):
     path = mask_cohort(tmp_path, write_volume, np.ones((4, 5, 6), np.uint8), affine)
-    with pytest.raises(CohortError, match="mask.nii.gz: same shape but another affine than .*image.nii.gz"):
+    with pytest.raises(CohortError, match=r"mask.nii.gz: same shape but another affine than .*image.nii.gz"):
         load_datalist(path, "training", tmp_path, "mask")
 
 
@@ -133,7 +140,7 @@ def test_rounding_of_an_affine_is_forgiven(tmp_path, write_volume):
 def test_a_missing_mask_is_refused(tmp_path, write_volume):
     path = mask_cohort(tmp_path, write_volume, np.ones((4, 5, 6), np.uint8))
     (tmp_path / "mask.nii.gz").unlink()
-    with pytest.raises(CohortError, match="mask.nii.gz: no such file"):
+    with pytest.raises(CohortError, match=r"mask.nii.gz: no such file"):
         load_datalist(path, "training", tmp_path, "mask")
 
 
@@ -168,7 +175,7 @@ def test_all_problems_come_at_once(cohort, tmp_path):
 
 
 def test_no_datalist_is_said_in_a_sentence(tmp_path):
-    with pytest.raises(CohortError, match="no datalist at .*none.json; make one, or give its place with --datalist"):
+    with pytest.raises(CohortError, match=r"no datalist at .*none.json; make one, or give its place with --datalist"):
         load_datalist(tmp_path / "none.json", "training")
 
 

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ from custom.errors import UserError, root_cause
 
 def chained(*errors):
     """The last of a chain of errors, each raised from the one before."""
-    for cause, error in zip(errors, errors[1:], strict=False):
+    for cause, error in itertools.pairwise(errors):
         error.__cause__ = cause
     return errors[-1]
 
@@ -33,7 +34,9 @@ def run(code):
 
 
 def test_a_users_error_is_one_sentence_on_stderr_and_a_failure():
-    done = run("try:\n    raise UserError('no datalist at x')\nexcept UserError as error:\n    raise RuntimeError('wrapped') from error")
+    done = run(
+        "try:\n    raise UserError('no datalist at x')\nexcept UserError as e:\n    raise RuntimeError('!') from e"
+    )
     assert done.returncode != 0
     assert done.stderr == "error: no datalist at x\n"
     assert done.stdout == ""

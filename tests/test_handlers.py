@@ -87,7 +87,10 @@ def test_a_second_epoch_starts_from_nothing():
 
 
 def test_a_case_repeated_by_a_sampler_counts_once_and_another_session_of_a_subject_counts():
-    rows = [{"subject": s, "image": i, "value": v} for s, i, v in [("b", "1", 3), ("a", "2", 2), ("b", "1", 3), ("a", "1", 1)]]
+    rows = [
+        {"subject": s, "image": i, "value": v}
+        for s, i, v in [("b", "1", 3), ("a", "2", 2), ("b", "1", 3), ("a", "1", 1)]
+    ]
     assert [row["value"] for row in gathered(rows)] == [1, 2, 3]
 
 
@@ -106,10 +109,12 @@ def test_a_subject_may_be_a_number_and_may_be_missing():
 
 
 def test_missing_cases_are_named_when_the_results_of_the_others_are_written(tmp_path):
-    expected = [{"image": f"/data/case{i}.nii.gz"} for i in range(3)] + [{"image": ["/data/gone.nii.gz", "/data/gone2.nii.gz"]}]
+    expected = [{"image": f"/data/case{i}.nii.gz"} for i in range(3)] + [
+        {"image": ["/data/gone.nii.gz", "/data/gone2.nii.gz"]}
+    ]
     table = CaseTable(classification_row, output_dir=tmp_path, expected=expected)
     engine = SupervisedEvaluator(CPU, DataLoader(Dataset(cases(3))), Guess(), val_handlers=[table])
-    with pytest.raises(CohortError, match="1 of 4 cases failed, .*: /data/gone.nii.gz$"):
+    with pytest.raises(CohortError, match=r"1 of 4 cases failed, .*: /data/gone.nii.gz$"):
         engine.run()
     assert len((tmp_path / "cases.csv").read_text().splitlines()) == 4
 
@@ -143,7 +148,9 @@ def test_over_ranks_the_auc_is_that_of_the_whole_table(tmp_path):
 
 def trainer(network, max_epochs=1, handlers=(), loss=None, steps=2, lr=0.1, optimizer=None, **kwargs):
     """A trainer on two batches that always come in the same order."""
-    loader = DataLoader(Dataset([{"image": torch.full((1, 1), float(i + 1)), "label": torch.zeros(1, 1)} for i in range(steps)]))
+    loader = DataLoader(
+        Dataset([{"image": torch.full((1, 1), float(i + 1)), "label": torch.zeros(1, 1)} for i in range(steps)])
+    )
     return SupervisedTrainer(
         CPU,
         max_epochs,
@@ -152,8 +159,7 @@ def trainer(network, max_epochs=1, handlers=(), loss=None, steps=2, lr=0.1, opti
         optimizer or torch.optim.SGD(network.parameters(), lr),
         loss or (lambda pred, label: pred.mean()),
         train_handlers=list(handlers),
-        decollate=False,
-        **kwargs,
+        **{"decollate": False, **kwargs},
     )
 
 
@@ -163,6 +169,14 @@ def test_the_training_loss_is_the_mean_over_the_epoch():
     engine = trainer(network, lr=0.0, key_train_metric={"train_loss": LossParts(nn.L1Loss())})
     engine.run()
     assert engine.state.metrics["train_loss"] == pytest.approx(1.5)  # images 1 and 2
+
+
+def test_the_training_loss_is_the_same_where_outputs_are_taken_apart():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(network.weight)
+    engine = trainer(network, lr=0.0, key_train_metric={"train_loss": LossParts(nn.L1Loss())}, decollate=True)
+    engine.run()
+    assert engine.state.metrics["train_loss"] == pytest.approx(1.5)
 
 
 def test_each_part_of_the_loss_is_logged_as_its_mean():
@@ -178,7 +192,9 @@ def test_each_part_of_the_loss_is_logged_as_its_mean():
 def test_gradients_are_clipped_between_the_backward_pass_and_the_step():
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
-    trainer(network, handlers=[ClipGradients(network, 0.5)], lr=1.0, steps=2, loss=lambda pred, label: 100 * pred.mean()).run()
+    trainer(
+        network, handlers=[ClipGradients(network, 0.5)], lr=1.0, steps=2, loss=lambda pred, label: 100 * pred.mean()
+    ).run()
     assert network.weight.item() == pytest.approx(-1.0, abs=1e-4)  # two steps of length 0.5
 
 
@@ -214,7 +230,9 @@ def training(tmp_path, scores, max_epochs, resume=False, network=None, extra=())
 def test_the_best_weights_are_kept_and_the_last_state(tmp_path):
     engine, _, network, _ = training(tmp_path, [0.5, 0.9, 0.7], 3)
     weights = {}
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: weights.update({e.state.epoch: network.weight.detach().clone()}))
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda e: weights.update({e.state.epoch: network.weight.detach().clone()})
+    )
     engine.run()
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["weight"], weights[2])
     last = torch.load(tmp_path / "last.pt", weights_only=True)
@@ -266,7 +284,7 @@ def test_going_on_beyond_the_first_plan_follows_the_schedule_of_the_new_one(tmp_
 
 
 def test_nothing_to_resume_from_is_said_so(tmp_path):
-    with pytest.raises(WeightsError, match="nothing to resume from: no .*last.pt; train without --resume first"):
+    with pytest.raises(WeightsError, match=r"nothing to resume from: no .*last.pt; train without --resume first"):
         training(tmp_path, [0.5], 1, resume=True)[0].run()
 
 
@@ -278,7 +296,7 @@ def test_a_finished_training_says_how_to_go_on(tmp_path):
 
 def test_resuming_into_another_network_is_refused(tmp_path):
     training(tmp_path, [0.5], 1)[0].run()
-    with pytest.raises(WeightsError, match="last.pt does not fit"):
+    with pytest.raises(WeightsError, match=r"last.pt does not fit"):
         training(tmp_path, [0.5], 2, resume=True, network=nn.Linear(1, 3))[0].run()
 
 

@@ -17,7 +17,9 @@ class Extremes(nn.Module):
     """Embeds an image as its mean and its largest value, and its counterpart likewise."""
 
     def forward(self, pair):
-        return torch.cat([torch.stack([half.flatten(1).mean(1), half.flatten(1).amax(1)], 1) for half in pair.chunk(2, 1)], 1)
+        return torch.cat(
+            [torch.stack([half.flatten(1).mean(1), half.flatten(1).amax(1)], 1) for half in pair.chunk(2, 1)], 1
+        )
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def test_a_volume_is_embedded_as_the_mean_of_its_windows(lesion):
     starts = (0, 2, 4)
     parts = [Extremes()(lesion[:, :, start : start + 4]) for start in starts]
     torch.testing.assert_close(result["embedding"], sum(part[:, :2] for part in parts) / 3)
-    torch.testing.assert_close(result["asymmetry"], sum(asymmetry_score(part[:, :2], part[:, 2:]) for part in parts) / 3)
+    torch.testing.assert_close(
+        result["asymmetry"], sum(asymmetry_score(part[:, :2], part[:, 2:]) for part in parts) / 3
+    )
 
 
 def test_windows_reach_the_far_edge():
@@ -65,7 +69,8 @@ def pretraining(small):
     network = SASwinPretrainer(embedding_size=8, **small)
     volumes = symmetric_pair(torch.randn(3, 1, 64, 32, 32))
     data = [
-        {"image": MetaTensor(volume, meta={"filename_or_obj": f"{i}.nii.gz"}), "healthy": i > 0} for i, volume in enumerate(volumes)
+        {"image": MetaTensor(volume, meta={"filename_or_obj": f"{i}.nii.gz"}), "healthy": i > 0}
+        for i, volume in enumerate(volumes)
     ]
 
     def make(objective="paper", labelled=True):

@@ -119,7 +119,9 @@ def test_the_paper_objective_weighs_its_four_parts_one_one_one_half(batch):
         "symmetry": symmetry_by_hand(pred["embedding"], pred["mirrored"], target["healthy"].tolist(), 0.2),
     }
     assert loss.parts == pytest.approx({"loss": total, **by_hand}, abs=1e-5)
-    assert total == pytest.approx(by_hand["inpainting"] + by_hand["rotation"] + by_hand["contrastive"] + 0.5 * by_hand["symmetry"])
+    assert total == pytest.approx(
+        by_hand["inpainting"] + by_hand["rotation"] + by_hand["contrastive"] + 0.5 * by_hand["symmetry"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,9 @@ def test_every_part_is_learned_from(batch):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="unknown objective 'papers', choose one of paper, label_free, no_symmetry, reconstruction"):
+    with pytest.raises(
+        ValueError, match="unknown objective 'papers', choose one of paper, label_free, no_symmetry, reconstruction"
+    ):
         PretextLoss("papers")
 
 
@@ -168,7 +172,9 @@ def test_an_unknown_task_is_refused():
         PretextLoss("paper", {"rotate": 1.0})
 
 
-@pytest.mark.parametrize("weights", [{"rotation": -1.0}, dict.fromkeys(("inpainting", "rotation", "contrastive", "symmetry"), 0)])
+@pytest.mark.parametrize(
+    "weights", [{"rotation": -1.0}, dict.fromkeys(("inpainting", "rotation", "contrastive", "symmetry"), 0)]
+)
 def test_negative_weights_and_no_weights_are_refused(weights):
-    with pytest.raises(ValueError, match="must not be negative, and one must be positive, got {'inpainting'"):
+    with pytest.raises(ValueError, match=r"must not be negative, and one must be positive, got {'inpainting'"):
         pretext_weights("paper", weights)

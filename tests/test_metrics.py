@@ -29,7 +29,11 @@ def auc_by_hand(truth, score):
 
 def test_the_auc_counts_pairs_in_the_right_order():
     truth, score = [True, False, True, False, True], [0.9, 0.8, 0.8, 0.1, 0.05]
-    assert auc(np.array(truth), np.array(score)) == pytest.approx(auc_by_hand(truth, score)) == pytest.approx(3.5 / 6 - 0.0)
+    assert (
+        auc(np.array(truth), np.array(score))
+        == pytest.approx(auc_by_hand(truth, score))
+        == pytest.approx(3.5 / 6 - 0.0)
+    )
 
 
 def test_the_auc_of_one_class_alone_is_not_defined():
@@ -166,14 +170,17 @@ def test_an_embedded_case_is_a_row():
 def test_pretraining_is_summarised_as_counted_by_hand():
     cases = [(0.1, True, 2.0), (0.4, False, 4.0), (0.3, True, 2.0), (0.2, False, 4.0)]
     rows = [
-        pretext_row({"pred": {"asymmetry": a}, "label": h, "losses": {"loss": value, "rotation": value / 2}}) for a, h, value in cases
+        pretext_row({"pred": {"asymmetry": a}, "label": h, "losses": {"loss": value, "rotation": value / 2}})
+        for a, h, value in cases
     ]
     assert rows[1] == {"asymmetry": 0.4, "healthy": False, "loss": 4.0, "rotation": 2.0}
     summary = pretext_summary(rows)
     assert summary["loss"] == 3
     assert summary["neg_loss"] == -3
     assert summary["rotation"] == 1.5
-    assert summary["zero_shot_auc"] == pytest.approx(auc_by_hand([not h for _, h, _ in cases], [a for a, _, _ in cases]))
+    assert summary["zero_shot_auc"] == pytest.approx(
+        auc_by_hand([not h for _, h, _ in cases], [a for a, _, _ in cases])
+    )
     assert (summary["n"], summary["n_healthy"]) == (4, 2)
 
 

@@ -29,7 +29,10 @@ def by_hand(saca, features, mirrored):
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt() * weights[f"{name}.weight"]
+            + weights[f"{name}.bias"]
+        )
 
     def attention(q, k, v):
         heads = []
@@ -146,6 +149,14 @@ def test_swapping_the_halves_swaps_the_embeddings(symmetry, small, pair):
 
 
 @torch.no_grad()
+def test_swapping_the_halves_swaps_the_embeddings_in_training_too(small, pair):
+    network = SASwinPretrainer(embedding_size=8, **small).train()
+    outputs, swapped = network(pair), network(pair.flip(1))
+    torch.testing.assert_close(swapped["embedding"], outputs["mirrored"])
+    torch.testing.assert_close(swapped["mirrored"], outputs["embedding"])
+
+
+@torch.no_grad()
 def test_a_symmetric_brain_embeds_as_its_counterpart_does(small):
     half = torch.randn(1, 1, 32, 32, 32)
     brain = torch.cat([half, mirror(half)], dim=2)
@@ -184,7 +195,7 @@ def test_in_eval_mode_one_tensor_comes_out(network, width, small, pair):
 
 def test_the_symmetry_heads_see_the_features_before_the_cross_attention(small, pair):
     network = SASwinPretrainer(embedding_size=8, **small).train()
-    outputs = network(pair[:1])
+    outputs = network(pair)
     (outputs["embedding"].sum() + outputs["mirrored"].sum()).backward()
     assert all(parameter.grad is None for parameter in network.symmetry.parameters())
 
@@ -198,7 +209,7 @@ def test_the_defaults_are_the_papers_sizes():
     assert network.symmetry.cross_attention.num_heads == 12
     assert network.symmetry.cross_attention.to_q.weight.shape == (768, 768)
     assert network.symmetry.mlp.linear1.weight.shape == (3072, 768)
-    assert network.symmetry_head.weight.shape == (512, 768)
+    assert network.symmetry_head[-1].weight.shape == (512, 768)
     assert [stage[0].out_channels for stage in list(network.decoder)[:5]] == [384, 192, 96, 48, 24]
 
 

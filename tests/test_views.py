@@ -132,7 +132,9 @@ def test_the_two_views_differ(pairs):
 
 def test_every_turn_comes_up(pairs):
     prepare = PrepareViews()
-    turns = torch.cat([prepare({"image": pairs, "healthy": torch.ones(3)}, torch.device("cpu"))[1]["rotation"] for _ in range(20)])
+    turns = torch.cat(
+        [prepare({"image": pairs, "healthy": torch.ones(3)}, torch.device("cpu"))[1]["rotation"] for _ in range(20)]
+    )
     assert turns.bincount(minlength=4).min() > 10
 
 
