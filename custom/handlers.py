@@ -142,8 +142,8 @@ class LossParts:
 
     def collect(self, engine: Engine) -> None:
         output = engine.state.output
-        whole = output[0]["loss"] if isinstance(output, list) else output["loss"]
-        self.values.append(dict(getattr(self.loss_function, "parts", {"loss": float(whole)})))
+        whole = torch.as_tensor(output[0]["loss"] if isinstance(output, list) else output["loss"])
+        self.values.append(dict(getattr(self.loss_function, "parts", {"loss": whole.item()})))
 
     def finish(self, engine: Engine) -> None:
         for name in self.values[0]:

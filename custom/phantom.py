@@ -242,6 +242,7 @@ def main(
     workers: int = 1,
     anatomies: str | None = None,
     lesions: str | None = None,
+    lesion_ml: tuple[float, float] | None = None,
 ) -> None:
     """Make a cohort of brains with and without one-sided lesions: a BIDS folder with masks, planes and datalists.
 
@@ -261,6 +262,7 @@ def main(
         workers: processes.
         anatomies: folder of FreeSurfer label maps of whole heads, in place of the ICBM152 template.
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
+        lesion_ml: smallest and largest volume of painted lesions, such as 30,90; by default the finding's own.
     """
     try:
         folders = (None if folder is None else str(folder) for folder in (anatomies, lesions))
@@ -275,6 +277,7 @@ def main(
             tilt,
             noise,
             *folders,
+            lesion_ml and tuple(lesion_ml),
         )
         if workers < 1:
             raise ValueError(f"workers must be at least 1; got {workers}")

@@ -87,6 +87,7 @@ def plan_lesion(
     anatomy: Anatomy,
     deformation: Deformation,
     masks: list[str] | None = None,
+    volume_ml: tuple[float, float] | None = None,
 ) -> Plan:
     """Choose where in the brain a lesion grows and how large it becomes.
 
@@ -97,8 +98,9 @@ def plan_lesion(
         anatomy: the subject's tissue maps.
         deformation: from the head to the anatomy.
         masks: files of real lesions in standard space, used for `STROKES`.
+        volume_ml: smallest and largest volume, in place of the finding's own.
     """
-    low, high = np.log(VOLUME_ML[finding])
+    low, high = np.log(volume_ml or VOLUME_ML[finding])
     millilitres = float(np.exp(generator.uniform(low, high)))
     axis = torch.arange(-100, 101, 4, dtype=torch.float32)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)

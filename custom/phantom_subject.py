@@ -43,6 +43,7 @@ class Config:
         noise: factor on noise, texture and bias field.
         anatomies: folder of FreeSurfer label maps in place of ICBM152.
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
+        lesion_ml: smallest and largest volume of painted lesions; None leaves it to the finding.
     """
 
     subjects: int = 40
@@ -56,6 +57,7 @@ class Config:
     noise: float = 1.0
     anatomies: str | None = None
     lesions: str | None = None
+    lesion_ml: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be made, in one sentence."""
@@ -79,6 +81,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, str) or not low <= value <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}; got {value}")
+        if self.lesion_ml is not None and (len(self.lesion_ml) != 2 or not 3 <= self.lesion_ml[0] < self.lesion_ml[1] <= 150):
+            raise ValueError(f"lesion_ml must be smallest,largest between 3 and 150 ml; got {self.lesion_ml}")
         for folder in (self.anatomies, self.lesions):
             if folder is not None:
                 label_maps(folder)
@@ -204,7 +208,7 @@ def with_lesion(
     where = deformation(points)
     (depth,) = anatomy.sample(where, ("depth",))
     for _ in range(20):
-        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks)
+        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks, config.lesion_ml)
         pushed = deformation(plan.displaced(points, depth)) if plan.pushes else where
         fractions, brain = sample_tissues(anatomy, pushed)
         tissue = fractions["gm"] + fractions["wm"] > 0.5

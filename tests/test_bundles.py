@@ -279,7 +279,7 @@ def progress(output):
 
 @pytest.fixture(scope="session", params=TASKS)
 def trained(request, heads, tmp_path_factory):
-    """A bundle trained for one epoch, resumed for a second, evaluated, and run: task, folder, progress"""
+    """A bundle trained for one epoch, resumed for a second, evaluated, and run: task, folder, progress."""
     task, output = request.param, tmp_path_factory.mktemp(request.param)
     # The search for the plane takes seconds per head: in one bundle only.
     changes = {"align": task == "segment"}

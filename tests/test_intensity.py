@@ -24,6 +24,14 @@ def test_mr_is_the_z_score_of_the_head(head):
     assert out[:, 0, 0, 0] < out[:, 5:15].min()
 
 
+def test_a_noisy_background_is_no_head(head):
+    noisy = head + (head == 0) * 10 * torch.rand(head.shape)
+    out = standardize_mr(noisy)
+    assert out[:, 5:15].mean().abs() < 0.1
+    assert out[:, 5:15].std() == pytest.approx(1, abs=0.1)
+    assert out[:, :5].max() < out[:, 5:15].min()
+
+
 @pytest.mark.parametrize(("scale", "offset"), [(1000, 0), (0.01, -3.6), (1, -1024)])
 def test_neither_units_nor_the_background_value_of_the_file_matter(head, scale, offset):
     torch.testing.assert_close(standardize_mr(head * scale + offset), standardize_mr(head), atol=1e-3, rtol=1e-3)

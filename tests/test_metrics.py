@@ -102,14 +102,14 @@ def probabilities(mask, classes=2):
 
 @pytest.mark.parametrize("as_probabilities", [True, False])
 def test_a_shifted_box_has_the_dice_distance_and_volumes_of_the_shift(as_probabilities):
-    spacing = (2.0, 1.0, 0.5)
+    spacing = (2.0, 1.0, 1.5)
     label, mask = boxes((4, 8), spacing=spacing), boxes((5, 11), spacing=spacing)
     row = segmentation_row({"pred": probabilities(mask) if as_probabilities else mask, "label": label})
     assert row["dice"] == pytest.approx(2 * 3 / (4 + 6))
     assert row["hd95_mm"] == pytest.approx(6)  # three slices of 2 mm
-    assert row["volume_ml"] == pytest.approx(4 * 36 / 1000)
-    assert row["predicted_ml"] == pytest.approx(6 * 36 / 1000)
-    assert row["volume_error_ml"] == pytest.approx(2 * 36 / 1000)
+    assert row["volume_ml"] == pytest.approx(4 * 36 * 3 / 1000)
+    assert row["predicted_ml"] == pytest.approx(6 * 36 * 3 / 1000)
+    assert row["volume_error_ml"] == pytest.approx(2 * 36 * 3 / 1000)
 
 
 def test_nothing_found_where_nothing_is_counts_as_right():
@@ -151,7 +151,7 @@ def test_the_mean_dice_is_over_cases_then_classes():
 
 
 def test_predicted_volumes_are_in_millilitres_of_the_file():
-    assert volume_row({"pred": boxes((4, 8), spacing=(2.0, 1.0, 0.5))}) == {"volume_ml_class1": pytest.approx(0.144)}
+    assert volume_row({"pred": boxes((4, 8), spacing=(2.0, 1.0, 1.5))}) == {"volume_ml_class1": pytest.approx(0.432)}
     assert volume_row({"pred": boxes()}) == {"volume_ml_class1": 0}
     assert volume_row({"pred": boxes((2, 4), (5, 6))})["volume_ml_class2"] == pytest.approx(0.036)
 
