@@ -66,14 +66,18 @@ class Checkpoints:
             self.network.load_state_dict(state["network"])
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise WeightsError(f"{path} does not fit the network; resume with the sizes it was trained with: {reason}") from error
+            raise WeightsError(
+                f"{path} does not fit the network; resume with the sizes it was trained with: {reason}"
+            ) from error
         for name, item in self.objects.items():
             horizon = {key: vars(item)[key] for key in ("warmup_steps", "t_total") if key in vars(item)}
             item.load_state_dict(state[name] | horizon)  # a schedule goes on towards the max_epochs of this run
         wanted = trainer.state.max_epochs
         trainer.load_state_dict(state["trainer"])
         if wanted is not None and trainer.state.epoch >= wanted:
-            raise WeightsError(f"{path} has {trainer.state.epoch} epochs already; to go on, raise --max_epochs above {wanted}")
+            raise WeightsError(
+                f"{path} has {trainer.state.epoch} epochs already; to go on, raise --max_epochs above {wanted}"
+            )
         trainer.state.max_epochs = wanted
         self.best = state["best"]
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"], state["best_epoch"]
@@ -97,7 +101,9 @@ class Checkpoints:
 
     def ensure_best(self, trainer: Engine) -> None:
         if self.best == -math.inf:
-            logger.warning("no validation gave a finite %s; model.pt holds the last weights", self.evaluator.state.key_metric_name)
+            logger.warning(
+                "no validation gave a finite %s; model.pt holds the last weights", self.evaluator.state.key_metric_name
+            )
             self.write("model.pt", self.network.state_dict())
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ CT_WINDOW = (-20.0, 100.0)
 """Hounsfield units mapped to 0 and 1: fat and air below, bone above, brain, blood and oedema between."""
 
 
+SMALLEST_CT_SPAN = 40.0
+"""Least difference, in HU, between the darkest and the brightest voxel of a brain on CT, stripped of its skull or not."""
 BACKGROUND_QUANTILE = 0.02
 """Share of a volume's voxels taken as its background level: low enough to be air, high enough to pass over undershoots."""
 
@@ -38,7 +40,9 @@ def _standardize_channel(channel: Tensor, index: int) -> Tensor:
     clipped = channel.clamp(low, high)
     head = clipped[clipped > clipped.mean()]
     if head.numel() < 2 or not head.std() > 0:
-        raise ValueError(f"channel {index} of the image is constant ({channel.flatten()[0].item():g}); nothing to see in it")
+        raise ValueError(
+            f"channel {index} of the image is constant ({channel.flatten()[0].item():g}); nothing to see in it"
+        )
     return (clipped - head.mean()) / head.std()
 
 
@@ -46,15 +50,15 @@ def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Te
     """Map a window of Hounsfield units to 0-1 and clip what lies outside.
 
     Raises:
-        ValueError: when the window is empty, or the image holds no air and no bone, so that it cannot be in HU.
+        ValueError: when the window is empty, or the image spans too little to be in HU.
     """
     low, high = intensity_range
     if not low < high:
         raise ValueError(f"intensity_range must be (low, high) in HU, got {tuple(intensity_range)}")
-    if image.min() >= -200 and image.max() <= 200:
+    span = (image.max() - image.min()).item()
+    if span < SMALLEST_CT_SPAN:
         raise ValueError(
-            f"a CT in Hounsfield units has air near -1000 or bone above 200, this one spans {image.min():g} to "
-            f"{image.max():g}; rescale it to HU, or use modality MR"
+            f"a CT in Hounsfield units spans at least {SMALLEST_CT_SPAN:g} HU, this one {span:g}; rescale it to HU, or use modality MR"
         )
     return ((image - low) / (high - low)).clamp(0, 1)
 

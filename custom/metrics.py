@@ -88,6 +88,8 @@ def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:
     """Means over cases of each figure (NaNs left out), the number of cases, and `dice`, the mean over classes too."""
     names = [name for name in rows[0] if name.startswith(("dice", "hd95_mm"))]
     summary: dict[str, float] = {"n": len(rows), **{name: _mean([row[name] for row in rows]) for name in names}}
+    for name in (name for name in names if name.startswith("hd95_mm")):
+        summary[f"n_{name}"] = sum(np.isfinite(row[name]) for row in rows)  # a missed lesion has no distance
     for name in (name for name in rows[0] if name.startswith("volume_error_ml")):
         summary[name.replace("volume_error", "absolute_volume_error")] = _mean([abs(row[name]) for row in rows])
     summary["dice"] = _mean([summary[name] for name in names if name.startswith("dice")])
@@ -97,7 +99,10 @@ def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:
 def embedding_row(output: Mapping[str, Any]) -> Row:
     """Zero-shot asymmetry score and embedding of a case."""
     embedding = output["pred"]["embedding"].flatten().tolist()
-    return {"asymmetry": float(output["pred"]["asymmetry"]), **{f"embedding_{i}": value for i, value in enumerate(embedding)}}
+    return {
+        "asymmetry": float(output["pred"]["asymmetry"]),
+        **{f"embedding_{i}": value for i, value in enumerate(embedding)},
+    }
 
 
 def pretext_row(output: Mapping[str, Any]) -> Row:

@@ -81,7 +81,9 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, str) or not low <= value <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}; got {value}")
-        if self.lesion_ml is not None and (len(self.lesion_ml) != 2 or not 3 <= self.lesion_ml[0] < self.lesion_ml[1] <= 150):
+        if self.lesion_ml is not None and (
+            len(self.lesion_ml) != 2 or not 3 <= self.lesion_ml[0] < self.lesion_ml[1] <= 150
+        ):
             raise ValueError(f"lesion_ml must be smallest,largest between 3 and 150 ml; got {self.lesion_ml}")
         for folder in (self.anatomies, self.lesions):
             if folder is not None:

@@ -15,7 +15,9 @@ class SymmetryAwareCrossAttention(nn.Module):
 
         SACA(f, f~) = softmax(Q K~^T / sqrt(D)) V~,    Q = f Wq,  K~ = f~ Wk,  V~ = f~ Wv
 
-    There is no position encoding. The attention is not masked: every token sees all tokens of the counterpart.
+    The last layer of each of the three branches starts at zero. Since the encoder's features are layer-normalised already, the
+    block starts as the identity, and what the cross-attention adds is learned: a network with a fresh SACA is no worse than
+    one without. There is no position encoding. The attention is not masked: every token sees all tokens of the counterpart.
 
     Args:
         hidden_size: channels C of the features; 16 times the encoder's feature size.
@@ -31,13 +33,18 @@ class SymmetryAwareCrossAttention(nn.Module):
         Ma et al., Symmetry Awareness Encoded Deep Learning Framework for Brain Imaging Analysis, MICCAI 2024, section 2.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int = 12, mlp_ratio: float = 4.0, dropout_rate: float = 0.1) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int = 12, mlp_ratio: float = 4.0, dropout_rate: float = 0.1
+    ) -> None:
         super().__init__()
         # Not MONAI's flash attention: its dropout stays on in eval mode, and the bottleneck has a few hundred tokens only.
         self.attention = SABlock(hidden_size, num_heads, dropout_rate, qkv_bias=True)
         self.cross_attention = CrossAttentionBlock(hidden_size, num_heads, dropout_rate, qkv_bias=True)
         self.mlp = MLPBlock(hidden_size, int(mlp_ratio * hidden_size), dropout_rate)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(hidden_size, eps=1e-12) for _ in range(3))
+        for last in (self.attention.out_proj, self.cross_attention.out_proj, self.mlp.linear2):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, features: Tensor, mirrored: Tensor) -> Tensor:
         tokens, context = (f.flatten(2).transpose(1, 2) for f in (features, mirrored))  # B N C

@@ -128,7 +128,9 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
         if lazy:
             return self.resample(volume, affine, self.spatial_size, mode=mode, padding_mode="border", lazy=True)
-        levels = [0.0 if mode == GridSampleMode.NEAREST else background_level(channel) for channel in volume.as_tensor()]
+        levels = [
+            0.0 if mode == GridSampleMode.NEAREST else background_level(channel) for channel in volume.as_tensor()
+        ]
         floor = torch.tensor(levels, device=volume.device).reshape(-1, 1, 1, 1)
         return self.resample(volume - floor, affine, self.spatial_size, mode=mode) + floor
 
@@ -193,9 +195,13 @@ class CheckVolumed(MapTransform):
             image = data[key]
             name = file_of(image)
             if image.ndim != 4 or image.shape[0] != self.in_channels:
-                raise VolumeError(f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}")
+                raise VolumeError(
+                    f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}"
+                )
             if not torch.isfinite(image).all():
-                raise VolumeError(f"{name}: {(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file")
+                raise VolumeError(
+                    f"{name}: {(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file"
+                )
         return dict(data)
 
 
@@ -251,9 +257,7 @@ class CheckLabeld(MapTransform):
             label = data[key].as_tensor()
             if label.min() < 0 or label.max() >= self.num_classes or not torch.equal(label, label.round()):
                 found = [round(value, 3) for value in label.unique().tolist()[:8]]
-                raise VolumeError(
-                    f"{file_of(data[key])}: a mask holds 0 to {self.num_classes - 1}, found {found}"
-                )
+                raise VolumeError(f"{file_of(data[key])}: a mask holds 0 to {self.num_classes - 1}, found {found}")
         return dict(data)
 
 

@@ -145,7 +145,9 @@ def transfer(
     """
     module = getattr(network, "module", network)
     wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not _is_index(name)]
-    offered = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(parts)) and not _is_index(name)}
+    offered = {
+        name: tensor for name, tensor in tensors.items() if name.startswith(tuple(parts)) and not _is_index(name)
+    }
     state, changed, _ = copy_model_state(module, offered, inplace=False)
     report = Transfer(
         matched=tuple(sorted(set(changed))),

@@ -13,16 +13,49 @@ from pathlib import Path
 import fire
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"spacing": 3.0, "spatial_size": [64, 64, 64], "feature_size": 12, "window_size": 4, "num_workers": 0}
+SIZES = {
+    "spacing": 3.0,  # mm
+    "spatial_size": [64, 64, 64],
+    "feature_size": 12,
+    "window_size": 4,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 4, 8],
+    "num_workers": 0,
+}
 TRAININGS = {
-    "pretrain": {"max_epochs": 10, "warmup_epochs": 1, "batch_size": 6, "roi_size": [32, 64, 64], "num_samples": 2},
-    "classify": {"max_epochs": 15, "warmup_epochs": 1, "batch_size": 6, "learning_rate": 5e-4},
-    "segment": {"max_epochs": 20, "warmup_epochs": 1, "batch_size": 4, "learning_rate": 2e-3, "roi_size": [64, 64, 64]},
+    "pretrain": {
+        "max_epochs": 12,
+        "warmup_epochs": 1,
+        "batch_size": 6,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.01,
+        "roi_size": [32, 64, 64],  # one hemisphere's width
+        "num_samples": 1,
+        "val_interval": 4,
+    },
+    "classify": {"max_epochs": 18, "warmup_epochs": 1, "batch_size": 6, "learning_rate": 2e-3, "val_interval": 3},
+    "segment": {
+        "max_epochs": 9,
+        "warmup_epochs": 1,
+        "batch_size": 2,
+        "learning_rate": 2e-3,
+        "roi_size": [64, 64, 64],
+        "num_samples": 1,
+        "val_interval": 3,
+    },
+}
+COHORT = {
+    "spacing": 3,
+    "modality": "FLAIR",
+    "skull": "false",
+    "findings": "tumour,infarct,haemorrhage",
+    "lesion_ml": "30,90",
+    "workers": 2,
 }
 FINE_TUNED = ("classify", "segment")
 
 
-def demo(output: str = "demo", subjects: int = 100, seed: int = 0) -> None:
+def demo(output: str = "demo", subjects: int = 120, seed: int = 0) -> None:
     """Run the demonstration.
 
     Args:
@@ -32,16 +65,31 @@ def demo(output: str = "demo", subjects: int = 100, seed: int = 0) -> None:
     """
     out = Path(output).resolve()
     step(
-        "a cohort of synthetic FLAIR heads, half of them with a one-sided lesion",
+        "a cohort of synthetic FLAIR brains, half of them with a one-sided lesion",
         out / "cohort" / "datalists" / "segment.json",
-        ["custom.phantom", *options(output=out / "cohort", subjects=subjects, seed=seed, spacing=3, modality="FLAIR", workers=2)],
+        ["custom.phantom", *options(output=out / "cohort", subjects=subjects, seed=seed, **COHORT)],
     )
+    for task in ("classify", "segment"):
+        prepare(out, task)
     for task in TRAININGS:
-        run(out, task, "train", seed)
-        run(out, task, "evaluate", seed)
-        run(out, task, "inference", seed)
-    step("pictures", out / "pictures" / "segment.png", [str(ROOT / "examples" / "demo_pictures.py"), str(out)], module=False)
+        for workflow in ("train", "evaluate", "inference"):
+            run(out, task, workflow, seed)
+    step(
+        "pictures",
+        out / "pictures" / "segment.png",
+        [str(ROOT / "examples" / "demo_pictures.py"), str(out)],
+        module=False,
+    )
     sys.stdout.write(table(out, seed))
+
+
+def prepare(out: Path, task: str) -> None:
+    """Align the cohort once, so that no training does it again; evaluation and inference start from the raw files."""
+    prepared = out / "prepared" / task
+    datalist = out / "cohort" / "datalists" / f"{task}.json"
+    sizes = {"spacing": SIZES["spacing"], "spatial_size": ",".join(map(str, SIZES["spatial_size"]))}
+    settings = options(datalist=datalist, dataset_dir=out / "cohort", output=prepared, workers=2, **sizes)
+    step(f"midsagittal alignment, {task}", prepared / "datalist.json", ["custom.prepare", *settings])
 
 
 def run(out: Path, task: str, workflow: str, seed: int) -> None:
@@ -52,8 +100,13 @@ def run(out: Path, task: str, workflow: str, seed: int) -> None:
     settings["output_dir"] = out / task / workflow
     if "roi_size" in TRAININGS[task]:
         settings["roi_size"] = TRAININGS[task]["roi_size"]
+    if workflow == "train":
+        prepared = (
+            out / "prepared" / ("segment" if task == "segment" else "classify")
+        )  # classify's list names all subjects
+        settings |= {"dataset_dir": prepared, "datalist": prepared / "datalist.json", "align": False}
     if workflow == "inference":
-        settings["datalist"] = out / "cohort" / "datalists" / f"{task}.json"
+        settings["datalist"] = out / "cohort" / "datalists" / "segment.json"
     else:
         settings |= {**TRAININGS[task], "seed": seed}
         if task in FINE_TUNED:

@@ -20,11 +20,16 @@ def pictures(output: str) -> None:
         curves(out / task / "train", out / "pictures" / f"{task}_curves.png", f"{task}: training, by epoch")
     for task, column in (("pretrain", "asymmetry"), ("classify", "probability_1")):
         rows = sorted(read_table(out / task / "evaluate" / "cases.csv"), key=lambda row: float(row[column]))
-        cases = [aligned(contract, row, f"{row['subject']}, {column} {float(row[column]):.3f}") for row in rows[:2] + rows[-2:]]
+        cases = [
+            aligned(contract, row, f"{row['subject']}, {column} {float(row[column]):.3f}")
+            for row in rows[:2] + rows[-2:]
+        ]
         mosaic(cases, out / "pictures" / f"{task}.png", f"{task}: the two lowest and the two highest of {column}")
     rows = sorted(read_table(out / "segment" / "evaluate" / "cases.csv"), key=lambda row: float(row["dice"]))
     chosen = [rows[0], rows[len(rows) // 2], rows[-1]]
-    mosaic([segmented(out, row) for row in chosen], out / "pictures" / "segment.png", "segment: worst, median, best Dice")
+    mosaic(
+        [segmented(out, row) for row in chosen], out / "pictures" / "segment.png", "segment: worst, median, best Dice"
+    )
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -84,5 +84,9 @@ def test_an_empty_window_is_refused():
 
 
 def test_what_cannot_be_hounsfield_units_is_refused():
-    with pytest.raises(ValueError, match="this one spans 0 to 150; rescale it to HU, or use modality MR"):
-        window_ct(torch.tensor([0.0, 150.0]))
+    with pytest.raises(ValueError, match="at least 40 HU, this one 4; rescale it to HU, or use modality MR"):
+        window_ct(torch.tensor([-1.5, 2.5]))
+
+
+def test_a_brain_without_its_skull_is_a_ct_too():
+    assert window_ct(torch.tensor([0.0, 80.0]), (0, 100)).tolist() == pytest.approx([0, 0.8])

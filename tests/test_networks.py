@@ -70,10 +70,24 @@ def test_saca_is_the_formula_written_out(heads):
 
 @torch.no_grad()
 def test_saca_gives_the_same_answer_twice_in_eval_mode_only():
-    saca = SymmetryAwareCrossAttention(24)
+    saca = scrambled(SymmetryAwareCrossAttention(24))
     features, mirrored = torch.randn(2, 2, 24, 2, 2, 2).unbind()
     assert not torch.equal(saca.train()(features, mirrored), saca(features, mirrored))
     assert torch.equal(saca.eval()(features, mirrored), saca(features, mirrored))
+
+
+@torch.no_grad()
+def test_a_fresh_saca_is_the_identity_on_normalised_features():
+    saca = SymmetryAwareCrossAttention(24).eval()
+    features = torch.nn.functional.layer_norm(torch.randn(2, 3, 2, 2, 24), [24]).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(saca(features, torch.randn_like(features)), features, atol=1e-4, rtol=1e-4)
+
+
+def test_a_fresh_saca_learns_from_the_first_step():
+    saca = SymmetryAwareCrossAttention(24)
+    features, mirrored = torch.randn(2, 2, 24, 2, 2, 2).unbind()
+    saca(features, mirrored).square().mul(torch.randn_like(features)).sum().backward()
+    assert saca.cross_attention.out_proj.weight.grad.abs().max() > 0
 
 
 @torch.no_grad()
@@ -119,12 +133,21 @@ def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small
 
 
 @torch.no_grad()
-def test_the_classifier_is_a_linear_head_on_the_mean_of_all_tokens(small, pair):
+def test_the_classifier_is_a_normed_linear_head_on_the_mean_of_all_tokens(small, pair):
     network = SASwinClassifier(3, **small).eval()
+    scrambled(network.symmetry)
+    norm, linear = network.head
+    norm.running_mean.uniform_(-1, 1)
     features = [network.swinViT(pair[:, half : half + 1])[BOTTLENECK] for half in (0, 1)]
     joined = by_hand(network.symmetry, *features)
     mean = joined.flatten(2).mean(-1)
-    torch.testing.assert_close(network(pair), mean @ network.head.weight.T + network.head.bias, atol=1e-4, rtol=1e-4)
+    normed = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(network(pair), normed @ linear.weight.T + linear.bias, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_of_one_is_trained_on_with_the_running_statistics(small, pair):
+    network = SASwinClassifier(3, symmetry="none", **small).train()
+    torch.testing.assert_close(network(pair[:1]), network.eval()(pair[:1]))
 
 
 @torch.no_grad()
@@ -132,6 +155,8 @@ def test_the_classifier_is_a_linear_head_on_the_mean_of_all_tokens(small, pair):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_counterpart_matters_except_where_it_is_switched_off(network, symmetry, small, pair):
     net = network(symmetry=symmetry, **small).eval()
+    if net.symmetry is not None:
+        scrambled(net.symmetry)
     if isinstance(net, SASwinPretrainer):  # the embedding of the image itself
         net.forward = lambda pair: pool(net.join(*(lambda h, m: (h[BOTTLENECK], m))(*net.encode(pair, True))))
     changed = torch.cat([pair[:1, :1], pair[:1, 1:] * 2], dim=1)
