@@ -18,11 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Write `last.pt` after every epoch and `model.pt` whenever the evaluator's key metric improves; resume from the former.
+    """Write `last.pt` after every epoch and `model.pt` whenever the key metric improves; resume from the former.
 
-    `last.pt` holds the network, the further objects, and the progress of trainer and evaluator; `model.pt` the network's
-    weights alone, flat, as `monai.bundle.load` reads them. Each is written under a temporary name first. If no validation ever
-    gave a finite key metric, `model.pt` holds the final weights, and a warning says so. Attach it behind the validation handler.
+    `last.pt` holds the network, the further objects, and the progress of trainer and evaluator; `model.pt` the
+    network's weights alone, flat, as `monai.bundle.load` reads them. Each is written under a temporary name first. If
+    no validation ever gave a finite key metric, `model.pt` holds the final weights, and a warning says so. Attach it
+    behind the validation handler.
 
     Args:
         save_dir: the bundle's `models` folder.
@@ -32,7 +33,8 @@ class Checkpoints:
         resume: go on from `last.pt`.
 
     Raises:
-        WeightsError: at the start, when there is nothing to resume from, it does not fit, or it has no epoch left to train.
+        WeightsError: at the start, when there is nothing to resume from, it does not fit, or it has no epoch left to
+            train.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Datalists: read, resolve, and check the cases of a cohort before any training starts.
 
-A datalist is the Decathlon JSON that MONAI reads: lists named `training`, `validation`, `testing` (or a `fold` on every entry) of
-`{"image": path or [path per channel], "label": class or mask path, "healthy": bool, "subject": id, ...}`.
+A datalist is the Decathlon JSON that MONAI reads: lists named `training`, `validation`, `testing` (or a `fold` on every
+entry) of `{"image": path or [path per channel], "label": class or mask path, "healthy": bool, "subject": id, ...}`.
 """
 
 import json
@@ -64,8 +64,8 @@ def load_datalist(
         Cases with absolute paths, ready for a MONAI dataset.
 
     Raises:
-        CohortError: an unreadable or empty datalist, missing or unreadable files, a wrong number of channels, image and mask on
-            different grids, a label that is missing or out of range.
+        CohortError: an unreadable or empty datalist, missing or unreadable files, a wrong number of channels, image and
+            mask on different grids, a label that is missing or out of range.
     """
     look_up_option(label, LABELS)
     entries = read_section(Path(datalist), section, fold)[: limit or None]
@@ -212,7 +212,8 @@ def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: st
 class TolerantDataset(IterableDataset):
     """MONAI's `IterableDataset` that passes over cases it cannot read or transform, each with an error in the log.
 
-    So one bad file does not lose the results of the others; `custom.handlers.CaseTable` names the missing ones at the end.
+    So one bad file does not lose the results of the others; `custom.handlers.CaseTable` names the missing ones at the
+    end.
 
     Args:
         data: cases.

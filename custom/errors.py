@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how a bundle run reports them: the sentence last, not buried in a chain of tracebacks."""
+"""Errors that a user can mend, and how a bundle run reports them: the sentence last, not buried in tracebacks."""
 
 import sys
 from types import TracebackType

@@ -19,9 +19,10 @@ def mosaic(cases: Sequence[Mapping[str, object]], path: str | Path, title: str =
     """One row per case: the image, its mirror image, the prediction outlined, the truth outlined; written as a PNG.
 
     Args:
-        cases: each with `image` and `mirrored` `(X, Y, Z)` arrays in RAS, `name`, and optionally `pred` and `label` masks. Axial
-            slices are shown as seen from above, the patient's left at the left: the slice with most of the label, else of the
-            prediction, else the middle one.
+        cases: each with `image` and `mirrored` `(X, Y, Z)` arrays in RAS, `name`, and optionally `pred` and `label`
+            masks. Axial
+            slices are shown as seen from above, the patient's left at the left: the slice with most of the label, else
+            of the prediction, else the middle one.
         path: of the PNG.
         title: above the picture.
     """

@@ -22,8 +22,8 @@ from custom.metrics import Row
 class CaseTable:
     """One row per case over an epoch: gathered over ranks, summarised into `engine.state.metrics`, written as files.
 
-    Attach it as the key metric of an evaluator, where the summary must hold the metric of that name, or as a handler. A case that
-    a distributed sampler repeats counts once. The rows are left in `engine.state.cases`.
+    Attach it as the key metric of an evaluator, where the summary must hold the metric of that name, or as a handler. A
+    case that a distributed sampler repeats counts once. The rows are left in `engine.state.cases`.
 
     Args:
         row: a case's entry of `engine.state.output` to named values (`custom.metrics`).
@@ -128,7 +128,8 @@ class LossParts:
     Attach it as the trainer's key metric, under the name `train_loss`.
 
     Args:
-        loss_function: a loss that keeps its latest values in `parts` (`custom.losses.PretextLoss`); any other is taken whole.
+        loss_function: a loss that keeps its latest values in `parts` (`custom.losses.PretextLoss`); any other is taken
+            whole.
     """
 
     def __init__(self, loss_function: nn.Module) -> None:
@@ -173,7 +174,7 @@ class StopEarly:
 
 
 class ClipGradients:
-    """Clip the norm of the gradients between the backward pass and the optimiser's step, with mixed precision or without.
+    """Clip the norm of the gradients between backward pass and optimiser step, with mixed precision or without.
 
     Args:
         network: whose gradients to clip.

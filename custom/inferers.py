@@ -21,8 +21,8 @@ from custom.views import PrepareViews
 class WindowedEmbedding(Inferer):
     """Embed a volume window by window: the mean embedding, and the mean asymmetry of the windows.
 
-    The score is taken per window: a lesion breaks the symmetry of the window that holds it, while the mean embeddings of a volume
-    and of its mirror image, over all windows, are the same by construction.
+    The score is taken per window: a lesion breaks the symmetry of the window that holds it, while the mean embeddings
+    of a volume and of its mirror image, over all windows, are the same by construction.
 
     Args:
         roi_size: window in voxels, X Y Z: the ROI of pretraining.
@@ -50,7 +50,7 @@ class WindowedEmbedding(Inferer):
 
 
 class PretextEvaluation:
-    """Iteration of the pretraining evaluator: the pretext losses on fixed views, and the zero-shot score on the whole volume.
+    """Iteration of the pretraining evaluator: pretext losses on fixed views, zero-shot score on the whole volume.
 
     `engine.state.output` then holds `image`, `pred` (of `WindowedEmbedding`), `label` (healthy, where known)
     and `losses` (those of the batch, repeated for each of its cases).

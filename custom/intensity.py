@@ -10,9 +10,9 @@ CT_WINDOW = (-20.0, 100.0)
 
 
 SMALLEST_CT_SPAN = 40.0
-"""Least difference, in HU, between the darkest and the brightest voxel of a brain on CT, stripped of its skull or not."""
+"""Least difference, in HU, between the darkest and the brightest voxel of a brain on CT, with skull or without."""
 BACKGROUND_QUANTILE = 0.02
-"""Share of a volume's voxels taken as its background level: low enough to be air, high enough to pass over undershoots."""
+"""Share of a volume's voxels at or below its background level: enough to pass over undershoots, still air."""
 
 
 def background_level(image: Tensor) -> float:
@@ -23,8 +23,9 @@ def background_level(image: Tensor) -> float:
 def standardize_mr(image: Tensor) -> Tensor:
     """Z-score each channel on its head, with bright outliers clipped.
 
-    The head is what lies above the mean of the volume, once that is clipped from its background level to its 99.5th percentile.
-    The background, whatever its value in the file (0, -3.6, slightly negative), becomes one constant below the head's.
+    The head is what lies above the mean of the volume, once that is clipped from its background level to its 99.5th
+    percentile. The background, whatever its value in the file (0, -3.6, slightly negative), becomes one constant below
+    the head's.
 
     Args:
         image: `(C, X, Y, Z)`.
@@ -58,7 +59,8 @@ def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Te
     span = (image.max() - image.min()).item()
     if span < SMALLEST_CT_SPAN:
         raise ValueError(
-            f"a CT in Hounsfield units spans at least {SMALLEST_CT_SPAN:g} HU, this one {span:g}; rescale it to HU, or use modality MR"
+            f"a CT in Hounsfield units spans at least {SMALLEST_CT_SPAN:g} HU, this one {span:g}; "
+            "rescale it to HU, or use modality MR"
         )
     return ((image - low) / (high - low)).clamp(0, 1)
 

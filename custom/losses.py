@@ -18,8 +18,8 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "no_symmetry": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.0},
     "reconstruction": {"inpainting": 1.0, "rotation": 0.0, "contrastive": 0.0, "symmetry": 0.0},
 }
-"""Pretext objectives by name, as weights of the tasks. `label_free` needs no `healthy` label: it pulls every image towards
-its mirrored counterpart and pushes none apart."""
+"""Pretext objectives by name, as weights of the tasks. `label_free` needs no `healthy` label: it pulls every image
+towards its mirrored counterpart and pushes none apart."""
 
 
 def symmetry_loss(embedding: Tensor, mirrored: Tensor, healthy: Tensor | None = None, margin: float = 0.0) -> Tensor:
@@ -72,7 +72,8 @@ class PretextLoss(nn.Module):
         ValueError: on an unknown objective or task, or a negative weight.
 
     References:
-        Ma et al., MICCAI 2024, section 2; NT-Xent: Chen et al., A Simple Framework for Contrastive Learning, ICML 2020, eq. 1.
+        Ma et al., MICCAI 2024, section 2; NT-Xent: Chen et al., A Simple Framework for Contrastive Learning, ICML 2020,
+        eq. 1.
     """
 
     def __init__(

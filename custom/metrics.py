@@ -1,6 +1,7 @@
 """What is measured on each case, and what is said of all of them: rows and summaries for `custom.handlers.CaseTable`.
 
-A row function takes a case's entry of `engine.state.output` and returns named numbers; a summary function takes all rows.
+A row function takes a case's entry of `engine.state.output` and returns named numbers; a summary function takes all
+rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 
 
 def classification_row(output: Mapping[str, Any]) -> Row:
-    """Probability of each class, the predicted class, and the true one where it is known; `pred` holds probabilities."""
+    """Probability of each class (`pred`), the predicted class, and the true one where it is known."""
     probabilities = output["pred"].flatten().tolist()
     row: Row = {f"probability_{index}": value for index, value in enumerate(probabilities)}
     row["prediction"] = int(np.argmax(probabilities))
@@ -52,7 +53,7 @@ def classification_summary(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def segmentation_row(output: Mapping[str, Any]) -> Row:
-    """Dice, HD95 (mm) and volumes (ml) of each foreground class; `pred` holds probabilities or a mask, `label` the mask.
+    """Dice, HD95 (mm) and volumes (ml) of each foreground class; `pred` holds probabilities or a mask.
 
     Dice of two empty masks is 1; HD95 is NaN where either mask is empty.
     """

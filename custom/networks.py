@@ -1,11 +1,12 @@
 """One network per bundle, on one symmetry-aware Swin encoder.
 
 Every network takes a symmetric pair `(B, 2C, X, Y, Z)`: C channels of the image, then C of its mirrored counterpart.
-The constructors' defaults are the paper's sizes. Parameter names under `swinViT` and in the decoder are those of MONAI's
-`SwinUNETR`, so its published weights load; `symmetry` is the cross-attention, under the same name in all three.
+The constructors' defaults are the paper's sizes. Parameter names under `swinViT` and in the decoder are those of
+MONAI's `SwinUNETR`, so its published weights load; `symmetry` is the cross-attention, under the same name in all three.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from monai.networks.layers import Conv
@@ -18,8 +19,8 @@ from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import split_pair
 
 SYMMETRY_VARIANTS = ("saca", "channel", "none")
-"""How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels, or
-not at all. All three take the same symmetric pair."""
+"""How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels,
+or not at all. All three take the same symmetric pair."""
 
 BOTTLENECK = 4  # index of the coarsest features, (B, 16 x feature_size, X/32, Y/32, Z/32)
 
@@ -61,7 +62,8 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         - `inpainting`: `(B, C, X, Y, Z)`, the image restored
         - `rotation`: `(B, 4)` logits of 0-3 quarter turns
         - `contrastive`: `(B, embedding_size)`
-        - `embedding`, `mirrored`: `(B, embedding_size)` of the image and of its counterpart *before* the cross-attention
+        - `embedding`, `mirrored`: `(B, embedding_size)` of the image and of its counterpart *before* the
+        cross-attention
           (the symmetry-aware head, SAH)
     In eval mode it returns one tensor `(B, 2 x embedding_size)`: `embedding`, then `mirrored`.
 
@@ -79,8 +81,8 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         ValueError: when `symmetry` is unknown, or X, Y, Z are not multiples of 32, or none is 64 or more.
 
     References:
-        Ma et al., MICCAI 2024, section 2; heads after Tang et al., Self-Supervised Pre-Training of Swin Transformers, CVPR
-        2022.
+        Ma et al., MICCAI 2024, section 2; heads after Tang et al., Self-Supervised Pre-Training of Swin Transformers,
+        CVPR 2022.
     """
 
     def __init__(
@@ -133,8 +135,9 @@ class SASwinPretrainer(SymmetryAwareEncoding):
 class PooledHead(nn.Sequential):
     """Pooled features `(B, width)` to `(B, out_features)`: batch norm, then a linear layer.
 
-    Pooled features of different brains are nearly parallel. Without the normalisation every cosine starts at 1, where its
-    gradient vanishes, and a linear classifier sees mostly what all brains share; with it they learn many times faster.
+    Pooled features of different brains are nearly parallel. Without the normalisation every cosine starts at 1, where
+    its gradient vanishes, and a linear classifier sees mostly what all brains share; with it they learn many times
+    faster.
     """
 
     def __init__(self, width: int, out_features: int) -> None:
@@ -168,7 +171,7 @@ class InpaintingDecoder(nn.Sequential):
                 nn.LeakyReLU(),
                 nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
             )
-            for wide, narrow in zip(widths, widths[1:], strict=False)
+            for wide, narrow in pairwise(widths)
         ]
         super().__init__(*stages, conv(widths[-1], out_channels, kernel_size=1))
 
@@ -288,5 +291,6 @@ def _check_size(pair: Tensor, multiple: int) -> None:
         any(side % multiple for side in size) or max(size) < 2 * multiple
     ):  # a single token has no spread to normalise by
         raise ValueError(
-            f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more, got {size}; pad the volume or ROI"
+            f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more, got {size}; "
+            "pad the volume or ROI"
         )

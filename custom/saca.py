@@ -15,9 +15,10 @@ class SymmetryAwareCrossAttention(nn.Module):
 
         SACA(f, f~) = softmax(Q K~^T / sqrt(D)) V~,    Q = f Wq,  K~ = f~ Wk,  V~ = f~ Wv
 
-    The last layer of each of the three branches starts at zero. Since the encoder's features are layer-normalised already, the
-    block starts as the identity, and what the cross-attention adds is learned: a network with a fresh SACA is no worse than
-    one without. There is no position encoding. The attention is not masked: every token sees all tokens of the counterpart.
+    The last layer of each of the three branches starts at zero. Since the encoder's features are layer-normalised
+    already, the block starts as the identity, and what the cross-attention adds is learned: a network with a fresh SACA
+    is no worse than one without. There is no position encoding. The attention is not masked: every token sees all
+    tokens of the counterpart.
 
     Args:
         hidden_size: channels C of the features; 16 times the encoder's feature size.
@@ -30,14 +31,15 @@ class SymmetryAwareCrossAttention(nn.Module):
         - output: `(B, C, X, Y, Z)`
 
     References:
-        Ma et al., Symmetry Awareness Encoded Deep Learning Framework for Brain Imaging Analysis, MICCAI 2024, section 2.
+        Ma et al., Symmetry Awareness Encoded Deep Learning Framework for Brain Imaging Analysis, MICCAI 2024, section
+        2.
     """
 
     def __init__(
         self, hidden_size: int, num_heads: int = 12, mlp_ratio: float = 4.0, dropout_rate: float = 0.1
     ) -> None:
         super().__init__()
-        # Not MONAI's flash attention: its dropout stays on in eval mode, and the bottleneck has a few hundred tokens only.
+        # Not MONAI's flash attention: its dropout stays on in eval mode, and the bottleneck has few tokens.
         self.attention = SABlock(hidden_size, num_heads, dropout_rate, qkv_bias=True)
         self.cross_attention = CrossAttentionBlock(hidden_size, num_heads, dropout_rate, qkv_bias=True)
         self.mlp = MLPBlock(hidden_size, int(mlp_ratio * hidden_size), dropout_rate)

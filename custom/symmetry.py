@@ -1,8 +1,8 @@
 """The left-right axis, named once, and the symmetric pair.
 
-Volumes are `(..., X, Y, Z)` in RAS orientation, so the lateral axis is the first of the three spatial ones. The midsagittal
-plane is the central plane of that axis: voxel `i` of `n` mirrors to voxel `n - 1 - i`, whatever the parity of `n`.
-A symmetric pair is one tensor with `2C` channels: `C` of the volume, then `C` of its mirror image.
+Volumes are `(..., X, Y, Z)` in RAS orientation, so the lateral axis is the first of the three spatial ones. The
+midsagittal plane is the central plane of that axis: voxel `i` of `n` mirrors to voxel `n - 1 - i`, whatever the parity
+of `n`. A symmetric pair is one tensor with `2C` channels: `C` of the volume, then `C` of its mirror image.
 """
 
 import torch
@@ -31,7 +31,7 @@ def symmetric_pair(image: Tensor) -> Tensor:
 
 
 def split_pair(pair: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a symmetric pair `(..., 2C, X, Y, Z)` into the image and its mirrored counterpart, `(..., C, X, Y, Z)` each.
+    """Split a pair `(..., 2C, X, Y, Z)` into the image and its mirrored counterpart, `(..., C, X, Y, Z)` each.
 
     Raises:
         ValueError: when the number of channels is odd, so that it cannot be a symmetric pair.

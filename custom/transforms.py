@@ -63,16 +63,17 @@ def naming(volume: MetaTensor) -> Iterator[None]:
 class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     """Resample a volume so that its midsagittal plane is the central plane of axis 0, with one interpolation.
 
-    The aligned grid lies in the file's own world space: its affine is oblique, world coordinates stay what they were, and
-    the inverse is resampling to the grid of the file. The plane is found on the first key's first channel; all keys share
-    the grid. Outside the field of view an image takes its background level, a label 0.
+    The aligned grid lies in the file's own world space: its affine is oblique, world coordinates stay what they were,
+    and the inverse is resampling to the grid of the file. The plane is found on the first key's first channel; all keys
+    share the grid. Outside the field of view an image takes its background level, a label 0.
 
     Args:
         keys: the image first, then e.g. its label.
         spacing: of the aligned grid, mm.
         spatial_size: of the aligned grid, voxels.
         align: estimate the plane; False takes the central plane of the array (a volume prepared by `custom.prepare`).
-        untrusted: what to do when the plane cannot be trusted: `fail`, or `warn` and fall back on the array's central plane.
+        untrusted: what to do when the plane cannot be trusted: `fail`, or `warn` and fall back on the array's central
+            plane.
         mode: interpolation per key.
         lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border.
 
@@ -142,7 +143,7 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
 
 
 def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
-    """Grid in RAS order along the array's own axes, its centre at the array's centre: the plane is where the array has it.
+    """Grid in RAS order along the array's own axes about the array's centre: the plane is where the array has it.
 
     Returns:
         Voxel-to-world affine, `(4, 4)` float64, mm.

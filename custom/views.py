@@ -1,4 +1,4 @@
-"""The two augmented views of a symmetric pair that pretraining compares: quarter turns and holes, for a whole batch at once.
+"""The two augmented views of a symmetric pair that pretraining compares: quarter turns and holes, a batch at once.
 
 Shapes: B pairs `(B, 2C, X, Y, Z)`, K holes. Views are stacked along the batch, view one first: `(2B, 2C, X, Y, Z)`.
 """
@@ -54,8 +54,8 @@ def random_cuboids(
         count: cuboids tried per image, K.
 
     Returns:
-        `(B, K, X + Y + Z)`: for each cuboid, which planes along X, along Y and along Z it spans; cuboids beyond the share
-        are all zero.
+        `(B, K, X + Y + Z)`: for each cuboid, which planes along X, along Y and along Z it spans; cuboids beyond the
+        share are all zero.
     """
     device = generator.device
     profiles, volume = [], torch.ones(batch, count, device=device)
@@ -111,7 +111,8 @@ class PrepareViews(PrepareBatch):
         hole_max_side: longest side of a hole, as a share of the ROI's side.
         rotate: whether to turn the views.
         needs_healthy: fail if the batch has no `healthy` label.
-        roi_size: voxels, X Y Z: take a random ROI of each batch first, where its volumes are larger; None takes them whole.
+        roi_size: voxels, X Y Z: take a random ROI of each batch first, where its volumes are larger; None takes them
+            whole.
         seed: of the views.
         repeat: draw the same views for every batch, so that validation losses can be compared over epochs.
 

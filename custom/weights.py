@@ -137,7 +137,8 @@ def transfer(
         network: one of `custom.networks`, wrapped for distributed training or not.
         tensors: from `load_checkpoint`.
         parts: prefixes of the network's tensors that are wanted; the heads stay as they are.
-        minimum: smallest share of the wanted tensors that must match; at 1 none of these parts may be left over either, so
+        minimum: smallest share of the wanted tensors that must match; at 1 none of these parts may be left over either,
+            so
             that a network is not run without, say, the cross-attention it was trained with.
 
     Raises:
@@ -176,7 +177,8 @@ class PretrainedLoader:
     Args:
         path: checkpoint of `load_checkpoint`.
         network: what receives the weights.
-        parts, minimum: as in `transfer`; with `parts=("",)` and `minimum=1.0` the checkpoint must fit the whole network.
+        parts, minimum: as in `transfer`; with `parts=("",)` and `minimum=1.0` the checkpoint must fit the whole
+            network.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""The whole line on the built-in cohort: pretrain, fine-tune both tasks, evaluate on held-out subjects, infer, one table.
+"""The whole line on the built-in cohort: pretrain, fine-tune both tasks, evaluate held-out subjects, infer, one table.
 
-`python examples/demo.py --output demo` (what `make demo` runs). A step whose result is there already is not done again.
-Everything here is synthetic and small: the figures show that the parts work together, not how well they would do on patients.
+`python examples/demo.py --output demo` (what `make demo` runs). A step whose result is there is not done
+again. Everything here is synthetic and small: the figures show that the parts work together, not how well they would do
+on patients.
 """
 
 import json
@@ -146,7 +147,7 @@ def table(out: Path, seed: int) -> str:
         ("segment", "mean absolute volume error (ml)", "absolute_volume_error_ml", ""),
     ]
     lines = [
-        f"\nHeld-out subjects of the synthetic cohort, seed {seed}; a small network, minutes of training. Not for clinical use.",
+        f"\nHeld-out synthetic subjects, seed {seed}; a small network, minutes of training. Not for clinical use.",
         f"{'bundle':<10}{'figure':<42}{'value':>8}{'chance':>8}{'n':>5}",
     ]
     for task, title, name, chance in rows:
