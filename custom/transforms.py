@@ -29,13 +29,17 @@ from monai.transforms import (
 from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
-from custom.alignment import aligned_affine, distrust, estimate_plane
+from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane
 from custom.errors import UserError
 from custom.intensity import CT_WINDOW, background_level, standardize_mr, window_ct
 from custom.symmetry import symmetric_pair
 
 SPATIAL_SIZE = (192, 224, 192)
 """Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
+
+
+ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
+"""A volume whose plane is this near to the central plane of its array is taken as aligned already."""
 
 
 class VolumeError(UserError):
@@ -65,7 +69,8 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
 
     The aligned grid lies in the file's own world space: its affine is oblique, world coordinates stay what they were,
     and the inverse is resampling to the grid of the file. The plane is found on the first key's first channel; all keys
-    share the grid. Outside the field of view an image takes its background level, a label 0.
+    share the grid. A volume that lies straight on such a grid already is left as it is. Outside the field of view an
+    image takes its background level, a label 0.
 
     Args:
         keys: the image first, then e.g. its label.
@@ -118,6 +123,8 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         with naming(image):
             plane = estimate_plane(image[0].as_tensor(), image.affine)
         reason = distrust(plane)
+        if reason is None and self.is_aligned(image, plane):
+            return image.affine, plane_figures(plane)
         if reason is None:
             return aligned_affine(plane, self.spacing, self.spatial_size), plane_figures(plane)
         message = f"{file_of(image)}: {reason}"
@@ -125,6 +132,17 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
             raise UntrustedPlaneError(message)
         warnings.warn(f"{message}; it is kept as it lies in the file", stacklevel=2)
         return central_affine(image, self.spacing, self.spatial_size), {}
+
+    def is_aligned(self, image: MetaTensor, plane: MidsagittalPlane) -> bool:
+        """Whether a volume lies straight on a grid of this spacing and size, so that no interpolation is needed."""
+        own = central_affine(image, self.spacing, self.spatial_size)
+        if tuple(image.shape[1:]) != self.spatial_size or not torch.allclose(own, image.affine.to(own), atol=1e-3):
+            return False
+        lateral = own[:3, 0] / own[:3, 0].norm()
+        center = own[:3] @ torch.tensor([*((size - 1) / 2 for size in self.spatial_size), 1.0], dtype=own.dtype)
+        normal = torch.tensor(plane.normal, dtype=own.dtype)
+        angle = torch.rad2deg(torch.acos((lateral @ normal).clamp(-1, 1)))
+        return bool(angle < ALIGNED_DEGREES and (normal @ center - plane.offset).abs() < ALIGNED_MM)
 
     def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
         if lazy:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Invertd
+from monai.transforms import Invertd, LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_template
 
@@ -194,6 +194,18 @@ def test_after_alignment_the_midsagittal_plane_is_the_central_plane_and_predicti
     assert set(data["image"].meta["midsagittal"]) >= {"similarity", "overlap", "margin", "angle_error", "offset_error"}
     assert np.argwhere(data["label"][0].numpy())[:, 0].max() < 48  # left stays left
     assert_lands_on_its_own_voxels(contract, tilted_brain["image"], tilted_brain["label"])
+
+
+def test_a_volume_aligned_already_is_left_as_it_is(tilted_brain):
+    align = MidsagittalAlignd("image", 2, (97, 112, 96))
+    raw = LoadImage(ensure_channel_first=True)(tilted_brain["image"])
+    once = align({"image": raw})["image"]
+    assert not torch.equal(once.affine, raw.affine)
+    twice = align({"image": once})["image"]
+    assert torch.equal(twice, once)
+    assert torch.equal(twice.affine, once.affine)
+    shifted = MetaTensor(once.as_tensor().roll(2, dims=1), affine=once.affine)  # 4 mm off its middle
+    assert not torch.allclose(align({"image": shifted})["image"].affine, once.affine, atol=1)
 
 
 def test_outside_the_field_of_view_is_background_and_labels_are_zero(tmp_path):
