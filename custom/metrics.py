@@ -90,7 +90,7 @@ def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:
     names = [name for name in rows[0] if name.startswith(("dice", "hd95_mm"))]
     summary: dict[str, float] = {"n": len(rows), **{name: _mean([row[name] for row in rows]) for name in names}}
     for name in (name for name in names if name.startswith("hd95_mm")):
-        summary[f"n_{name}"] = sum(np.isfinite(row[name]) for row in rows)  # a missed lesion has no distance
+        summary[f"n_{name}"] = int(sum(np.isfinite(row[name]) for row in rows))  # a missed lesion has no distance
     for name in (name for name in rows[0] if name.startswith("volume_error_ml")):
         summary[name.replace("volume_error", "absolute_volume_error")] = _mean([abs(row[name]) for row in rows])
     summary["dice"] = _mean([summary[name] for name in names if name.startswith("dice")])

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -142,6 +143,7 @@ def test_segmentations_are_summarised_as_counted_by_hand():
     assert summary["n"] == 2
     assert summary["dice"] == 0.75
     assert summary["hd95_mm"] == 4
+    assert json.loads(json.dumps(summary))["n_hd95_mm"] == 1  # of a missed lesion there is no distance
     assert summary["absolute_volume_error_ml"] == 3
 
 
