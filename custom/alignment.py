@@ -228,9 +228,15 @@ def aligned_affine(plane: MidsagittalPlane, spacing: float | Sequence[float], sp
     Returns:
         4x4, float64.
     """
-    step = torch.as_tensor(spacing, dtype=torch.float64).expand(3)
-    size = torch.as_tensor(spatial_size, dtype=torch.float64)
+    axes = frame(torch.tensor(plane.normal, dtype=torch.float64))
+    return grid_affine(axes, torch.tensor(plane.center, dtype=torch.float64), spacing, spatial_size)
+
+
+def grid_affine(
+    directions: Tensor, center: Tensor, spacing: float | Sequence[float], spatial_size: Sequence[int]
+) -> Tensor:
+    """Voxel-to-world affine `(4, 4)`, float64, of a grid with these axes (columns), centre and spacing (mm), size."""
     affine = torch.eye(4, dtype=torch.float64)
-    affine[:3, :3] = frame(torch.tensor(plane.normal, dtype=torch.float64)) * step
-    affine[:3, 3] = torch.tensor(plane.center, dtype=torch.float64) - affine[:3, :3] @ ((size - 1) / 2)
+    affine[:3, :3] = directions * torch.as_tensor(spacing, dtype=torch.float64)
+    affine[:3, 3] = center - affine[:3, :3] @ ((torch.as_tensor(spatial_size, dtype=torch.float64) - 1) / 2)
     return affine

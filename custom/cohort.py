@@ -78,15 +78,20 @@ def load_datalist(
     return with_shared_keys(cases)
 
 
-def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
-    """The entries of one section as they stand in the file."""
-    look_up_option(section, SECTIONS)
+def read_json(path: Path) -> Any:
+    """The content of a datalist file, whatever it is."""
     try:
-        lists = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise CohortError(f"no datalist at {path}; make one, or give its place with --datalist") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CohortError(f"{path} is not JSON: {error}") from error
+
+
+def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
+    """The entries of one section as they stand in the file."""
+    look_up_option(section, SECTIONS)
+    lists = read_json(path)
     if not isinstance(lists, dict) or not all(_is_list_of_cases(lists.get(name, [])) for name in SECTIONS):
         raise CohortError(f"{path} must hold lists of cases {{...}} named {', '.join(SECTIONS)}")
     entries = lists.get(section, [])

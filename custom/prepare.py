@@ -31,6 +31,7 @@ from custom.aligned_case import (
     record_path,
     write_text,
 )
+from custom.cohort import read_json
 from custom.contact_sheet import Tile, contact_sheets
 
 COLUMNS = (
@@ -45,12 +46,7 @@ def read_cases(datalist: Path, dataset_dir: Path) -> tuple[dict[str, Any], list[
     Raises:
         ValueError: when the file is missing or is no datalist.
     """
-    try:
-        content = json.loads(datalist.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"no datalist at {datalist}; give its place with --datalist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{datalist} is not JSON: {error}") from error
+    content = read_json(datalist)
     cases = [case_of(entry, dataset_dir) for entries in _sections(content).values() for entry in entries]
     if not cases:
         raise ValueError(

@@ -29,7 +29,7 @@ from monai.transforms import (
 from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
-from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane
+from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine
 from custom.errors import UserError
 from custom.intensity import CT_WINDOW, background_level, standardize_mr, window_ct
 from custom.symmetry import symmetric_pair
@@ -172,14 +172,6 @@ def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Se
     directions = directions[:, order] * signs
     center = affine[:3, :3] @ ((torch.tensor(image.shape[1:], dtype=torch.float64) - 1) / 2) + affine[:3, 3]
     return grid_affine(directions, center, spacing, spatial_size)
-
-
-def grid_affine(directions: Tensor, center: Tensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
-    """Voxel-to-world affine `(4, 4)` of a grid with the given axes (columns), centre (mm), spacing (mm) and size."""
-    affine = torch.eye(4, dtype=torch.float64)
-    affine[:3, :3] = directions * torch.tensor(spacing, dtype=torch.float64)
-    affine[:3, 3] = center - affine[:3, :3] @ ((torch.tensor(spatial_size, dtype=torch.float64) - 1) / 2)
-    return affine
 
 
 def _closest_ras(directions: Tensor) -> tuple[Tensor, Tensor]:
