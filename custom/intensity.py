@@ -11,6 +11,8 @@ CT_WINDOW = (-20.0, 100.0)
 
 SMALLEST_CT_SPAN = 40.0
 """Least difference, in HU, between the darkest and the brightest voxel of a brain on CT, with skull or without."""
+Z_RANGE = (-5.0, 5.0)
+"""Standard deviations from the head's mean that an MR image is clipped to; a bright lesion keeps its contrast."""
 BACKGROUND_QUANTILE = 0.02
 """Share of a volume's voxels at or below its background level: enough to pass over undershoots, still air."""
 
@@ -21,11 +23,12 @@ def background_level(image: Tensor) -> float:
 
 
 def standardize_mr(image: Tensor) -> Tensor:
-    """Z-score each channel on its head, with bright outliers clipped.
+    """Z-score each channel on its head, clipped to `Z_RANGE`.
 
     The head is what lies above the mean of the volume, once that is clipped from its background level to its 99.5th
-    percentile. The background, whatever its value in the file (0, -3.6, slightly negative), becomes one constant below
-    the head's.
+    percentile, so that a few bright voxels do not set the scale; only the scale, for a small bright lesion is among
+    them. The background, whatever its value in the file (0, -3.6, slightly negative), becomes one constant below the
+    head's.
 
     Args:
         image: `(C, X, Y, Z)`.
@@ -44,7 +47,7 @@ def _standardize_channel(channel: Tensor, index: int) -> Tensor:
         raise ValueError(
             f"channel {index} of the image is constant ({channel.flatten()[0].item():g}); nothing to see in it"
         )
-    return (clipped - head.mean()) / head.std()
+    return ((channel.clamp_min(low) - head.mean()) / head.std()).clamp(*Z_RANGE)
 
 
 def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Tensor:

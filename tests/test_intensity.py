@@ -18,7 +18,7 @@ def test_mr_is_the_z_score_of_the_head(head):
     low, high = torch.quantile(head.flatten(), torch.tensor([0.02, 0.995])).tolist()
     clipped = head.clamp(low, high)
     inside = clipped[clipped > clipped.mean()]
-    torch.testing.assert_close(out, (clipped - inside.mean()) / inside.std())
+    torch.testing.assert_close(out, (head.clamp_min(low) - inside.mean()) / inside.std())
     assert out[:, 5:15].mean().abs() < 0.6
     assert out[:, :5].unique().numel() == 1
     assert out[:, 0, 0, 0] < out[:, 5:15].min()
@@ -47,6 +47,18 @@ def test_a_bright_spot_does_not_dim_the_rest(head):
     spotted = head.clone()
     spotted[0, 10, 10, 10] = 1e6
     torch.testing.assert_close(standardize_mr(spotted)[:, :10], standardize_mr(head)[:, :10], atol=0.02, rtol=0.02)
+
+
+def test_a_small_bright_lesion_keeps_its_contrast(head):
+    lesion = head.clone()
+    lesion[0, 8:10, 4:6, 4:6] = 250  # 8 of 8,000 voxels, at twice the brightest of the head
+    mean, std = 100, 100 / 12**0.5  # of a uniform distribution from 50 to 150
+    assert standardize_mr(lesion)[0, 8, 4, 4] == pytest.approx((250 - mean) / std, rel=0.1)
+
+
+def test_what_is_far_too_bright_is_clipped(head):
+    head[0, 10, 10, 10] = 1e6
+    assert standardize_mr(head).max() == 5
 
 
 def test_a_symmetric_volume_stays_symmetric(head):
