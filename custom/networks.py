@@ -22,6 +22,9 @@ SYMMETRY_VARIANTS = ("saca", "channel", "none")
 """How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels,
 or not at all. All three take the same symmetric pair."""
 
+READOUTS = ("asymmetry", "paper")
+"""What the classifier's head reads of a pair: the joined features and the asymmetry, or the joined features alone."""
+
 BOTTLENECK = 4  # index of the coarsest features, (B, 16 x feature_size, X/32, Y/32, Z/32)
 
 
@@ -179,8 +182,13 @@ class InpaintingDecoder(nn.Sequential):
 class SASwinClassifier(SymmetryAwareEncoding):
     """Encoder, cross-attention, and a linear head on the pooled, normalised features.
 
+    The paper's head reads the joined features, pooled over the whole brain, in which a small lesion is diluted. By
+    default this one also reads the asymmetry: how far the features of each place differ from those of its mirrored
+    counterpart, before they are pooled. The variants without SACA have no counterpart and read their features alone.
+
     Args:
         num_classes: width of the output.
+        readout: one of `READOUTS`.
         in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint: as in `SASwinPretrainer`.
 
     Shape:
@@ -196,17 +204,22 @@ class SASwinClassifier(SymmetryAwareEncoding):
         depths: Sequence[int] = (2, 2, 2, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
         symmetry: str = "saca",
+        readout: str = "asymmetry",
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        width = 16 * feature_size
         self.variant = _known_variant(symmetry)
+        self.reads_asymmetry = look_up_option(readout, READOUTS) == "asymmetry" and symmetry == "saca"
         self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
-        self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
-        self.head = PooledHead(16 * feature_size, num_classes)
+        self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
+        self.head = PooledHead(2 * width if self.reads_asymmetry else width, num_classes)
 
     def forward(self, pair: Tensor) -> Tensor:
         hidden, mirrored = self.encode(pair)
-        return self.head(pool(self.join(hidden[BOTTLENECK], mirrored)))
+        features = hidden[BOTTLENECK]
+        pooled = pool(self.join(features, mirrored))
+        return self.head(torch.cat([pooled, asymmetry(features, mirrored)], 1) if self.reads_asymmetry else pooled)
 
 
 class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
@@ -258,6 +271,14 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
 def pool(features: Tensor) -> Tensor:
     """Mean over space, `(B, C, X, Y, Z)` to `(B, C)`: no single token stands for the whole."""
     return features.mean(dim=(2, 3, 4))
+
+
+def asymmetry(features: Tensor, mirrored: Tensor) -> Tensor:
+    """Mean over space of how far each place differs from its mirrored counterpart, two `(B, C, X, Y, Z)` to `(B, C)`.
+
+    Differences come before the mean: the means of a volume's features and of its mirror image's are nearly the same.
+    """
+    return pool((features - mirrored).abs())
 
 
 def _swin(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
-from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, pool
+from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, asymmetry, pool
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import mirror, symmetric_pair
 
@@ -133,16 +133,37 @@ def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small
 
 
 @torch.no_grad()
-def test_the_classifier_is_a_normed_linear_head_on_the_mean_of_all_tokens(small, pair):
-    network = SASwinClassifier(3, **small).eval()
+@pytest.mark.parametrize("readout", ["paper", "asymmetry"])
+def test_the_classifier_is_a_normed_linear_head_on_the_means_of_all_tokens(small, pair, readout):
+    network = SASwinClassifier(3, readout=readout, **small).eval()
     scrambled(network.symmetry)
     norm, linear = network.head
     norm.running_mean.uniform_(-1, 1)
-    features = [network.swinViT(pair[:, half : half + 1])[BOTTLENECK] for half in (0, 1)]
-    joined = by_hand(network.symmetry, *features)
-    mean = joined.flatten(2).mean(-1)
+    image, mirrored = (network.swinViT(pair[:, half : half + 1])[BOTTLENECK] for half in (0, 1))
+    mean = by_hand(network.symmetry, image, mirrored).flatten(2).mean(-1)
+    if readout == "asymmetry":
+        differences = [(image[..., x, 0, 0] - mirrored[..., x, 0, 0]).abs() for x in (0, 1)]
+        mean = torch.cat([mean, sum(differences) / 2], dim=1)
     normed = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(network(pair), normed @ linear.weight.T + linear.bias, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_symmetric_brain_has_no_asymmetry_and_swapping_the_halves_does_not_change_it():
+    features, mirrored = torch.randn(2, 2, 4, 3, 2, 2).unbind()
+    assert not asymmetry(features, features).any()
+    assert torch.equal(asymmetry(features, mirrored), asymmetry(mirrored, features))
+    moved = mirrored.roll(1, dims=2)  # the same features at other places: pooling first would not see it
+    torch.testing.assert_close(pool(moved), pool(mirrored))
+    assert not torch.allclose(asymmetry(mirrored, moved), torch.zeros(2, 4))
+
+
+def test_an_unknown_readout_is_refused_and_no_readout_brings_symmetry_into_the_ablations(small):
+    with pytest.raises(ValueError, match="Unsupported option 'both'"):
+        SASwinClassifier(readout="both", **small)
+    shapes = {readout: SASwinClassifier(2, symmetry="none", readout=readout, **small).head[1].weight.shape
+              for readout in ("paper", "asymmetry")}  # fmt: skip
+    assert shapes == {"paper": (2, 192), "asymmetry": (2, 192)}
 
 
 def test_a_batch_of_one_is_trained_on_with_the_running_statistics(small, pair):
