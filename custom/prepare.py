@@ -1,6 +1,6 @@
-"""Align a whole cohort once: aligned NIfTI images and labels, a new datalist, a table of planes and a contact sheet.
+"""Align a whole cohort once: aligned NIfTI images and labels, new datalists, a table of planes and a contact sheet.
 
-`python -m custom.prepare --datalist cohort/datalist.json --dataset_dir cohort --output aligned --workers 4`
+`python -m custom.prepare --dataset_dir cohort --output aligned --workers 4`
 
 Each case leaves `<image>.json` beside its aligned image: the plane, its quality and the grids before and after, hence
 the transform and its inverse. That file is written last, so that an interrupted run goes on where it stopped.
@@ -18,6 +18,7 @@ from typing import Any
 
 import fire
 import torch
+from monai.utils import ensure_tuple_rep
 from tqdm import tqdm
 
 from custom.aligned_case import (
@@ -26,6 +27,7 @@ from custom.aligned_case import (
     Grid,
     align_case,
     aligned_path,
+    aligned_paths,
     case_of,
     label_path,
     record_path,
@@ -33,6 +35,7 @@ from custom.aligned_case import (
 )
 from custom.cohort import read_json
 from custom.contact_sheet import Tile, contact_sheets
+from custom.transforms import SPATIAL_SIZE
 
 COLUMNS = (
     "image", "status", "yaw_deg", "roll_deg", "offset_mm",
@@ -40,25 +43,49 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def read_cases(datalist: Path, dataset_dir: Path) -> tuple[dict[str, Any], list[Case]]:
-    """Read a datalist; returns its content and its distinct cases.
+def find_datalists(datalist: str | Sequence[str] | None, dataset_dir: str | None) -> list[Path]:
+    """The datalist files that are meant: one, several separated by commas, or a folder's.
+
+    Args:
+        datalist: as the command line has it; None means the folder `datalists` of `dataset_dir`.
+        dataset_dir: folder of the cohort, or None.
 
     Raises:
-        ValueError: when the file is missing or is no datalist.
+        ValueError: when there is none, or two have the same name.
     """
-    content = read_json(datalist)
-    cases = [case_of(entry, dataset_dir) for entries in _sections(content).values() for entry in entries]
-    if not cases:
+    if datalist is None and dataset_dir is None:
+        raise ValueError("nothing to align; give --dataset_dir, a folder with datalists/*.json, or --datalist")
+    named = str(Path(dataset_dir) / "datalists") if datalist is None else datalist
+    files = []
+    for path in map(Path, named.split(",") if isinstance(named, str) else named):
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"no datalist (*.json) in {named}")
+    names = [file.name for file in files]
+    if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(
-            f"{datalist} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
+            f"two datalists are named {repeated[0]}; each is written out under its own name, so rename one"
         )
-    cases = list(dict.fromkeys(cases))
-    first = [case.images[0] for case in cases]
-    if repeated := sorted({image for image in first if first.count(image) > 1}):
+    return files
+
+
+def cohort_folder(datalist: Path) -> Path:
+    """What a datalist's paths are relative to unless the user says it: its folder, or the folder of its `datalists`."""
+    return datalist.parent.parent if datalist.absolute().parent.name == "datalists" else datalist.parent
+
+
+def read_datalist(path: Path) -> dict[str, Any]:
+    """A datalist's content.
+
+    Raises:
+        ValueError: when the file is missing or names no cases.
+    """
+    content = read_json(path)
+    if not _sections(content):
         raise ValueError(
-            f"{datalist} lists {repeated[0]} with different labels or channels; align one kind of datalist at a time"
+            f"{path} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
         )
-    return content, cases
+    return content
 
 
 def _sections(content: Any) -> dict[str, list[dict[str, Any]]]:
@@ -67,6 +94,31 @@ def _sections(content: Any) -> dict[str, list[dict[str, Any]]]:
         return {}
     lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
     return {n: e for n, e in lists.items() if e and all(isinstance(case, dict) and "image" in case for case in e)}
+
+
+def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dict[str, Case]:
+    """The cases of all datalists by their first image: each with every channel and the mask that any list gives it.
+
+    Raises:
+        ValueError: when an image has two masks, or a file would be written twice.
+    """
+    cases: dict[str, Case] = {}
+    for entry in [entry for content in contents for entries in _sections(content).values() for entry in entries]:
+        new = case_of(entry, dataset_dir)
+        old = cases.get(new.images[0], new)
+        if old.label and new.label and old.label != new.label:
+            raise ValueError(f"{new.images[0]} has two masks, {old.label} and {new.label}; prepare one list at a time")
+        images = tuple(dict.fromkeys(old.images + new.images))
+        cases[images[0]] = Case(new.root, images, old.label or new.label)
+    written: dict[str, str] = {}
+    for first, case in cases.items():
+        for path in aligned_paths(case):
+            if written.setdefault(path, first) != first:
+                raise ValueError(
+                    f"{path} would be written with {written[path]} and again with {first}, on different grids; "
+                    "name channels in one order, or prepare one list at a time"
+                )
+    return cases
 
 
 def attempt(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
@@ -92,16 +144,16 @@ def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], worke
 
 def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
     """The datalist with aligned paths, relative to the output folder, without the cases that were left out."""
+    usable = {case.images[0]: case for case, record in records.items() if record["status"] in ("aligned", "kept")}
     lists = {}
     for name, entries in _sections(content).items():
         lists[name] = []
         for entry in entries:
-            case = case_of(entry, dataset_dir)
-            if records[case]["status"] in ("aligned", "kept"):
-                paths = [aligned_path(path, case.root) for path in case.images]
+            own = case_of(entry, dataset_dir)
+            if (case := usable.get(own.images[0])) is not None:
+                paths = [aligned_path(path, own.root) for path in own.images]
                 changed = {"image": paths if isinstance(entry["image"], list) else paths[0]}
-                changed |= {"label": label_path(case)} if case.label else {}
-                lists[name].append(entry | changed)
+                lists[name].append(entry | changed | ({"label": label_path(case)} if own.label else {}))
     return content | lists
 
 
@@ -123,43 +175,60 @@ def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
 
 
 def main(
-    datalist: str,
     output: str,
     dataset_dir: str | None = None,
+    datalist: str | Sequence[str] | None = None,
     workers: int = 1,
-    spacing: float = 1.0,
-    spatial_size: Sequence[int] = (192, 224, 192),
+    spacing: float | Sequence[float] = 1.0,
+    spatial_size: Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "fail",
 ) -> None:
-    """Align every volume of a datalist to its midsagittal plane, once, and write a cohort that needs no aligning.
+    """Align every volume of a cohort to its midsagittal plane, once, and write a cohort that needs no aligning.
 
-    The output folder gets the aligned images and labels, datalist.json, planes.csv and contact_sheet_*.png, the least
-    trusted cases first. Run the same command again to go on after an interruption.
+    The output folder gets the aligned images and masks, every datalist under its own name in datalists/, planes.csv,
+    and contact_sheet_*.png with the least trusted cases first; use it as --dataset_dir with --align False. An image
+    that several datalists name is aligned once. Run the same command again to go on after an interruption.
 
     Args:
-        datalist: JSON with lists of {"image": path or paths, "label": class or mask path, ...}.
         output: folder of the aligned cohort.
-        dataset_dir: what relative paths are relative to; by default the datalist's folder.
+        dataset_dir: folder of the cohort, to which the datalists' paths are relative; by default that of the datalist.
+        datalist: JSON with lists of {"image": path or paths, "label": class or mask path, ...}; several with commas
+            between; or a folder of them. By default all of DATASET_DIR/datalists.
         workers: processes.
-        spacing: mm per voxel of the aligned volumes.
+        spacing: mm per voxel of the aligned volumes, one number or three.
         spatial_size: voxels of the aligned volumes, e.g. 192,224,192.
         untrusted: a volume whose plane cannot be trusted is an error (fail), kept as it lies (warn), left out (drop).
     """
     try:
-        if untrusted not in STATUS:
-            raise ValueError(f"untrusted must be one of {', '.join(STATUS)}; got {untrusted}")
-        size = tuple(int(n) for n in spatial_size)
-        if len(size) != 3 or min(size) < 1 or spacing <= 0 or workers < 1:
-            raise ValueError("expected three positive numbers of voxels, a positive spacing and at least one worker, "
-                             f"got {size}, {spacing} mm and {workers}")  # fmt: skip
-        content, cases = read_cases(Path(datalist), root := Path(dataset_dir or Path(datalist).parent))
+        work = Work(Path(output), _grid(spacing, spatial_size), untrusted)
+        if untrusted not in STATUS or workers < 1:
+            raise ValueError(f"untrusted must be one of {', '.join(STATUS)}, and workers 1 or more; "
+                             f"got {untrusted} and {workers}")  # fmt: skip
+        files = find_datalists(datalist, dataset_dir)
+        root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
+        contents = {file.name: read_datalist(file) for file in files}
+        cases = list(distinct_cases(list(contents.values()), root).values())
     except ValueError as error:
         sys.exit(f"custom.prepare: {error}")
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    work = Work(folder, Grid(float(spacing), size), untrusted)
+    (work.output / "datalists").mkdir(parents=True, exist_ok=True)
     records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
-    report(folder, content, records, root)
+    for name, content in contents.items():
+        write_text(work.output / "datalists" / name, json.dumps(new_datalist(content, records, root), indent=2))
+    report(work.output, records)
+
+
+def _grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Grid:
+    try:
+        grid = Grid(ensure_tuple_rep(spacing, 3), tuple(int(n) for n in ensure_tuple_rep(spatial_size, 3)))
+        positive = min(*grid.spacing, *grid.spatial_size) > 0
+    except (TypeError, ValueError):
+        positive = False
+    if not positive:
+        raise ValueError(
+            "spacing must be one or three positive mm, spatial_size three positive voxels; "
+            f"got {spacing}, {spatial_size}"
+        )
+    return grid
 
 
 @dataclass(frozen=True)
@@ -174,10 +243,9 @@ class Work:
         return attempt(case, self.output, self.grid, self.untrusted)
 
 
-def report(folder: Path, content: dict[str, Any], records: dict[Case, dict[str, Any]], root: Path) -> None:
-    """Write what describes the cohort as a whole, list what went wrong, and exit with 1 when a case failed."""
+def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
+    """Write the table and the contact sheets, list what went wrong, and exit with 1 when a case failed."""
     ranked = sorted(records.items(), key=lambda item: (item[1]["status"] == "aligned", item[1].get("similarity", -1)))
-    write_text(folder / "datalist.json", json.dumps(new_datalist(content, records, root), indent=2))
     write_table([record for _, record in ranked], folder / "planes.csv")
     seen = [(case, record) for case, record in ranked if record["status"] in ("aligned", "kept")]
     sheets = contact_sheets([tile(case, record, folder) for case, record in seen], folder)

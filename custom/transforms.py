@@ -7,11 +7,8 @@ Volumes are `(C, X, Y, Z)`; world coordinates are RAS millimetres, as in the fil
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -22,24 +19,19 @@ from monai.transforms import (
     LazyTransform,
     LoadImaged,
     MapTransform,
-    SpatialResample,
     Transform,
     allow_missing_keys_mode,
 )
 from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
-from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine
+from custom.aligned_grid import RESAMPLE, aligned_grid, central_affine, plane_figures, to_grid
 from custom.errors import UserError
-from custom.intensity import CT_WINDOW, background_level, standardize_mr, window_ct
+from custom.intensity import CT_WINDOW, standardize_mr, window_ct
 from custom.symmetry import symmetric_pair
 
 SPATIAL_SIZE = (192, 224, 192)
 """Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
-
-
-ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
-"""A volume whose plane is this near to the central plane of its array is taken as aligned already."""
 
 
 class VolumeError(UserError):
@@ -104,7 +96,6 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         self.align = align
         self.untrusted = look_up_option(untrusted, ("fail", "warn"))
         self.mode = ensure_tuple(mode)[: len(self.keys)] if not isinstance(mode, str) else (mode,) * len(self.keys)
-        self.resample = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)
@@ -121,69 +112,25 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         if not self.align:
             return central_affine(image, self.spacing, self.spatial_size), {}
         with naming(image):
-            plane = estimate_plane(image[0].as_tensor(), image.affine)
-        reason = distrust(plane)
-        if reason is None and self.is_aligned(image, plane):
-            return image.affine, plane_figures(plane)
+            affine, plane, reason = aligned_grid(image, self.spacing, self.spatial_size)
         if reason is None:
-            return aligned_affine(plane, self.spacing, self.spatial_size), plane_figures(plane)
+            return affine, plane_figures(plane, image)
         message = f"{file_of(image)}: {reason}"
         if self.untrusted == "fail":
             raise UntrustedPlaneError(message)
         warnings.warn(f"{message}; it is kept as it lies in the file", stacklevel=2)
-        return central_affine(image, self.spacing, self.spatial_size), {}
-
-    def is_aligned(self, image: MetaTensor, plane: MidsagittalPlane) -> bool:
-        """Whether a volume lies straight on a grid of this spacing and size, so that no interpolation is needed."""
-        own = central_affine(image, self.spacing, self.spatial_size)
-        if tuple(image.shape[1:]) != self.spatial_size or not torch.allclose(own, image.affine.to(own), atol=1e-3):
-            return False
-        lateral = own[:3, 0] / own[:3, 0].norm()
-        center = own[:3] @ torch.tensor([*((size - 1) / 2 for size in self.spatial_size), 1.0], dtype=own.dtype)
-        normal = torch.tensor(plane.normal, dtype=own.dtype)
-        angle = torch.rad2deg(torch.acos((lateral @ normal).clamp(-1, 1)))
-        return bool(angle < ALIGNED_DEGREES and (normal @ center - plane.offset).abs() < ALIGNED_MM)
+        return affine, {}
 
     def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
-        if lazy:
-            return self.resample(volume, affine, self.spatial_size, mode=mode, padding_mode="border", lazy=True)
-        levels = [
-            0.0 if mode == GridSampleMode.NEAREST else background_level(channel) for channel in volume.as_tensor()
-        ]
-        floor = torch.tensor(levels, device=volume.device).reshape(-1, 1, 1, 1)
-        return self.resample(volume - floor, affine, self.spatial_size, mode=mode) + floor
+        if not lazy:
+            return to_grid(volume, affine, self.spatial_size, mode)
+        return RESAMPLE(volume, affine, self.spatial_size, mode=mode, padding_mode="border", lazy=True)
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.resample.inverse(d[key])
+            d[key] = RESAMPLE.inverse(d[key])
         return d
-
-
-def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
-    """Grid in RAS order along the array's own axes about the array's centre: the plane is where the array has it.
-
-    Returns:
-        Voxel-to-world affine, `(4, 4)` float64, mm.
-    """
-    affine = image.affine.to(torch.float64)
-    directions = affine[:3, :3] / affine[:3, :3].norm(dim=0)
-    order, signs = _closest_ras(directions)
-    directions = directions[:, order] * signs
-    center = affine[:3, :3] @ ((torch.tensor(image.shape[1:], dtype=torch.float64) - 1) / 2) + affine[:3, 3]
-    return grid_affine(directions, center, spacing, spatial_size)
-
-
-def _closest_ras(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """For world x, y, z: the array axis that runs closest along it, and its sign."""
-    orientation = nib.io_orientation(np.pad(directions.numpy(), (0, 1)))
-    order = torch.from_numpy(np.argsort(orientation[:, 0]).astype(np.int64))
-    return order, torch.from_numpy(orientation[:, 1])[order]
-
-
-def plane_figures(plane: Any) -> dict[str, float]:
-    """The quality figures of a plane as plain numbers, for metadata, tables and reports."""
-    return {name: float(value) for name, value in asdict(plane).items() if np.isscalar(value)}
 
 
 class CheckVolumed(MapTransform):

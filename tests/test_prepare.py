@@ -11,8 +11,11 @@ import torch
 from nilearn.datasets import load_mni152_template
 
 from custom import prepare
+from custom.aligned_case import align_case
+from custom.cohort import load_datalist
 from custom.contact_sheet import thumbnail
 from custom.symmetry import mirror
+from custom.transforms import InputContract
 
 SIZE = (48, 56, 48)
 
@@ -50,7 +53,8 @@ def cohort(tmp_path):
 
 
 def run(cohort, **options) -> None:
-    prepare.main(str(cohort / "in" / "list.json"), str(cohort / "out"), spacing=4.0, spatial_size=SIZE, **options)
+    settings = {"datalist": str(cohort / "in" / "list.json"), "spacing": 4.0, "spatial_size": SIZE} | options
+    prepare.main(str(cohort / "out"), **settings)
 
 
 def table(cohort) -> dict[str, dict[str, str]]:
@@ -74,7 +78,7 @@ def test_one_bad_file_does_not_stop_the_rest_and_is_named(cohort, capsys):
     assert "broken.nii.gz: " in stderr
     assert rows["c/T1.nii.gz"]["reason"] in stderr
 
-    lists = json.loads((cohort / "out" / "datalist.json").read_text())
+    lists = json.loads((cohort / "out" / "datalists" / "list.json").read_text())
     assert lists["description"] == "kept"
     assert lists["testing"] == []
     first, second = lists["training"]
@@ -99,7 +103,7 @@ def test_an_untrusted_volume_is_handled_as_chosen(cohort, untrusted, status, kep
     with pytest.raises(SystemExit):
         run(cohort, untrusted=untrusted)
     assert table(cohort)["c/T1.nii.gz"]["status"] == status
-    assert len(json.loads((cohort / "out" / "datalist.json").read_text())["testing"]) == kept
+    assert len(json.loads((cohort / "out" / "datalists" / "list.json").read_text())["testing"]) == kept
     assert (cohort / "out" / "c" / "T1.nii.gz").exists() == bool(kept)
 
 
@@ -123,9 +127,12 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"untrusted": "maybe"}, "untrusted must be one of fail, warn, drop; got maybe"),
-        ({"workers": 0}, "at least one worker"),
-        ({"dataset_dir": "/nowhere", "untrusted": "later"}, "got later"),
+        ({"untrusted": "maybe"}, "untrusted must be one of fail, warn, drop, .* got maybe"),
+        ({"workers": 0}, "workers 1 or more; got fail and 0"),
+        ({"spacing": -1}, r"spacing must be one or three positive mm.* got -1, \(48, 56, 48\)"),
+        ({"spatial_size": (4, 5)}, r"spatial_size three positive voxels; got 4.0, \(4, 5\)"),
+        ({"datalist": None}, "nothing to align; give --dataset_dir"),
+        ({"datalist": None, "dataset_dir": "/nowhere"}, "no datalist at /nowhere/datalists"),
     ],
 )
 def test_wrong_options_are_one_sentence(cohort, options, message):
@@ -140,16 +147,109 @@ def test_wrong_options_are_one_sentence(cohort, options, message):
 def test_what_is_no_datalist_is_refused(tmp_path, content, message):
     (tmp_path / "list.json").write_text(content)
     with pytest.raises(SystemExit, match=message):
-        prepare.main(str(tmp_path / "list.json"), str(tmp_path / "out"))
+        prepare.main(str(tmp_path / "out"), datalist=str(tmp_path / "list.json"))
     with pytest.raises(SystemExit, match="no datalist at"):
-        prepare.main(str(tmp_path / "none.json"), str(tmp_path / "out"))
+        prepare.main(str(tmp_path / "out"), datalist=str(tmp_path / "none.json"))
 
 
-def test_an_image_listed_with_two_labels_is_refused(tmp_path):
-    entries = [{"image": "a.nii.gz", "label": "m.nii.gz"}, {"image": "a.nii.gz", "label": "n.nii.gz"}]
-    (tmp_path / "list.json").write_text(json.dumps({"training": entries}))
-    with pytest.raises(SystemExit, match=r"lists a\.nii\.gz with different labels"):
-        prepare.main(str(tmp_path / "list.json"), str(tmp_path / "out"))
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"image": "a.nii.gz", "label": "m.nii.gz"},
+            {"image": "./a.nii.gz", "label": "n.nii.gz"},
+            r"a\.nii\.gz has two masks, m\.nii\.gz and n\.nii\.gz",
+        ),
+        (
+            {"image": ["a.nii.gz", "b.nii.gz"]},
+            {"image": "b.nii.gz"},
+            r"b\.nii\.gz would be written with a\.nii\.gz and again with b\.nii\.gz",
+        ),
+    ],
+)
+def test_what_would_be_aligned_twice_differently_is_refused(tmp_path, first, second, message):
+    for name, entry in (("one", first), ("two", second)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(SystemExit, match=message):
+        prepare.main(str(tmp_path / "out"), datalist=f"{tmp_path}/one.json,{tmp_path}/two.json")
+
+
+def test_two_datalists_of_one_name_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match=r"two datalists are named list\.json"):
+        prepare.main(str(tmp_path / "out"), datalist=("a/list.json", "b/list.json"))
+
+
+@pytest.fixture
+def several(cohort):
+    """The cohort's two good heads in three datalists, as the bundles expect them: in `datalists`, none repeating it."""
+    folder = cohort / "in" / "datalists"
+    folder.mkdir()
+    heads = [{"image": f"{name}/T1.nii.gz", "subject": name} for name in "ab"]
+    lists = {
+        "pretrain": [head | {"healthy": head["subject"] == "b"} for head in heads],
+        "classify": [head | {"label": int(head["subject"] == "a")} for head in heads],
+        "segment": [heads[0] | {"label": "a/lesion.nii.gz"}],
+    }
+    for name, entries in lists.items():
+        (folder / f"{name}.json").write_text(json.dumps({"training": entries}))
+    return cohort, lists
+
+
+@pytest.mark.parametrize("how", ["dataset_dir", "folder", "commas"])
+def test_several_datalists_share_one_alignment_and_keep_their_names(several, how, monkeypatch):
+    cohort, lists = several
+    aligned = []
+    monkeypatch.setattr(prepare, "align_case", lambda case, *a: aligned.append(case) or align_case(case, *a))
+    folder = cohort / "in" / "datalists"
+    options = {
+        "dataset_dir": {"dataset_dir": str(cohort / "in"), "datalist": None},
+        "folder": {"datalist": str(folder)},
+        "commas": {"datalist": ",".join(str(folder / f"{name}.json") for name in lists)},
+    }
+    run(cohort, **options[how])
+    assert sorted(case.images[0] for case in aligned) == ["a/T1.nii.gz", "b/T1.nii.gz"]
+    found = {path.stem: json.loads(path.read_text())["training"] for path in (cohort / "out" / "datalists").iterdir()}
+    lists["segment"][0]["label"] = "a/T1_label.nii.gz"
+    assert found == lists
+
+
+def test_a_prepared_cohort_is_used_with_the_bundles_own_paths(several):
+    cohort, _ = several
+    run(cohort, datalist=None, dataset_dir=str(cohort / "in"), workers=2)
+    out = cohort / "out"
+    (case,) = load_datalist(out / "datalists" / "segment.json", "training", out, label="mask")
+    contract = InputContract(label_key="label", spacing=4.0, spatial_size=SIZE, align=False)
+    data = contract(case)
+    raw = InputContract(label_key="label", spacing=4.0, spatial_size=SIZE)(
+        {"image": str(cohort / "in" / "a" / "T1.nii.gz"), "label": str(cohort / "in" / "a" / "lesion.nii.gz")}
+    )
+    for key in ("image", "label"):
+        torch.testing.assert_close(data[key].as_tensor(), raw[key].as_tensor(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(data[key].affine, raw[key].affine, atol=1e-3, rtol=0)
+
+
+def test_a_second_channel_in_one_list_follows_the_first_one(several):
+    cohort, _ = several
+    flair = nib.load(cohort / "in" / "a" / "T1.nii.gz")
+    nib.save(nib.Nifti1Image(1000 - flair.get_fdata(), flair.affine), cohort / "in" / "a" / "FLAIR.nii.gz")
+    both = [{"image": ["a/T1.nii.gz", "a/FLAIR.nii.gz"], "label": "a/lesion.nii.gz"}]
+    (cohort / "in" / "datalists" / "segment.json").write_text(json.dumps({"training": both}))
+    run(cohort, datalist=None, dataset_dir=str(cohort / "in"))
+    first, second = (nib.load(cohort / "out" / "a" / f"{name}.nii.gz") for name in ("T1", "FLAIR"))
+    np.testing.assert_array_equal(first.affine, second.affine)
+    inside = first.get_fdata() > 300
+    np.testing.assert_allclose((first.get_fdata() + second.get_fdata())[inside], 1000, atol=0.1)
+    read = json.loads((cohort / "out" / "datalists" / "pretrain.json").read_text())["training"]
+    assert [entry["image"] for entry in read] == ["a/T1.nii.gz", "b/T1.nii.gz"]
+
+
+def test_a_mask_on_another_grid_than_its_image_is_named(cohort):
+    mask = nib.load(cohort / "in" / "a" / "lesion.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), mask.affine * 1.01), cohort / "in" / "a" / "lesion.nii.gz")
+    with pytest.raises(SystemExit):
+        run(cohort)
+    assert "same shape but another affine" in table(cohort)["a/T1.nii.gz"]["reason"]
+    assert table(cohort)["b/T1.nii.gz"]["status"] == "aligned"
 
 
 def test_the_picture_has_the_patients_right_on_the_left_and_the_front_up():

@@ -9,6 +9,8 @@ from monai.transforms import Invertd, LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_template
 
+from custom.aligned_grid import central_affine
+from custom.alignment import grid_affine
 from custom.symmetry import mirror, split_pair
 from custom.transforms import (
     CheckLabeld,
@@ -19,8 +21,6 @@ from custom.transforms import (
     SymmetricPaird,
     UntrustedPlaneError,
     VolumeError,
-    central_affine,
-    grid_affine,
 )
 
 ORIENTATIONS = ["RAS", "LPS", "LIA", "PIR"]
@@ -277,9 +277,9 @@ def test_ct_is_windowed_and_its_surroundings_are_air(tmp_path):
 def flat(monkeypatch):
     """A plane that cannot be trusted, for whatever volume."""
     monkeypatch.setattr(
-        "custom.transforms.distrust", lambda plane: "the two sides hardly resemble each other (similarity 0.05)"
+        "custom.aligned_grid.distrust", lambda plane: "the two sides hardly resemble each other (similarity 0.05)"
     )
-    monkeypatch.setattr("custom.transforms.estimate_plane", lambda image, affine: None)
+    monkeypatch.setattr("custom.aligned_grid.estimate_plane", lambda image, affine: None)
     return MetaTensor(torch.from_numpy(symmetric_head((20, 24, 18)))[None], meta={"filename_or_obj": "odd.nii.gz"})
 
 

@@ -1,0 +1,105 @@
+"""Where a volume's aligned grid lies, and the one resampling onto it.
+
+What `MidsagittalAlignd` and `custom.prepare` share, so that a cohort prepared beforehand is what the bundles would have
+made themselves. Volumes are MetaTensors `(C, X, Y, Z)`; affines are voxel-to-world, `(4, 4)` float64, RAS mm.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SpatialResample
+from monai.utils import GridSampleMode
+from torch import Tensor
+
+from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine
+from custom.intensity import background_level
+
+ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
+"""A volume whose plane is this near to the central plane of its array is taken as aligned already."""
+RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
+
+
+def aligned_grid(
+    image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]
+) -> tuple[Tensor, MidsagittalPlane, str | None]:
+    """The grid in whose middle the midsagittal plane of a volume's first channel lies.
+
+    A volume that lies straight on such a grid already keeps its own, so that nothing is interpolated.
+
+    Returns:
+        The grid's affine, the plane, and the reason why the plane cannot be trusted, or None. With a reason, the grid
+        is `central_affine`, the volume as it lies in the file.
+
+    Raises:
+        ValueError: when no head is found.
+    """
+    plane = estimate_plane(image[0].as_tensor(), image.affine)
+    reason = distrust(plane)
+    if reason is not None:
+        return central_affine(image, spacing, spatial_size), plane, reason
+    if is_aligned(image, plane, spacing, spatial_size):
+        return image.affine, plane, None
+    return aligned_affine(plane, spacing, spatial_size), plane, None
+
+
+def is_aligned(
+    image: MetaTensor, plane: MidsagittalPlane, spacing: Sequence[float], spatial_size: Sequence[int]
+) -> bool:
+    """Whether a volume lies straight on a grid of this spacing and size, so that no interpolation is needed."""
+    own = central_affine(image, spacing, spatial_size)
+    if tuple(image.shape[1:]) != tuple(spatial_size) or not torch.allclose(own, image.affine.to(own), atol=1e-3):
+        return False
+    lateral = own[:3, 0] / own[:3, 0].norm()
+    normal = torch.tensor(plane.normal, dtype=own.dtype)
+    angle = torch.rad2deg(torch.acos((lateral @ normal).clamp(-1, 1)))
+    distance = (normal @ array_center(image) - plane.offset).abs()
+    return bool(angle < ALIGNED_DEGREES and distance < ALIGNED_MM)
+
+
+def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
+    """Grid in RAS order along the array's own axes about the array's centre: the plane is where the array has it."""
+    affine = image.affine.to(torch.float64)
+    directions = affine[:3, :3] / affine[:3, :3].norm(dim=0)
+    order, signs = _closest_ras(directions)
+    directions = directions[:, order] * signs
+    return grid_affine(directions, array_center(image), spacing, spatial_size)
+
+
+def array_center(image: MetaTensor) -> Tensor:
+    """World mm of the middle of the array, `(3,)` float64."""
+    affine = image.affine.to(torch.float64)
+    return affine[:3, :3] @ ((torch.tensor(image.shape[1:], dtype=torch.float64) - 1) / 2) + affine[:3, 3]
+
+
+def _closest_ras(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """For world x, y, z: the array axis that runs closest along it, and its sign."""
+    orientation = nib.io_orientation(np.pad(directions.numpy(), (0, 1)))
+    order = torch.from_numpy(np.argsort(orientation[:, 0]).astype(np.int64))
+    return order, torch.from_numpy(orientation[:, 1])[order]
+
+
+def to_grid(volume: MetaTensor, affine: Tensor, spatial_size: Sequence[int], mode: str) -> MetaTensor:
+    """Resample onto a grid, once; outside the field of view an image takes its background level, a label 0."""
+    nearest = mode == GridSampleMode.NEAREST
+    levels = [0.0 if nearest else background_level(channel) for channel in volume.as_tensor()]
+    floor = torch.tensor(levels, device=volume.device).reshape(-1, 1, 1, 1)
+    return RESAMPLE(volume - floor, affine, spatial_size, mode=mode) + floor
+
+
+def plane_figures(plane: MidsagittalPlane, image: MetaTensor) -> dict[str, float]:
+    """A plane as plain numbers, for metadata, tables and reports.
+
+    Yaw and roll (degrees), the distance of the plane from the array's centre (mm), and the quality.
+    """
+    x, y, z = plane.normal
+    quality = {name: float(value) for name, value in asdict(plane).items() if np.isscalar(value) and name != "offset"}
+    return {
+        "yaw_deg": math.degrees(math.atan2(y, x)),
+        "roll_deg": math.degrees(math.atan2(z, x)),
+        "offset_mm": plane.offset - (torch.tensor(plane.normal, dtype=torch.float64) @ array_center(image)).item(),
+    } | quality
