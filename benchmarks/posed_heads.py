@@ -141,7 +141,7 @@ def make_case(
     """
     roll, yaw = np.radians(rng.uniform(-20, 20, 2))
     pitch = np.radians(rng.uniform(-10, 10))
-    rotation = torch.tensor(_rotation(yaw, 2) @ _rotation(roll, 1) @ _rotation(pitch, 0))
+    turn = torch.tensor(rotation(yaw, 2) @ rotation(roll, 1) @ rotation(pitch, 0))
     shift = torch.tensor(rng.uniform(-20, 20, 3))
     affine = torch.eye(4, dtype=torch.float64)
     affine[:3, 3] = torch.tensor(rng.uniform(-150, 50, 3))
@@ -151,16 +151,17 @@ def make_case(
 
     image = marked(base, lesion, rng)
     index = _homogeneous_indices(SIZE)[:3].T
-    source = ((index - middle - shift) @ rotation + brain).float()
+    source = ((index - middle - shift) @ turn + brain).float()
     source = source + _asymmetry(base, source, rng, asymmetry)
     if mass_effect and lesion is not None:
         source = source - _push(base, lesion, source, mass_effect)
     posed = _interpolate(image, source).reshape(SIZE)
     posed = _scanned(posed, base, rng, noise)
-    return Case(base.name, posed, affine, rotation[:, 0], affine[:3, 3] + middle + shift)
+    return Case(base.name, posed, affine, turn[:, 0], affine[:3, 3] + middle + shift)
 
 
-def _rotation(angle: float, axis: int) -> np.ndarray:
+def rotation(angle: float, axis: int) -> np.ndarray:
+    """Turn by radians about an axis, `(3, 3)`."""
     c, s = math.cos(angle), math.sin(angle)
     a, b = [i for i in range(3) if i != axis]
     matrix = np.eye(3)

@@ -5,7 +5,7 @@ made themselves. Volumes are MetaTensors `(C, X, Y, Z)`; affines are voxel-to-wo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import nibabel as nib
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
-from monai.utils import GridSampleMode
+from monai.utils import GridSampleMode, TraceKeys
 from torch import Tensor
 
 from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine
@@ -21,6 +21,8 @@ from custom.intensity import background_level
 
 ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
 """A volume whose plane is this near to the central plane of its array is taken as aligned already."""
+MOST_LABELS = 512
+"""Distinct values beyond which a volume is no label map."""
 RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
 
 
@@ -62,12 +64,17 @@ def is_aligned(
 
 
 def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
-    """Grid in RAS order along the array's own axes about the array's centre: the plane is where the array has it."""
-    affine = image.affine.to(torch.float64)
-    directions = affine[:3, :3] / affine[:3, :3].norm(dim=0)
-    order, signs = _closest_ras(directions)
-    directions = directions[:, order] * signs
-    return grid_affine(directions, array_center(image), spacing, spatial_size)
+    """Grid in RAS order along the array's own axes about the array's centre: the plane is where the array has it.
+
+    The file's axes may be sheared, as by a gantry tilt; the grid's are not: axis 0 is normal to the array's central
+    plane, axis 1 is the array's own.
+    """
+    directions = image.affine[:3, :3].to(torch.float64)
+    order, signs = _closest_ras(directions / directions.norm(dim=0))
+    _, anterior, superior = (directions[:, order] * signs).T
+    lateral = torch.linalg.cross(anterior, superior)
+    axes = torch.stack([lateral, anterior, torch.linalg.cross(lateral, anterior)], 1)
+    return grid_affine(axes / axes.norm(dim=0), array_center(image), spacing, spatial_size)
 
 
 def array_center(image: MetaTensor) -> Tensor:
@@ -84,11 +91,56 @@ def _closest_ras(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_grid(volume: MetaTensor, affine: Tensor, spatial_size: Sequence[int], mode: str) -> MetaTensor:
-    """Resample onto a grid, once; outside the field of view an image takes its background level, a label 0."""
-    nearest = mode == GridSampleMode.NEAREST
-    levels = [0.0 if nearest else background_level(channel) for channel in volume.as_tensor()]
+    """Resample onto a grid, once; outside the field of view an image takes its background level, a label 0.
+
+    With mode `nearest` a volume of labels takes at each voxel the label with the largest share in a linear
+    interpolation: there and back it overlaps itself better than by the nearest neighbour.
+    """
+    if mode == GridSampleMode.NEAREST:
+        return _voted(volume, RESAMPLE(volume, affine, spatial_size, mode=mode))
+    levels = [background_level(channel) for channel in volume.as_tensor()]
     floor = torch.tensor(levels, device=volume.device).reshape(-1, 1, 1, 1)
     return RESAMPLE(volume - floor, affine, spatial_size, mode=mode) + floor
+
+
+def from_grid(volume: MetaTensor) -> MetaTensor:
+    """Undo `to_grid`: back onto the grid that the volume, or the one it was predicted from, had before."""
+    mode = volume.applied_operations[-1][TraceKeys.EXTRA_INFO]["mode"]
+    back = RESAMPLE.inverse(volume)
+    return _voted(volume, back) if mode == GridSampleMode.NEAREST else back
+
+
+def _voted(source: MetaTensor, nearest: MetaTensor) -> MetaTensor:
+    """Replace labels resampled to the nearest by those with the largest share; what is no label map stays."""
+    labels = [value for value in source.unique().tolist() if value != 0]
+    if len(labels) > MOST_LABELS or any(value != round(value) for value in labels):
+        return nearest
+    winner = torch.zeros_like(nearest.as_tensor())
+    most, total = torch.zeros_like(winner), torch.zeros_like(winner)
+    for value in labels:
+        for channel, box in _boxes(nearest.as_tensor() == value):
+            corner = torch.eye(4, dtype=torch.float64)
+            corner[:3, 3] = torch.tensor([part.start for part in box], dtype=torch.float64)
+            one = MetaTensor((source.as_tensor()[channel : channel + 1] == value).float(), affine=source.affine)
+            size = [part.stop - part.start for part in box]
+            share = RESAMPLE(one, nearest.affine.double() @ corner, size, mode=GridSampleMode.BILINEAR).as_tensor()[0]
+            place = (channel, *box)
+            total[place] += share
+            winner[place] = torch.where(share > most[place], value, winner[place])
+            most[place] = torch.maximum(share, most[place])
+    winner[most < 1 - total] = 0
+    nearest.set_array(winner)
+    return nearest
+
+
+def _boxes(mask: Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """The channels `(C, X, Y, Z)` that hold anything, with the box around it, a voxel wider on each side."""
+    for channel, part in enumerate(mask):
+        index = part.nonzero()
+        if len(index):
+            low, high = (index.amin(0) - 1).clamp_min(0), index.amax(0) + 2
+            ends = high.minimum(torch.tensor(part.shape, device=high.device))
+            yield channel, tuple(slice(a, b) for a, b in zip(low.tolist(), ends.tolist(), strict=True))
 
 
 def plane_figures(plane: MidsagittalPlane, image: MetaTensor) -> dict[str, float]:

@@ -25,7 +25,7 @@ from monai.transforms import (
 from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
-from custom.aligned_grid import RESAMPLE, aligned_grid, central_affine, plane_figures, to_grid
+from custom.aligned_grid import RESAMPLE, aligned_grid, central_affine, from_grid, plane_figures, to_grid
 from custom.errors import UserError
 from custom.intensity import CT_WINDOW, standardize_mr, window_ct
 from custom.symmetry import symmetric_pair
@@ -71,8 +71,9 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         align: estimate the plane; False takes the central plane of the array (a volume prepared by `custom.prepare`).
         untrusted: what to do when the plane cannot be trusted: `fail`, or `warn` and fall back on the array's central
             plane.
-        mode: interpolation per key.
-        lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border.
+        mode: interpolation per key; with `nearest`, labels go by the largest share, see `to_grid`.
+        lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border, and
+            labels go by the nearest neighbour.
 
     Raises:
         UntrustedPlaneError: with the file, the reason and the figure, where `untrusted` is `fail`.
@@ -129,7 +130,7 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = RESAMPLE.inverse(d[key])
+            d[key] = from_grid(d[key])
         return d
 
 
