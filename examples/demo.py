@@ -25,16 +25,17 @@ SIZES = {
 }
 TRAININGS = {
     "pretrain": {
-        "max_epochs": 12,
+        "max_epochs": 8,
         "warmup_epochs": 1,
         "batch_size": 6,
         "learning_rate": 2e-3,
         "weight_decay": 0.01,
+        "loss_weights": {"inpainting": 0.1, "symmetry": 10.0},  # in so few steps the other tasks would drown it
         "roi_size": [32, 64, 64],  # one hemisphere's width
         "num_samples": 1,
         "val_interval": 4,
     },
-    "classify": {"max_epochs": 18, "warmup_epochs": 1, "batch_size": 6, "learning_rate": 2e-3, "val_interval": 3},
+    "classify": {"max_epochs": 6, "warmup_epochs": 1, "batch_size": 6, "learning_rate": 2e-3, "val_interval": 2},
     "segment": {
         "max_epochs": 9,
         "warmup_epochs": 1,
@@ -56,25 +57,28 @@ COHORT = {
 FINE_TUNED = ("classify", "segment")
 
 
-def demo(output: str = "demo", subjects: int = 120, seed: int = 0) -> None:
+def demo(output: str = "demo", subjects: int = 160, seed: int = 0, align: bool = True) -> None:
     """Run the demonstration.
 
     Args:
         output: folder of cohort, weights, tables, masks and pictures.
         subjects: of the built-in cohort.
         seed: of the cohort and of every training.
+        align: find the midsagittal plane of every head; False takes heads as they lie, to see what alignment is worth.
     """
     out = Path(output).resolve()
     step(
         "a cohort of synthetic FLAIR brains, half of them with a one-sided lesion",
-        out / "cohort" / "datalists" / "segment.json",
+        out / "cohort" / "participants.tsv",
         ["custom.phantom", *options(output=out / "cohort", subjects=subjects, seed=seed, **COHORT)],
     )
-    for task in ("classify", "segment"):
-        prepare(out, task)
+    if align:  # once, so that no training does it again; evaluation and inference start from the raw files
+        sizes = {"spacing": SIZES["spacing"], "spatial_size": ",".join(map(str, SIZES["spatial_size"]))}
+        settings = options(dataset_dir=out / "cohort", output=out / "prepared", workers=2, **sizes)
+        step("midsagittal alignment", out / "prepared" / "datalists" / "segment.json", ["custom.prepare", *settings])
     for task in TRAININGS:
         for workflow in ("train", "evaluate", "inference"):
-            run(out, task, workflow, seed)
+            run(out, task, workflow, seed, align)
     step(
         "pictures",
         out / "pictures" / "segment.png",
@@ -84,28 +88,16 @@ def demo(output: str = "demo", subjects: int = 120, seed: int = 0) -> None:
     sys.stdout.write(table(out, seed))
 
 
-def prepare(out: Path, task: str) -> None:
-    """Align the cohort once, so that no training does it again; evaluation and inference start from the raw files."""
-    prepared = out / "prepared" / task
-    datalist = out / "cohort" / "datalists" / f"{task}.json"
-    sizes = {"spacing": SIZES["spacing"], "spatial_size": ",".join(map(str, SIZES["spatial_size"]))}
-    settings = options(datalist=datalist, dataset_dir=out / "cohort", output=prepared, workers=2, **sizes)
-    step(f"midsagittal alignment, {task}", prepared / "datalist.json", ["custom.prepare", *settings])
-
-
-def run(out: Path, task: str, workflow: str, seed: int) -> None:
+def run(out: Path, task: str, workflow: str, seed: int, align: bool) -> None:
     """One workflow of a bundle, as a user would run it."""
     bundle = ROOT / "bundles" / f"sa_swin_{task}"
     config = str(bundle / "configs" / f"{workflow}.yaml")
     settings = {**SIZES, "bundle_root": bundle, "dataset_dir": out / "cohort", "ckpt_dir": out / task / "models"}
-    settings["output_dir"] = out / task / workflow
+    settings |= {"output_dir": out / task / workflow, "align": align}
     if "roi_size" in TRAININGS[task]:
         settings["roi_size"] = TRAININGS[task]["roi_size"]
-    if workflow == "train":
-        prepared = (
-            out / "prepared" / ("segment" if task == "segment" else "classify")
-        )  # classify's list names all subjects
-        settings |= {"dataset_dir": prepared, "datalist": prepared / "datalist.json", "align": False}
+    if workflow == "train" and align:
+        settings |= {"dataset_dir": out / "prepared", "align": False}
     if workflow == "inference":
         settings["datalist"] = out / "cohort" / "datalists" / "segment.json"
     else:
