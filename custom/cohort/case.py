@@ -1,0 +1,29 @@
+"""A case of a datalist: a dictionary of `image`, `label`, `healthy`, `subject` and further facts."""
+
+from pathlib import Path
+from typing import Any
+
+from custom.errors import UserError
+
+Case = dict[str, Any]
+
+CASE_KEYS = ("image", "label", "healthy", "subject")  # what the bundles use; other facts of an entry may differ in kind
+
+
+class CohortError(UserError):
+    """What is wrong with a cohort, all of it, one line per problem."""
+
+
+def image_paths(case: Case) -> list[str]:
+    """Paths of a case's channels."""
+    image = case.get("image") or []
+    return [image] if isinstance(image, str) else list(image)
+
+
+def subject_of(case: Case) -> str:
+    """The case's subject, which falls back on the name of its first image; `sub-01` and `01` are the same."""
+    subject = case.get("subject")
+    if subject is None:
+        paths = image_paths(case)
+        subject = Path(paths[0]).name.split(".")[0] if paths else "?"
+    return str(subject).removeprefix("sub-")
