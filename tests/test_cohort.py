@@ -81,6 +81,23 @@ def test_a_limit_keeps_the_first_cases(cohort, tmp_path, limit, count):
     assert len(load_datalist(cohort(), "training", tmp_path, limit=limit)) == count
 
 
+def test_a_share_of_the_labels_is_of_the_training_subjects_alone(tmp_path, write_volume):
+    write_volume(tmp_path / "a.nii.gz", np.ones((4, 4, 4), np.float32))
+    entries = [{"image": "a.nii.gz", "subject": f"s{i}", "label": i % 2} for i in range(20)]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": entries, "validation": entries, "testing": entries}))
+
+    def load(section, percent, seed=0):
+        return load_datalist(path, section, tmp_path, "class", label_percent=percent, seed=seed)
+
+    few, more = load("training", 10), load("training", 50)
+    assert sorted(case["label"] for case in few) == [0, 1]
+    assert all(case in more for case in few)
+    assert len(more) == 10
+    assert load("training", 50, seed=1) != more
+    assert len(load("validation", 10)) == len(load("testing", 10)) == 20
+
+
 @pytest.mark.parametrize(
     ("label", "changes", "sentence"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 from custom.cohort.case import CASE_KEYS, Case, CohortError, image_paths
 from custom.cohort.headers import case_findings
+from custom.cohort.splits import label_fraction
 
 SECTIONS = ("training", "validation", "testing")
 LABELS = ("none", "class", "mask", "healthy")
@@ -27,6 +28,8 @@ def load_datalist(
     fold: int | None = None,
     limit: int | None = None,
     workers: int = 8,
+    label_percent: float = 100,
+    seed: int = 0,
 ) -> list[Case]:
     """Read one section of a datalist, resolve its paths and check every case; all problems come in one error.
 
@@ -42,6 +45,8 @@ def load_datalist(
         fold: where the file has no `validation` list, the value of `fold` that is held out for validation.
         limit: keep the first so many cases only (to try a configuration out); None or 0 keeps all.
         workers: threads that read headers.
+        label_percent: for `training`, share of the subjects to use: see `custom.cohort.splits.label_fraction`.
+        seed: of that share.
 
     Returns:
         Cases with absolute paths, ready for a MONAI dataset.
@@ -51,7 +56,10 @@ def load_datalist(
             mask on different grids, a label that is missing or out of range.
     """
     _expect(label, LABELS, "label")
-    entries = read_section(Path(datalist), section, fold)[: limit or None]
+    entries = read_section(Path(datalist), section, fold)
+    if section == "training":
+        entries = label_fraction(entries, label_percent, seed)
+    entries = entries[: limit or None]
     with ThreadPoolExecutor(workers) as pool:
         cases = list(pool.map(lambda entry: resolved(entry, Path(dataset_dir), label), entries))
         findings = pool.map(lambda case: case_findings(case, label, in_channels, num_classes), cases)
@@ -76,12 +84,18 @@ def read_json(path: Path) -> Any:
         raise CohortError(f"{path} is not JSON: {error}") from error
 
 
-def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
-    """The entries of one section as they stand in the file."""
-    _expect(section, SECTIONS, "section")
+def read_lists(path: Path) -> dict[str, Any]:
+    """A datalist file: lists of entries by section, and whatever else stands in it."""
     lists = read_json(path)
     if not isinstance(lists, dict) or not all(_is_list_of_cases(lists.get(name, [])) for name in SECTIONS):
         raise CohortError(f"{path} must hold lists of cases {{...}} named {', '.join(SECTIONS)}")
+    return lists
+
+
+def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
+    """The entries of one section as they stand in the file."""
+    _expect(section, SECTIONS, "section")
+    lists = read_lists(path)
     entries = lists.get(section, [])
     if fold is not None and not lists.get("validation") and section != "testing":
         held_out = section == "validation"
