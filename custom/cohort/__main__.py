@@ -1,0 +1,149 @@
+"""Command line of cohorts: `python -m custom.cohort build | check | leakage --help`."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from custom.cohort.bids import Scan, find_scans
+from custom.cohort.build import Built, Plan, build, reasons, write_datalists
+from custom.cohort.case import CohortError
+from custom.cohort.sources import datalist_scans, table_scans
+from custom.cohort.table import columns, conditions, words
+
+ALWAYS_KEPT = ("site", "side")  # `check` reads them
+
+
+def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, ending with one sentence on stderr and exit code 2 on what the user can mend."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except CohortError as error:
+            sys.stderr.write(f"custom.cohort: {error}\n")
+            sys.exit(2)
+
+    return run
+
+
+def build_command(
+    output: str,
+    bids: str | None = None,
+    table: str | None = None,
+    datalist: str | None = None,
+    image: str = "T1w",
+    mask: str | None = None,
+    derivative: str | None = None,
+    runs: str = "all",
+    subject: str = "subject",
+    session: str | None = None,
+    subject_pattern: str | None = None,
+    target: str | None = None,
+    classes: str | None = None,
+    healthy: str | None = None,
+    include: str | None = None,
+    keep: str | None = None,
+    group: str | None = None,
+    stratify: str | None = None,
+    split: tuple[float, float, float] = (0.6, 0.15, 0.25),
+    folds: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Make the datalists of the three bundles, with one split by subject, from a BIDS folder, a table or a datalist.
+
+    Writes OUTPUT/pretrain.json, with --target classify.json, with --mask segment.json. All scans, sessions and runs of
+    a subject are in one part, in all three lists. What is left out, and why, stands in the lists. Examples:
+
+    python -m custom.cohort build --output STUDY/datalists --bids STUDY --image T1w,FLAIR --mask label-lesion_mask
+    --target diagnosis --classes "healthy=0,tumour|infarct=1" --healthy diagnosis=healthy --include "age>=18"
+
+    python -m custom.cohort build --output lists --table scans.csv --image t1_path --subject patient --target group
+
+    Args:
+        output: folder of the datalists.
+        bids: BIDS folder; participants.tsv and sessions.tsv give the columns.
+        table: CSV or TSV, one row per scan; its cells give the paths, relative to --dataset_dir of the bundles.
+        datalist: JSON to split anew; `label` is a column, or the mask.
+        image: BIDS suffix such as T1w, or acq-3d_T1w; several for several channels: T1w,FLAIR. For a table: columns.
+        mask: BIDS suffix and entities among the derivatives, such as label-lesion_mask. For a table: a column.
+        derivative: pipeline below derivatives/, or a folder, that has the masks; by default all pipelines.
+        runs: of repeated runs take all, the first or the last.
+        subject: for a table: column of the subject.
+        session: for a table: column of the session.
+        subject_pattern: for a datalist without subjects: regular expression with one group, e.g. "(ADNI_.{10})".
+        target: column of the class.
+        classes: class of each value, e.g. "healthy=0,tumour|infarct=1"; by default the values are numbered in order.
+        healthy: what makes a subject healthy, e.g. diagnosis=healthy.
+        include: conditions, all to be met, e.g. "age>=18,sex=F,site=north|south,scanner!=old".
+        keep: further columns to copy into the entries; site and side always are.
+        group: columns whose equal values keep subjects together, e.g. family or site.
+        stratify: columns that the parts share alike, further to the class.
+        split: shares of training, validation and testing.
+        folds: so many folds (--fold N of the bundles holds one out), in place of training and validation.
+        seed: of the split.
+        overwrite: replace datalists that are there and differ.
+    """
+    settings = {
+        key: value for key, value in locals().items() if value is not None and key not in ("output", "overwrite")
+    }
+    chosen = [name for name, place in (("bids", bids), ("table", table), ("datalist", datalist)) if place]
+    if len(chosen) != 1:
+        raise CohortError(f"give one of --bids, --table and --datalist; got {', '.join(chosen) or 'none'}")
+    channels = words(image)
+    if bids:
+        scans, left_out = find_scans(Path(str(bids)), channels, mask, derivative, runs)
+    elif table:
+        scans, left_out = table_scans(Path(str(table)), channels, mask, subject, session)
+    else:
+        scans, left_out = datalist_scans(Path(str(datalist)), subject_pattern)
+    kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
+    shares, together, alike = numbers(split), words(group), words(stratify)
+    who = {"healthy": conditions(healthy), "include": conditions(include)}
+    plan = Plan(
+        target, classes, **who, keep=kept, group=together, stratify=alike, shares=shares, folds=folds, seed=seed
+    )
+    built = build(scans, plan, str(bids or table or datalist))
+    built.left_out[:0] = left_out
+    paths = write_datalists(built, Path(str(output)), settings, overwrite)
+    print(summary(built, scans))
+    print("wrote", *paths)
+
+
+def numbers(value: Any) -> list[float]:
+    """The numbers of a command line's list."""
+    try:
+        return [float(word) for word in words(value)]
+    except ValueError as error:
+        raise CohortError(f"expected numbers such as 0.6,0.15,0.25, got {value}") from error
+
+
+def summary(built: Built, scans: list[Scan]) -> str:
+    """The split in figures, and what is left out."""
+    strata = sorted({stratum for counts in built.subjects.values() for stratum in counts}, key=str)
+    lines = [f"{'subjects':<14}" + "".join(f"{stratum!s:>14}" for stratum in strata)]
+    for part, counts in built.subjects.items():
+        name = f"fold {part}" if isinstance(part, int) else str(part)
+        lines.append(f"{name:<14}" + "".join(f"{counts[stratum]:>14}" for stratum in strata))
+    for part, counts in built.subjects.items():
+        if empty := [str(stratum) for stratum in strata if not counts[stratum]]:
+            lines.append(f"note: nobody of {', '.join(empty)} in {part}")
+    entries = Counter({name: sum(map(len, _sections(lists))) for name, lists in built.datalists.items()})
+    lines.append(f"{len(scans)} scans; entries: " + ", ".join(f"{name} {number}" for name, number in entries.items()))
+    if built.left_out:
+        lines.append("left out of some or all lists:\n  " + reasons(built.left_out).replace("; ", "\n  "))
+    return "\n".join(lines)
+
+
+def _sections(lists: dict[str, Any]) -> list[list]:
+    return [cases for cases in lists.values() if isinstance(cases, list)]
+
+
+if __name__ == "__main__":
+    fire.Fire({"build": in_a_sentence(build_command)}, name="custom.cohort")
