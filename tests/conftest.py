@@ -4,10 +4,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 SPACING = 6.0  # mm, of the tiny volumes
 
 torch.set_num_threads(1)  # small tensors: more threads lose several times over, wherever a core is shared
+
+settings.register_profile("unhurried", deadline=None)  # a machine with other work is no failure
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -319,9 +319,9 @@ def test_ten_thousand_subjects_with_masks_take_less_than_ten_seconds(tmp_path):
             path.touch()
         rows.append(f"{subject}\t{number % 80}\t{'ab'[number % 2]}")
     (root / "participants.tsv").write_text("\n".join(rows) + "\n")
-    start = time.monotonic()
+    start = time.process_time()  # not the clock: the machine may have other work
     build_command(
         str(tmp_path / "lists"), str(root), mask="label-lesion_mask", target="diagnosis", healthy="diagnosis=a"
     )
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert len(entries(json.loads((tmp_path / "lists" / "segment.json").read_text()))) == 10_000

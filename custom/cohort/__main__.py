@@ -4,14 +4,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import fire
 
 from custom.cohort.bids import Scan, find_scans
-from custom.cohort.build import Built, Plan, build, reasons, write_datalists
+from custom.cohort.build import Built, Plan, build, reasons, write_datalists, write_text
 from custom.cohort.case import CohortError
+from custom.cohort.checks import as_json, as_text, check_datalist, good_rest
 from custom.cohort.sources import datalist_scans, table_scans
 from custom.cohort.table import columns, conditions, words
 
@@ -116,6 +118,57 @@ def build_command(
     print("wrote", *paths)
 
 
+def check_command(
+    datalist: str,
+    dataset_dir: str | None = None,
+    label: str | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    workers: int = 2,
+    json: str | None = None,
+    quarantine: str | None = None,
+) -> None:
+    """Read every file of a datalist once and report all that is wrong, by file; exit code 1 if anything is.
+
+    Files: readable, 3D, finite, not constant, plausible spacing and size, left and right clear. Cases: channels and
+    mask on one grid, mask values, labels, `side` against the mask. The list: the same image under two names, a subject
+    on two sides of the split or at two sites, classes that a part lacks.
+
+    Args:
+        datalist: JSON.
+        dataset_dir: what relative paths are relative to; by default the datalist's folder, or the one above
+            `datalists`.
+        label: what a case carries: class, mask, healthy or none; by default what most cases carry.
+        in_channels: files per case; by default what most cases have.
+        num_classes: of class labels and masks.
+        workers: processes.
+        json: file for the report in JSON.
+        quarantine: file for the datalist without the cases that have an error.
+    """
+    path = Path(str(datalist))
+    root = root_of(path, dataset_dir)
+    report = check_datalist(path, root, label, in_channels, num_classes, workers)
+    print(as_text(report, root))
+    if json:
+        write_text(Path(str(json)), dump(as_json(report)))
+    if quarantine:
+        write_text(Path(str(quarantine)), dump(good_rest(report)))
+    if report.errors():
+        sys.exit(1)
+
+
+def root_of(datalist: Path, dataset_dir: str | None) -> Path:
+    """What a datalist's paths are relative to."""
+    if dataset_dir:
+        return Path(str(dataset_dir))
+    return datalist.parent.parent if datalist.parent.name == "datalists" else datalist.parent
+
+
+def dump(content: Any) -> str:
+    """JSON as this project writes it."""
+    return dumps(content, indent=2) + "\n"
+
+
 def numbers(value: Any) -> list[float]:
     """The numbers of a command line's list."""
     try:
@@ -146,4 +199,5 @@ def _sections(lists: dict[str, Any]) -> list[list]:
 
 
 if __name__ == "__main__":
-    fire.Fire({"build": in_a_sentence(build_command)}, name="custom.cohort")
+    commands = {"build": build_command, "check": check_command}
+    fire.Fire({name: in_a_sentence(command) for name, command in commands.items()}, name="custom.cohort")

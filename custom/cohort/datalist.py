@@ -55,7 +55,7 @@ def load_datalist(
         CohortError: an unreadable or empty datalist, missing or unreadable files, a wrong number of channels, image and
             mask on different grids, a label that is missing or out of range.
     """
-    _expect(label, LABELS, "label")
+    expect(label, LABELS, "label")
     entries = read_section(Path(datalist), section, fold)
     if section == "training":
         entries = label_fraction(entries, label_percent, seed)
@@ -69,7 +69,8 @@ def load_datalist(
     return with_shared_keys(cases)
 
 
-def _expect(value: str, allowed: Sequence[str], what: str) -> None:
+def expect(value: str, allowed: Sequence[str], what: str) -> None:
+    """Refuse a word that is none of the allowed ones."""
     if value not in allowed:
         raise CohortError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
 
@@ -94,7 +95,7 @@ def read_lists(path: Path) -> dict[str, Any]:
 
 def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
     """The entries of one section as they stand in the file."""
-    _expect(section, SECTIONS, "section")
+    expect(section, SECTIONS, "section")
     lists = read_lists(path)
     entries = lists.get(section, [])
     if fold is not None and not lists.get("validation") and section != "testing":

@@ -1,0 +1,185 @@
+"""One case read whole: what is wrong with its files, and what comparing it with the other cases needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from custom.cohort.case import Case, image_paths
+from custom.cohort.contents import VOXEL_ERRORS, Voxels
+from custom.cohort.headers import Finding, case_findings
+
+SPACING_MM = (0.1, 12.0)  # of one axis
+EXTENT_MM = (60.0, 700.0)  # of one axis: a slab of a head, a whole-body scanner's field of view
+MIN_VOXELS = 10  # along an axis
+CLEARLY_MM = 15.0  # from the middle of the head, beyond what a tilted head explains
+SIDES = {"left": -1, "l": -1, "right": 1, "r": 1}  # sign of x in the world (RAS)
+BOTH = ("both", "bilateral", "midline", "none", "n/a", "")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What all cases of a datalist are to have, as `custom.cohort.headers.case_findings` takes it."""
+
+    label: str
+    in_channels: int
+    num_classes: int | None
+
+
+@dataclass
+class Checked:
+    """What was found in a case.
+
+    Args:
+        findings: what is wrong.
+        contents: content hashes by image file that could be read.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    contents: dict[str, list[str]] = field(default_factory=dict)
+
+
+def check_case(case: Case, expected: Expected) -> Checked:
+    """Read a case's headers and voxels.
+
+    Args:
+        case: entry with absolute paths.
+        expected: what it is to have.
+    """
+    checked = Checked(case_findings(case, expected.label, expected.in_channels, expected.num_classes))
+    named = {finding.file for finding in checked.findings if finding.kind not in ("label", "channels")}
+    unusable = {f.file for f in checked.findings if f.kind in ("missing", "unreadable", "not_3d")}
+    read: dict[str, tuple[Any, Voxels]] = {}
+    for path in image_paths(case):
+        if path not in unusable and (loaded := _read(path, checked)) is not None:
+            checked.findings += [] if path in named else header_findings(path, loaded[0])
+            checked.findings += value_findings(path, loaded[1].stored)
+            checked.contents[path] = loaded[1].hashes()
+            read.setdefault("image", loaded)
+    mask = case.get("label")
+    readable = expected.label == "mask" and isinstance(mask, str) and mask not in unusable
+    if readable and (loaded := _read(mask, checked)) is not None:
+        checked.findings += [] if mask in named else left_right_findings(mask, loaded[0])
+        checked.findings += mask_findings(mask, loaded[1].values, expected.num_classes)
+        read["mask"] = loaded
+    checked.findings += side_findings(case, read, sound=not checked.findings)
+    return checked
+
+
+def _read(path: str, checked: Checked) -> tuple[Any, Voxels] | None:
+    try:
+        image = nib.load(path)
+        return image, Voxels.of(image)
+    except VOXEL_ERRORS as error:
+        problem = f"the header is there, but not all voxels ({error}); get the file anew"
+        if not any(finding.file == path for finding in checked.findings):
+            checked.findings.append(Finding(path, "unreadable", problem))
+        return None
+
+
+def value_findings(path: str, array: np.ndarray) -> list[Finding]:
+    """Voxel values that are not finite, or all alike."""
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        problem = f"{bad} of {array.size} voxels are not finite; repair the file or leave it out"
+        return [Finding(path, "not_finite", problem)]
+    if array.size and array.min() == array.max():
+        return [Finding(path, "constant", f"all voxels are {array.min():g}; there is no image in it, leave it out")]
+    return []
+
+
+def header_findings(path: str, image: Any) -> list[Finding]:
+    """Spacing and size that no head scan has, an affine that is none, a header unsure of left and right."""
+    spacing = nib.affines.voxel_sizes(image.affine)
+    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine) < 4:
+        return [Finding(path, "affine", "the header's affine cannot be inverted; restore it from the source")]
+    findings = []
+    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
+        problem = f"spacing {_rounded(spacing)} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g}; mend the header"
+        findings.append(Finding(path, "spacing", problem))
+    else:
+        findings += _size_findings(path, image.shape, spacing)
+    return findings + left_right_findings(path, image)
+
+
+def _size_findings(path: str, shape: Sequence[int], spacing: np.ndarray) -> list[Finding]:
+    extent = spacing * shape
+    if min(shape) >= MIN_VOXELS and extent.min() >= EXTENT_MM[0] and extent.max() <= EXTENT_MM[1]:
+        return []
+    problem = (
+        f"{' x '.join(map(str, shape))} voxels, {' x '.join(map(str, _rounded(extent)))} mm, expected at least "
+        f"{MIN_VOXELS} voxels and {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm along each axis; is it a whole head?"
+    )
+    return [Finding(path, "size", problem)]
+
+
+def left_right_findings(path: str, image: Any) -> list[Finding]:
+    """Left and right as NIfTI's two affines have it: neither says, or they disagree."""
+    if not isinstance(image, nib.Nifti1Pair):
+        return []
+    (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    if not s_code and not q_code:
+        problem = "neither sform nor qform is set, so that left and right are a guess; look at it, and set them"
+        return [Finding(path, "left_right", problem, "warning")]
+    if s_code and q_code and _axis_to_the_right(sform) != _axis_to_the_right(qform):
+        axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in (sform, qform)]
+        problem = f"sform ({axes[0]}) and qform ({axes[1]}) disagree on left and right; find out which is true"
+        return [Finding(path, "left_right", problem)]
+    return []
+
+
+def _axis_to_the_right(affine: np.ndarray) -> tuple[int, float]:
+    """The array axis that runs closest along left-right, and its sign."""
+    axes, signs = nib.io_orientation(affine).T
+    axis = int(np.argmax(axes == 0))
+    return axis, float(signs[axis])
+
+
+def mask_findings(path: str, array: np.ndarray, num_classes: int | None) -> list[Finding]:
+    """Values of a mask that are no classes, and a mask with nothing in it."""
+    values = np.unique(array)
+    whole = np.isfinite(values).all() and (values == np.round(values)).all() and values.min() >= 0
+    if not whole or (num_classes is not None and values.max() >= num_classes):
+        highest = "n - 1" if num_classes is None else num_classes - 1
+        problem = f"a mask holds whole numbers from 0 to {highest}, found {_rounded(values[:8], 3)}; make it anew"
+        return [Finding(path, "mask_values", problem)]
+    if values.max() == 0:
+        return [Finding(path, "empty_mask", "nothing is marked in the mask; is that meant?", "warning")]
+    return []
+
+
+def side_findings(case: Case, read: dict[str, tuple[Any, Voxels]], sound: bool) -> list[Finding]:
+    """A declared `side` against the side that the mask lies on, from the middle of the head, in the world.
+
+    Only what is clear is said: half of the mask more than `CLEARLY_MM` on the other side.
+    """
+    side = str(case.get("side", "")).strip().lower()
+    if side in BOTH:
+        return []
+    if side not in SIDES:
+        problem = f"expected 'side' left, right or both, got {case['side']!r}"
+        return [Finding(image_paths(case)[0], "side", problem)] if image_paths(case) else []
+    if not sound or len(read) < 2 or not (mask := read["mask"][1].values > 0).any():
+        return []
+    image, head = read["image"][0], read["image"][1].values
+    middle = _world_x(image.affine, head > head.mean()).mean()
+    lateral = float(np.median(_world_x(image.affine, mask)) - middle)  # on one grid, as nothing else is wrong
+    if lateral * SIDES[side] > -CLEARLY_MM:
+        return []
+    found = "right" if lateral > 0 else "left"
+    problem = (
+        f"the mask lies {abs(lateral):.0f} mm {found} of the middle of the head, but the side is declared {side}; "
+        "the table is wrong, or left and right are swapped in the files"
+    )
+    return [Finding(str(case["label"]), "side", problem)]
+
+
+def _world_x(affine: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """World x, in mm to the right, of the marked voxels."""
+    return np.argwhere(where) @ affine[0, :3] + affine[0, 3]
+
+
+def _rounded(values: np.ndarray, digits: int = 2) -> list[float]:
+    return [round(float(value), digits) for value in values]
