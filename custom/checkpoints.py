@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 
+from custom.provenance import Record, with_records
 from custom.weights import WeightsError, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Checkpoints:
         evaluator: its key metric decides what is best; higher is better.
         objects: further things with a state: optimiser, schedule.
         resume: go on from `last.pt`.
+        seen: what the weights have seen (`custom.provenance.record_training`), to be saved with them.
 
     Raises:
         WeightsError: at the start, when there is nothing to resume from, it does not fit, or it has no epoch left to
@@ -44,12 +46,14 @@ class Checkpoints:
         evaluator: Engine,
         objects: Mapping[str, Any],
         resume: bool = False,
+        seen: Sequence[Record] = (),
     ) -> None:
         self.save_dir = Path(save_dir)
         self.network = network
         self.evaluator = evaluator
         self.objects = dict(objects)
         self.resume = resume
+        self.seen = list(seen)
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -92,6 +96,7 @@ class Checkpoints:
             "trainer": trainer.state_dict(),
             "best": self.best,
             "best_epoch": self.evaluator.state.best_metric_epoch,
+            "seen": self.seen,
         }
         self.write("last.pt", state)
 
@@ -99,14 +104,14 @@ class Checkpoints:
         value = evaluator.state.metrics[evaluator.state.key_metric_name]
         if math.isfinite(value) and value > self.best:
             self.best = value
-            self.write("model.pt", self.network.state_dict())
+            self.write("model.pt", with_records(self.network.state_dict(), self.seen))
 
     def ensure_best(self, trainer: Engine) -> None:
         if self.best == -math.inf:
             logger.warning(
                 "no validation gave a finite %s; model.pt holds the last weights", self.evaluator.state.key_metric_name
             )
-            self.write("model.pt", self.network.state_dict())
+            self.write("model.pt", with_records(self.network.state_dict(), self.seen))
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write on rank 0, under a temporary name and then rename, so that the file of that name is always whole."""
@@ -114,5 +119,5 @@ class Checkpoints:
             return
         self.save_dir.mkdir(parents=True, exist_ok=True)
         partial = self.save_dir / f"{name}.partial"
-        torch.save(dict(content), partial)
+        torch.save(content, partial)
         os.replace(partial, self.save_dir / name)

@@ -30,7 +30,7 @@ class CaseTable:
         summary: all rows to named scalars; None to keep rows only.
         output_dir: where rank 0 writes `<name>.csv`, and with a summary `<name>.json`; None writes nothing.
         name: of the files.
-        context: further facts for the JSON file: checkpoint, datalist, seed.
+        context: further facts for the JSON file: checkpoint, datalist, seed; the leakage guard's come by themselves.
         expected: all cases that should get a row; None does not check.
 
     Raises:
@@ -72,8 +72,15 @@ class CaseTable:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             write_csv(self.output_dir / f"{self.name}.csv", rows)
             if summary:
-                write_json(self.output_dir / f"{self.name}.json", {**self.context, "metrics": summary})
+                write_json(
+                    self.output_dir / f"{self.name}.json", {**self.context, **leakage(engine), "metrics": summary}
+                )
         check_complete(self.expected, rows)
+
+
+def leakage(engine: Engine) -> dict[str, Any]:
+    """What `custom.provenance.LeakageGuard` found, if it was asked."""
+    return {"leakage": engine.state.leakage} if hasattr(engine.state, "leakage") else {}
 
 
 def check_complete(expected: Sequence[Case] | None, rows: Sequence[Row]) -> None:

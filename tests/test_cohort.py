@@ -26,10 +26,16 @@ def cohort(tmp_path, write_volume):
     return datalist
 
 
-def test_paths_become_absolute_and_subjects_fall_back_on_the_file_name(cohort, tmp_path):
+def test_paths_become_absolute_and_subjects_fall_back_on_the_file(cohort, tmp_path):
     first, second = load_datalist(cohort(), "training", tmp_path, "class")
     assert first == {"image": str(tmp_path / "a.nii.gz"), "label": 0, "healthy": True, "subject": "a"}
     assert second["label"] == 1
+
+
+def test_files_of_one_name_in_several_folders_are_not_one_subject(tmp_path, write_volume):
+    for name in ("case_1/flair.nii.gz", "case_2/flair.nii.gz", "sub-1/x.nii.gz"):
+        write_volume(tmp_path / name, np.ones((4, 4, 4), np.float32))
+    assert [case["subject"] for case in find_cases(None, tmp_path)] == ["case_1/flair", "case_2/flair", "sub-1"]
 
 
 def test_a_named_subject_stays(cohort, tmp_path):
@@ -226,7 +232,7 @@ def test_a_folder_is_searched_for_images_outside_derivatives(tmp_path, write_vol
         write_volume(tmp_path / name, np.ones((4, 4, 4), np.float32))
     cases = find_cases(None, tmp_path)
     assert sorted(case["image"] for case in cases) == [str(tmp_path / "a.nii"), str(tmp_path / "sub-1/anat/b.nii.gz")]
-    assert {case["subject"] for case in cases} == {"a", "b"}
+    assert {case["subject"] for case in cases} == {"a", "sub-1"}
 
 
 def test_the_cases_of_a_datalist_come_without_their_labels(cohort, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import fire
 
+from custom.cohort import leakage
 from custom.cohort.bids import Scan, find_scans
 from custom.cohort.build import Built, Plan, build, reasons, write_datalists, write_text
 from custom.cohort.case import CohortError
@@ -157,6 +158,45 @@ def check_command(
         sys.exit(1)
 
 
+def leakage_command(
+    pretrain: str | None = None,
+    classify: str | None = None,
+    segment: str | None = None,
+    dataset_dir: str | None = None,
+    label_free: bool = False,
+    images: bool = True,
+    workers: int = 4,
+    json: str | None = None,
+) -> None:
+    """Compare subjects and images of the stages' datalists: is anything measured on that was trained on?
+
+    A copy under another name, or of another subject's id, is found by what the image holds. Exit code 1 if there is a
+    leak.
+
+    Args:
+        pretrain: datalist of the pretraining.
+        classify: datalist of the classification.
+        segment: datalist of the segmentation.
+        dataset_dir: what relative paths are relative to; by default each datalist's folder, or the one above
+            `datalists`.
+        label_free: pretraining uses no label (objectives label_free and reconstruction).
+        images: compare what the images hold; False compares subjects alone and reads no image.
+        workers: threads that read images.
+        json: file for the report in JSON.
+    """
+    lists = {"pretrain": pretrain, "classify": classify, "segment": segment}
+    paths = {stage: Path(str(path)) for stage, path in lists.items() if path}
+    if not paths:
+        raise CohortError("give the datalists of one or more stages: --pretrain, --classify, --segment")
+    placed = {stage: (path, root_of(path, dataset_dir)) for stage, path in paths.items()}
+    leaks = leakage.compare_lists(placed, label_free, images, workers)
+    print(leakage.as_text(leaks))
+    if json:
+        write_text(Path(str(json)), dump(leakage.as_json(leaks)))
+    if any(leak.severity == "error" for leak in leaks):
+        sys.exit(1)
+
+
 def root_of(datalist: Path, dataset_dir: str | None) -> Path:
     """What a datalist's paths are relative to."""
     if dataset_dir:
@@ -199,5 +239,5 @@ def _sections(lists: dict[str, Any]) -> list[list]:
 
 
 if __name__ == "__main__":
-    commands = {"build": build_command, "check": check_command}
+    commands = {"build": build_command, "check": check_command, "leakage": leakage_command}
     fire.Fire({name: in_a_sentence(command) for name, command in commands.items()}, name="custom.cohort")

@@ -1,5 +1,6 @@
 """A case of a datalist: a dictionary of `image`, `label`, `healthy`, `subject` and further facts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,19 @@ def image_paths(case: Case) -> list[str]:
     return [image] if isinstance(image, str) else list(image)
 
 
+def subject_from(path: str) -> str:
+    """The subject that an image's path tells of: the last `sub-<label>` in it, else the path without its extension.
+
+    Not the file's name alone: in `case_1/flair.nii.gz`, `case_2/flair.nii.gz` it is the same for everybody.
+    """
+    labels = re.findall(r"sub-[A-Za-z0-9]+", path)
+    return labels[-1] if labels else str(Path(path).with_name(Path(path).name.split(".")[0]))
+
+
 def subject_of(case: Case) -> str:
-    """The case's subject, which falls back on the name of its first image; `sub-01` and `01` are the same."""
+    """The case's subject, which falls back on the path of its first image; `sub-01` and `01` are the same."""
     subject = case.get("subject")
     if subject is None:
         paths = image_paths(case)
-        subject = Path(paths[0]).name.split(".")[0] if paths else "?"
+        subject = subject_from(paths[0]) if paths else "?"
     return str(subject).removeprefix("sub-")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from custom.cohort.case import Case, CohortError, image_paths, subject_of
+from custom.cohort.case import Case, CohortError, image_paths, subject_from, subject_of
 from custom.cohort.contents import ContentCache
 from custom.cohort.datalist import LABELS, SECTIONS, expect, read_lists
 from custom.cohort.headers import Finding
@@ -77,6 +77,7 @@ def read_entries(datalist: Path, dataset_dir: Path) -> list[Entry]:
             paths = [str(dataset_dir / path) for path in image_paths(raw)]
             if paths:
                 case["image"] = paths if isinstance(raw["image"], list) else paths[0]
+                case.setdefault("subject", subject_from(image_paths(raw)[0]))
             if isinstance(raw.get("label"), str):
                 case["label"] = str(dataset_dir / raw["label"])
             fold = folds and section == "training" and "fold" in raw

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from custom.cohort.case import CASE_KEYS, Case, CohortError, image_paths
+from custom.cohort.case import CASE_KEYS, Case, CohortError, image_paths, subject_from
 from custom.cohort.headers import case_findings
 from custom.cohort.splits import label_fraction
 
@@ -112,7 +112,7 @@ def _is_list_of_cases(entries: Any) -> bool:
 
 
 def resolved(entry: Case, dataset_dir: Path, label: str) -> Case:
-    """The case's `CASE_KEYS`, with absolute paths and a `subject`, which falls back on the image's file name.
+    """The case's `CASE_KEYS`, with absolute paths and a `subject`, which falls back on the image's path.
 
     A `label` stays where it is called for (`class`, `mask`).
     """
@@ -120,7 +120,7 @@ def resolved(entry: Case, dataset_dir: Path, label: str) -> Case:
     paths = [str(dataset_dir / path) for path in image_paths(entry)]
     if paths:
         case["image"] = paths if isinstance(entry["image"], list) else paths[0]
-        case.setdefault("subject", Path(paths[0]).name.split(".")[0])
+        case.setdefault("subject", subject_from(image_paths(entry)[0]))
     if label == "mask" and isinstance(entry.get("label"), str):
         case["label"] = str(dataset_dir / entry["label"])
     elif label not in ("class", "mask"):

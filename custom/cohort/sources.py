@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from custom.cohort.bids import LeftOut, Scan
-from custom.cohort.case import Case, CohortError, image_paths
+from custom.cohort.case import Case, CohortError, image_paths, subject_from
 from custom.cohort.datalist import SECTIONS, read_lists
 from custom.cohort.table import read_table, require_columns
 
@@ -48,7 +48,7 @@ def datalist_scans(path: Path, pattern: str | None) -> tuple[list[Scan], list[Le
     Args:
         path: JSON of the Decathlon's or the reference's kind.
         pattern: regular expression with one group that finds the subject in the image's path; by default the entry's
-            `subject`, else `sub-<label>` in the path, else the file's name.
+            `subject`, else `sub-<label>` in the path, else the path itself.
 
     Raises:
         CohortError: no datalist, or a pattern that does not fit an image's path.
@@ -71,12 +71,12 @@ def _subject(entry: Case, pattern: str | None) -> str:
         raise CohortError(f"an entry without an image: {entry}")
     if pattern is None and "subject" in entry:
         return str(entry["subject"])
-    match = re.search(pattern or r"(sub-[A-Za-z0-9]+)", paths[0])
-    if match and match.groups():
-        return match[1]
     if pattern is None:
-        return Path(paths[0]).name.split(".")[0]
-    raise CohortError(f"subject_pattern {pattern!r} finds no subject, as a group in brackets, in {paths[0]}")
+        return subject_from(paths[0])
+    match = re.search(pattern, paths[0])
+    if not match or not match.groups():
+        raise CohortError(f"subject_pattern {pattern!r} finds no subject, as a group in brackets, in {paths[0]}")
+    return match[1]
 
 
 def _text(value: str | int | float) -> str:
