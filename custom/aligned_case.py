@@ -15,6 +15,8 @@ from monai.utils import GridSampleMode
 
 from custom.aligned_grid import aligned_grid, plane_figures, to_grid
 from custom.cohort import case_problems, image_paths
+from custom.cohort.contents import Voxels
+from custom.cohort.prepared import code_version
 from custom.contact_sheet import save_thumbnail
 
 STATUS = {"fail": "failed", "warn": "kept", "drop": "dropped"}
@@ -80,7 +82,7 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
     Raises:
         ValueError: when a file is missing or unreadable, the files do not share one grid, or no head is found.
     """
-    sources = [Path(case.root) / path for path in (*case.images, *([case.label] if case.label else []))]
+    sources = [Path(case.root).absolute() / path for path in (*case.images, *([case.label] if case.label else []))]
     _check(sources, len(case.images))
     record = {"image": case.images[0], "settings": settings(grid, sources)}
     path = record_path(case, output)
@@ -103,6 +105,8 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
             write_image(volume, output / target)
         save_thumbnail(images[0][0].as_tensor(), path.with_suffix(".png"))
+    read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
+    record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
     write_text(path, json.dumps(record, indent=2))
     return record
 
@@ -122,6 +126,7 @@ def settings(grid: Grid, sources: Sequence[Path]) -> dict[str, Any]:
         "spacing": list(grid.spacing),
         "spatial_size": list(grid.spatial_size),
         "sources": [[str(source), stat.st_size, stat.st_mtime_ns] for source, stat in zip(sources, stats, strict=True)],
+        "code": code_version(),
     }
 
 

@@ -7,6 +7,7 @@ the dictionary itself, which `torch.load` keeps and everybody else passes over.
 """
 
 import hashlib
+import json
 import logging
 import secrets
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from safetensors import safe_open
 from torch import Tensor
 
 from custom.cohort.case import Case, CohortError, image_paths, subject_of
@@ -55,12 +57,22 @@ def records_of(path: str | Path) -> list[Record]:
         WeightsError: no such file, or not a checkpoint.
     """
     content = read_checkpoint(path)
-    records = getattr(content, "seen", None)
+    records = _in_metadata(path) if Path(path).suffix == ".safetensors" else getattr(content, "seen", None)
     if records is None and isinstance(content, Mapping):
         records = content.get("seen")
     if isinstance(records, list) and records:
         return records
     return [_record(f"unknown ({Path(path).name})", "unknown", "unknown")]
+
+
+def as_metadata(records: Sequence[Record]) -> dict[str, str]:
+    """Records as the metadata of a safetensors file, which `records_of` reads, too."""
+    return {"seen": json.dumps(list(records))}
+
+
+def _in_metadata(path: str | Path) -> list[Record] | None:
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("seen", "null"))
 
 
 def _record(stage: str, section: str, label: str, salt: str = "") -> Record:

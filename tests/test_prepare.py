@@ -12,7 +12,9 @@ from nilearn.datasets import load_mni152_template
 
 from custom import prepare
 from custom.aligned_case import align_case
-from custom.cohort import load_datalist
+from custom.cohort import CohortError, load_datalist
+from custom.cohort.contents import contents_of
+from custom.cohort.prepared import aligning_code, code_version
 from custom.contact_sheet import thumbnail
 from custom.symmetry import mirror
 from custom.transforms import InputContract
@@ -259,3 +261,76 @@ def test_the_picture_has_the_patients_right_on_the_left_and_the_front_up():
     row, column = np.argwhere(axial > 0)[0]
     assert column < 5
     assert row < 6
+
+
+GRID = {"spacing": 4.0, "spatial_size": SIZE, "align": False}
+
+
+@pytest.fixture
+def prepared(cohort):
+    """The cohort after its preparation, and a function that loads a prepared image for a training on some grid."""
+    with pytest.raises(SystemExit):
+        run(cohort)
+    path = cohort / "out" / "own.json"
+    path.write_text(json.dumps({"training": [{"image": "a/T1.nii.gz", "subject": "a"}]}))
+
+    def load(**changes):
+        return load_datalist(path, "training", cohort / "out", grid=GRID | changes)
+
+    return load
+
+
+def test_a_prepared_image_is_taken_by_a_training_on_the_same_grid(prepared):
+    assert len(prepared()) == 1
+    assert len(prepared(spacing=[4, 4, 4])) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"spacing": 3.0}, r"a/T1.nii.gz: prepared with spacing \[4, 4, 4\] mm, but this run wants \[3, 3, 3\]"),
+        ({"spatial_size": [48, 56, 64]}, r"spatial_size \[48, 56, 48\] voxels, but this run wants \[48, 56, 64\]"),
+    ],
+)
+def test_a_training_on_another_grid_says_which_figure_differs(prepared, changes, sentence):
+    with pytest.raises(CohortError, match=sentence):
+        prepared(**changes)
+    assert len(prepared(**changes, align=True)) == 1  # then it is resampled knowingly
+
+
+def test_a_prepared_image_is_stale_once_its_source_has_changed(prepared, cohort, monkeypatch):
+    monkeypatch.chdir("/")
+    (cohort / "in" / "a" / "lesion.nii.gz").touch()
+    with pytest.raises(CohortError, match="it was prepared from has changed since; run custom"):
+        prepared()
+
+
+def test_a_prepared_cohort_may_move_away_from_its_sources(prepared, cohort):
+    (cohort / "in").rename(cohort / "elsewhere")
+    assert len(prepared()) == 1
+
+
+def test_a_prepared_image_is_stale_once_the_code_that_aligns_has_changed(prepared, cohort, monkeypatch):
+    code = aligning_code()
+    changed = {name: text + "# changed" * (name == "custom.alignment") for name, text in code.items()}
+    monkeypatch.setattr("custom.cohort.prepared.aligning_code", lambda: changed)
+    code_version.cache_clear()
+    try:
+        with pytest.raises(CohortError, match=r"by another version of the alignment .code .*; run custom"):
+            prepared()
+        with pytest.raises(SystemExit):
+            run(cohort)
+        assert len(prepared()) == 1
+    finally:
+        code_version.cache_clear()
+
+
+def test_the_code_that_aligns_is_all_that_changes_a_voxel_and_nothing_else():
+    assert {"custom.aligned_case", "custom.alignment", "custom.head_volume", "custom.intensity"} <= set(aligning_code())
+    assert not {"custom.contact_sheet", "custom.errors", "custom.networks"} & set(aligning_code())
+
+
+def test_the_leakage_guard_knows_a_prepared_image_by_its_source(prepared, cohort):
+    aligned, source = (str(cohort / folder / "a" / "T1.nii.gz") for folder in ("out", "in"))
+    contents = contents_of([aligned, source])
+    assert contents[aligned] > contents[source]

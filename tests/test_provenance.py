@@ -5,11 +5,20 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from planted import copy_under_another_name, head, save
+from safetensors.torch import save_file
 from test_bundles import made
 from torch import distributed as dist
 
 from custom.errors import UserError, root_cause
-from custom.provenance import LeakageError, LeakageGuard, on_rank_0, record_training, records_of, with_records
+from custom.provenance import (
+    LeakageError,
+    LeakageGuard,
+    as_metadata,
+    on_rank_0,
+    record_training,
+    records_of,
+    with_records,
+)
 from custom.weights import load_checkpoint, transfer
 
 
@@ -163,6 +172,14 @@ def test_weights_with_a_record_load_as_any_flat_state_dict(tmp_path):
     torch.testing.assert_close(other.weight, network.weight)
     assert transfer(other, load_checkpoint(tmp_path / "model.pt"), ("",), 1.0).share == 1
     assert records_of(tmp_path / "model.pt") == [{"stage": "classify"}]
+
+
+def test_a_safetensors_file_can_carry_the_record_too(tmp_path):
+    tensors = {"weight": torch.ones(2)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata=as_metadata([{"stage": "classify"}]))
+    assert records_of(tmp_path / "model.safetensors") == [{"stage": "classify"}]
+    save_file(tensors, tmp_path / "other.safetensors")
+    assert records_of(tmp_path / "other.safetensors")[0]["label"] == "unknown"
 
 
 def test_a_second_training_reads_no_image(tmp_path, cases, monkeypatch):

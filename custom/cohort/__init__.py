@@ -7,8 +7,18 @@ from typing import Any
 
 from custom.cohort.case import Case, CohortError, image_paths
 from custom.cohort.datalist import find_cases, load_datalist, read_json
+from custom.cohort.headers import case_problems
 
-__all__ = ["Case", "CohortError", "TolerantDataset", "find_cases", "image_paths", "load_datalist", "read_json"]
+__all__ = [
+    "Case",
+    "CohortError",
+    "TolerantDataset",
+    "case_problems",
+    "find_cases",
+    "image_paths",
+    "load_datalist",
+    "read_json",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from custom.cohort.case import CohortError
 from custom.cohort.headers import READ_ERRORS
+from custom.cohort.prepared import prepared_from
 
 CACHE = ".contents.json"  # beside the datalist; all datalists of a folder share it
 VOXEL_ERRORS = (*READ_ERRORS, zlib.error)
@@ -163,18 +164,3 @@ def contents_of(paths: Iterable[str], folder: Path | None = None, workers: int =
 def _hash_all(paths: Sequence[str], workers: int) -> list[list[str]]:
     with ThreadPoolExecutor(workers) as pool:
         return list(tqdm(pool.map(file_hashes, paths), "hash images", len(paths), unit="file", disable=None))
-
-
-def preparation(path: str) -> dict[str, Any] | None:
-    """The record that `custom.prepare` wrote beside an image it made, or None."""
-    name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
-    try:
-        record = json.loads(Path(path).with_name(f"{name}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "aligned_affine" in record else None
-
-
-def prepared_from(path: str) -> list[str]:
-    """Content hashes of the files that an aligned image was made from."""
-    return (preparation(path) or {}).get("source_contents", [])

@@ -5,13 +5,14 @@ entry) of `{"image": path or [path per channel], "label": class or mask path, "h
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from custom.cohort.case import CASE_KEYS, Case, CohortError, image_paths, subject_from
-from custom.cohort.headers import case_findings
+from custom.cohort.headers import case_problems
+from custom.cohort.prepared import stale_problems
 from custom.cohort.splits import label_fraction
 
 SECTIONS = ("training", "validation", "testing")
@@ -30,6 +31,7 @@ def load_datalist(
     workers: int = 8,
     label_percent: float = 100,
     seed: int = 0,
+    grid: Mapping[str, Any] | None = None,
 ) -> list[Case]:
     """Read one section of a datalist, resolve its paths and check every case; all problems come in one error.
 
@@ -47,13 +49,15 @@ def load_datalist(
         workers: threads that read headers.
         label_percent: for `training`, share of the subjects to use: see `custom.cohort.splits.label_fraction`.
         seed: of that share.
+        grid: `spacing`, `spatial_size` and `align` of the run; where it does not align, images from `custom.prepare`
+            must have been made so, by this version of the code, from files that have not changed since.
 
     Returns:
         Cases with absolute paths, ready for a MONAI dataset.
 
     Raises:
         CohortError: an unreadable or empty datalist, missing or unreadable files, a wrong number of channels, image and
-            mask on different grids, a label that is missing or out of range.
+            mask on different grids, a label that is missing or out of range, stale prepared images.
     """
     expect(label, LABELS, "label")
     entries = read_section(Path(datalist), section, fold)
@@ -62,8 +66,10 @@ def load_datalist(
     entries = entries[: limit or None]
     with ThreadPoolExecutor(workers) as pool:
         cases = list(pool.map(lambda entry: resolved(entry, Path(dataset_dir), label), entries))
-        findings = pool.map(lambda case: case_findings(case, label, in_channels, num_classes), cases)
-        found = [str(finding) for case in findings for finding in case]
+        problems = list(pool.map(lambda case: case_problems(case, label, in_channels, num_classes), cases))
+    found = [problem for case in problems for problem in case]
+    if grid and not grid["align"]:
+        found += stale_problems(cases, grid)
     if found:
         raise CohortError(f"{datalist}, {section}: {len(found)} problem(s)\n  " + "\n  ".join(found))
     return with_shared_keys(cases)

@@ -8,7 +8,7 @@ from monai.data import IterableDataset
 from torch.utils.data import get_worker_info
 
 from custom.cohort.case import Case, image_paths
-from custom.cohort.headers import case_findings
+from custom.cohort.headers import case_problems
 from custom.errors import root_cause
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class TolerantDataset(IterableDataset):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for case in self.data[first::step]:
-            problems = [str(finding) for finding in case_findings(case, "none", self.in_channels, None)]
+            problems = case_problems(case, "none", self.in_channels, None)
             try:
                 item = None if problems else self.transform(case)
             except (ValueError, RuntimeError, OSError) as error:

@@ -56,6 +56,11 @@ def case_findings(case: Case, label: str, in_channels: int, num_classes: int | N
     return file_findings(paths) + wrong
 
 
+def case_problems(case: Case, label: str, in_channels: int, num_classes: int | None) -> list[str]:
+    """`case_findings` as sentences, each with its file."""
+    return [str(finding) for finding in case_findings(case, label, in_channels, num_classes)]
+
+
 def label_findings(name: str, case: Case, label: str, num_classes: int | None) -> list[Finding]:
     """What is wrong with the label that an entry carries."""
     if label == "class":
