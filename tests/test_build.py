@@ -3,11 +3,15 @@ import time
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from planted import image_path, make_tree, mask_path
 
 from custom.cohort import CohortError, load_datalist
 from custom.cohort.__main__ import build_command, in_a_sentence
-from custom.cohort.bids import parse_choice, parse_name
+from custom.cohort.bids import Scan, parse_choice, parse_name
+from custom.cohort.build import Plan
+from custom.cohort.build import build as make
 from custom.cohort.table import Condition, class_numbers, conditions, read_table
 
 SECTIONS = ("training", "validation", "testing")
@@ -215,6 +219,45 @@ def test_a_list_split_by_scan_is_split_anew_by_subject(tmp_path):
     assert all(len(folds) == 3 and len(set(folds)) == 1 for folds in where.values())
 
 
+def test_a_prefix_keeps_persons_of_two_studies_with_one_id_apart(build):
+    assert {entry["subject"] for entry in entries(build(prefix="IXI-")["pretrain"])} == {
+        f"IXI-sub-{number:02d}" for number in range(1, 21)
+    }
+
+
+SCANS = st.lists(
+    st.builds(
+        lambda number, visit, site, family, ill, marked: Scan(
+            f"s{number}",
+            (f"s{number}_{visit}.nii",),
+            str(visit),
+            mask="m.nii" if marked else None,
+            facts={"site": site, "family": f"F{family % 7}", "dx": ("healthy", "tumour", "infarct")[ill]},
+        ),
+        *(st.integers(0, 40), st.integers(0, 3), st.sampled_from("AB"), st.integers(0, 20), st.integers(0, 2)),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+@given(SCANS, st.sampled_from([0, 2, 5]), st.booleans(), st.integers(0, 5))
+def test_no_subject_and_no_family_is_on_two_sides_of_a_split_of_any_list(scans, folds, together, seed):
+    plan = Plan(target="dx", healthy=conditions("dx=healthy"), keep=["site"], folds=folds, seed=seed,
+                group=["family"] if together else [])  # fmt: skip
+    where, families = {}, {}
+    for lists in make(scans, plan, "table").datalists.values():
+        for section in SECTIONS:
+            for entry in lists.get(section, []):
+                part = entry.get("fold", section)
+                where.setdefault(entry["subject"], set()).add(part)
+                families.setdefault(entry.get("family"), set()).add(part)
+    assert set(where) == {scan.subject for scan in scans}
+    assert all(len(parts) == 1 for parts in where.values())
+    assert not together or all(len(parts) == 1 for parts in families.values())
+
+
 def test_lists_that_are_there_are_not_replaced_unasked(build, tmp_path):
     first = build(seed=1)
     assert build(seed=1) == first
@@ -270,7 +313,7 @@ def test_a_subject_with_two_rows_is_refused(tmp_path):
 def test_names_are_taken_apart_as_bids_has_them():
     file = parse_name("sub-01/ses-a/anat/sub-01_ses-a_acq-3d_run-02_T1w.nii.gz")
     assert file.suffix == "T1w"
-    assert file.entities == {"sub": "01", "ses": "a", "acq": "3d", "run": "02"}
+    assert file.entities == {"sub": "01", "ses": "a", "acq": "3d", "run": "2"}
     assert [parse_name(name) for name in ("T1w.nii.gz", "sub-01_T1w.json", "sub-01.nii.gz", "x_sub-01_T1w.nii")] == [
         None
     ] * 4

@@ -336,6 +336,6 @@ def test_a_check_leaves_the_hashes_for_the_leakage_guard(tree):
 @pytest.mark.parametrize("content", ["{", "[]", '{"a.nii.gz": 3}'])
 def test_a_damaged_cache_is_no_cache(tmp_path, content):
     save(tmp_path / "a.nii.gz", head(1)[0])
-    (tmp_path / ".contents.json").write_text(content)
+    (tmp_path / ".contents.cache").write_text(content)
     path = str(tmp_path / "a.nii.gz")
     assert contents_of([path], tmp_path) == {path: frozenset(file_hashes(path))}

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from json import dumps
 from pathlib import Path
@@ -47,6 +48,7 @@ def build_command(
     subject: str = "subject",
     session: str | None = None,
     subject_pattern: str | None = None,
+    prefix: str = "",
     target: str | None = None,
     classes: str | None = None,
     healthy: str | None = None,
@@ -81,6 +83,7 @@ def build_command(
         subject: for a table: column of the subject.
         session: for a table: column of the session.
         subject_pattern: for a datalist without subjects: regular expression with one group, e.g. "(ADNI_.{10})".
+        prefix: put before every subject's id, e.g. IXI-, so that persons of two studies with one id stay apart.
         target: column of the class.
         classes: class of each value, e.g. "healthy=0,tumour|infarct=1"; by default the values are numbered in order.
         healthy: what makes a subject healthy, e.g. diagnosis=healthy.
@@ -106,6 +109,7 @@ def build_command(
         scans, left_out = table_scans(Path(str(table)), channels, mask, subject, session)
     else:
         scans, left_out = datalist_scans(Path(str(datalist)), subject_pattern)
+    scans = [replace(scan, subject=f"{prefix}{scan.subject}") for scan in scans]
     kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
     shares, together, alike = numbers(split), words(group), words(stratify)
     who = {"healthy": conditions(healthy), "include": conditions(include)}

@@ -69,6 +69,8 @@ def parse_name(path: str) -> BidsFile | None:
         if name.endswith(extension):
             *pairs, suffix = name.removesuffix(extension).split("_")
             entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
+            if entities.get("run", "").isdigit():
+                entities["run"] = str(int(entities["run"]))  # run-1 and run-01 are the same
             whole = len(entities) == len(pairs) and "sub" in entities and "-" not in suffix
             return BidsFile(path, suffix, entities) if whole else None
     return None

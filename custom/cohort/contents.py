@@ -23,7 +23,7 @@ from custom.cohort.case import CohortError
 from custom.cohort.headers import READ_ERRORS
 from custom.cohort.prepared import prepared_from
 
-CACHE = ".contents.json"  # beside the datalist; all datalists of a folder share it
+CACHE = ".contents.cache"  # JSON beside the datalists of a folder, which share it; not to be taken for one of them
 VOXEL_ERRORS = (*READ_ERRORS, zlib.error)
 
 logger = logging.getLogger(__name__)
