@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -368,3 +370,33 @@ def test_ten_thousand_subjects_with_masks_take_less_than_ten_seconds(tmp_path):
     )
     assert time.process_time() - start < 10
     assert len(entries(json.loads((tmp_path / "lists" / "segment.json").read_text()))) == 10_000
+
+
+def cohort_command(*words):
+    command = [sys.executable, "-m", "custom.cohort", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_builds_checks_and_fails_as_it_says(tmp_path):
+    root = make_tree(tmp_path / "bids")
+    lists = root / "datalists"
+    done = cohort_command("build", "--bids", root, "--output", lists, "--target", "diagnosis", "--include", "age>=20")
+    assert done.returncode == 0, done.stderr
+    assert "not age>=20: sub-01 ses-1" in done.stdout
+    assert cohort_command("check", "--datalist", lists / "classify.json").returncode == 0
+    first = json.loads((lists / "classify.json").read_text())["training"][0]["image"]
+    (root / first).write_bytes(b"no image")
+    done = cohort_command("check", "--datalist", lists / "classify.json")
+    assert done.returncode == 1
+    assert f"{first}\n  error, unreadable" in done.stdout
+    done = cohort_command("check", "--datalist", lists / "none.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("custom.cohort: no datalist at")
+    assert "Traceback" not in done.stderr
+    assert "--subject_pattern" in cohort_command("build", "--help").stderr
+
+
+def test_cohorts_need_neither_torch_nor_monai():
+    code = "import sys, custom.cohort.__main__; print({'torch', 'monai'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
