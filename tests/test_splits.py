@@ -52,6 +52,13 @@ def test_families_leave_the_shares_about_right():
     assert abs(parts["testing"] - 20) <= 4
 
 
+def test_as_many_groups_as_parts_fill_every_part():
+    strata = {f"s{i}": i % 2 for i in range(6)}
+    sites = [["s0", "s1"], ["s2", "s3"], ["s4", "s5"]]  # by the shares alone, two of them would go to training
+    parts = split_subjects(strata, {"training": 0.6, "validation": 0.15, "testing": 0.25}, sites)
+    assert set(parts.values()) == {"training", "validation", "testing"}
+
+
 def test_a_split_depends_on_the_seed_alone_not_on_the_order_of_the_subjects():
     strata = {f"s{i}": i % 2 for i in range(40)}
     shares = {"training": 0.5, "testing": 0.5}

@@ -42,8 +42,10 @@ def split_subjects(
     sizes = Counter(strata.values())
     counts = {part: Counter[Hashable]() for part in shares}
     assigned: dict[str, Part] = {}
-    for unit in sorted((unit for unit in units if len(unit) > 1), key=len, reverse=True):
-        part = _nearest_part(Counter(strata[subject] for subject in unit), counts, sizes, shares)
+    for done, unit in enumerate(sorted((unit for unit in units if len(unit) > 1), key=len, reverse=True)):
+        empty = [part for part in shares if not counts[part]]
+        free = empty if len(units) - done <= len(empty) else shares  # no part stays empty that need not
+        part = _nearest_part(Counter(strata[subject] for subject in unit), counts, sizes, {p: shares[p] for p in free})
         assigned.update(dict.fromkeys(unit, part))
         counts[part].update(strata[subject] for subject in unit)
     lag = dict.fromkeys(shares, 0.0)
