@@ -1,15 +1,19 @@
+import contextlib
 import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from planted import LPS, copy_under_another_name, head, image_path, make_tree, mask_path, save
 
 from custom.cohort import CohortError, load_datalist
 from custom.cohort.__main__ import build_command, check_command
 from custom.cohort.checks import check_datalist
 from custom.cohort.contents import ContentCache, contents_of, file_hashes
+from custom.cohort.voxels import Expected, check_case
 
 SECTIONS = ("training", "validation", "testing")
 BUILD = {"mask": "label-lesion_mask", "target": "diagnosis", "classes": "healthy=0,tumour|infarct=1"}
@@ -287,6 +291,30 @@ def test_no_list_is_one_sentence(tmp_path):
         check_datalist(tmp_path / "empty.json", tmp_path)
     with pytest.raises(CohortError, match="label must be one of none, class, mask, healthy; got 'masks'"):
         check_datalist(tmp_path / "empty.json", tmp_path, label="masks")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """An uncompressed image, its mask, and a place for a damaged copy."""
+    root = tmp_path_factory.mktemp("sound")
+    volume, mask = head(1, "left")
+    save(root / "image.nii", (volume * 10).astype(np.int16))
+    save(root / "mask.nii", mask)
+    return root
+
+
+@given(st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=5), st.integers(300, 40_000))
+def test_a_damaged_header_or_file_never_stops_a_check(sound, damage, length):
+    content = bytearray((sound / "image.nii").read_bytes()[:length])
+    for place, value in damage:
+        content[min(place, length - 1)] = value
+    (sound / "damaged.nii").write_bytes(content)
+    case = {"image": str(sound / "damaged.nii"), "label": str(sound / "mask.nii"), "side": "left"}
+    findings = check_case(case, Expected("mask", 1, 2)).findings
+    whole = (sound / "image.nii").stat().st_size
+    assert findings or length >= whole
+    with pytest.raises(CohortError) if any(f.kind == "unreadable" for f in findings) else contextlib.nullcontext():
+        contents_of([case["image"]])
 
 
 # ---- content hashes

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from custom.cohort.case import CohortError
-from custom.cohort.headers import READ_ERRORS
+from custom.cohort.headers import reason
 from custom.cohort.prepared import prepared_from
 
 CACHE = ".contents.cache"  # JSON beside the datalists of a folder, which share it; not to be taken for one of them
-VOXEL_ERRORS = (*READ_ERRORS, zlib.error)
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +82,8 @@ def file_hashes(path: str | Path) -> list[str]:
     """
     try:
         return Voxels.of(nib.load(path)).hashes()
-    except VOXEL_ERRORS as error:
-        raise CohortError(f"{path}: its voxels cannot be read ({error}); run custom.cohort check") from error
+    except Exception as error:  # a damaged file makes nibabel stumble in many ways
+        raise CohortError(f"{path}: its voxels cannot be read ({reason(error)}); run custom.cohort check") from error
 
 
 class ContentCache:

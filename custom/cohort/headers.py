@@ -6,12 +6,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from custom.cohort.case import Case, image_paths
 
 AFFINE_TOLERANCE = 1e-2  # mm, between the affines of an image and its mask
-READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError)  # what nibabel raises on a file that is not whole
 
 Grid = tuple[str, tuple[int, ...], np.ndarray]  # path, shape, affine
 
@@ -88,13 +86,25 @@ def file_findings(paths: Sequence[str]) -> list[Finding]:
             image = nib.load(path)
         except FileNotFoundError:
             findings.append(Finding(path, "missing", "no such file"))
-        except READ_ERRORS as error:
-            findings.append(Finding(path, "unreadable", f"not a readable image ({error})"))
+        except Exception as error:  # a damaged header makes nibabel stumble in many ways
+            findings.append(Finding(path, "unreadable", f"not a readable image ({reason(error)})"))
         else:
-            if len(image.shape) != 3:
-                findings.append(Finding(path, "not_3d", f"expected a 3D volume, got shape {image.shape}"))
+            findings += _shape_findings(path, image)
             grids.append((path, image.shape, image.affine))
     return findings or [finding for grid in grids[1:] for finding in _grid_findings(grids[0], grid)]
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _shape_findings(path: str, image: Any) -> list[Finding]:
+    if len(image.shape) != 3:
+        return [Finding(path, "not_3d", f"expected a 3D volume, got shape {image.shape}")]
+    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
+        return [Finding(path, "affine", "the header's affine cannot be inverted; restore it from the source")]
+    return []
 
 
 def _grid_findings(first: Grid, other: Grid) -> list[Finding]:

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 
 from custom.cohort.case import Case, image_paths
-from custom.cohort.contents import VOXEL_ERRORS, Voxels
-from custom.cohort.headers import Finding, case_findings
+from custom.cohort.contents import Voxels
+from custom.cohort.headers import Finding, case_findings, reason
 
 SPACING_MM = (0.1, 12.0)  # of one axis
 EXTENT_MM = (60.0, 700.0)  # of one axis: a slab of a head, a whole-body scanner's field of view
@@ -72,8 +72,8 @@ def _read(path: str, checked: Checked) -> tuple[Any, Voxels] | None:
     try:
         image = nib.load(path)
         return image, Voxels.of(image)
-    except VOXEL_ERRORS as error:
-        problem = f"the header is there, but not all voxels ({error}); get the file anew"
+    except Exception as error:  # a damaged file makes nibabel stumble in many ways
+        problem = f"the header is there, but not all voxels ({reason(error)}); get the file anew"
         if not any(finding.file == path for finding in checked.findings):
             checked.findings.append(Finding(path, "unreadable", problem))
         return None
@@ -91,11 +91,8 @@ def value_findings(path: str, array: np.ndarray) -> list[Finding]:
 
 
 def header_findings(path: str, image: Any) -> list[Finding]:
-    """Spacing and size that no head scan has, an affine that is none, a header unsure of left and right."""
-    spacing = nib.affines.voxel_sizes(image.affine)
-    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine) < 4:
-        return [Finding(path, "affine", "the header's affine cannot be inverted; restore it from the source")]
-    findings = []
+    """Spacing and size that no head scan has, a header unsure of left and right."""
+    findings, spacing = [], nib.affines.voxel_sizes(image.affine)
     if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
         problem = f"spacing {_rounded(spacing)} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g}; mend the header"
         findings.append(Finding(path, "spacing", problem))
@@ -119,11 +116,17 @@ def left_right_findings(path: str, image: Any) -> list[Finding]:
     """Left and right as NIfTI's two affines have it: neither says, or they disagree."""
     if not isinstance(image, nib.Nifti1Pair):
         return []
-    (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    try:
+        (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+        said = [affine for affine, code in ((sform, s_code), (qform, q_code)) if code]
+        to_the_right = {_axis_to_the_right(affine) for affine in said}
+    except ValueError as error:  # LinAlgError is one, too
+        problem = f"sform or qform is no affine ({reason(error)}); set both from the source"
+        return [Finding(path, "left_right", problem)]
     if not s_code and not q_code:
         problem = "neither sform nor qform is set, so that left and right are a guess; look at it, and set them"
         return [Finding(path, "left_right", problem, "warning")]
-    if s_code and q_code and _axis_to_the_right(sform) != _axis_to_the_right(qform):
+    if len(to_the_right) > 1:
         axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in (sform, qform)]
         problem = f"sform ({axes[0]}) and qform ({axes[1]}) disagree on left and right; find out which is true"
         return [Finding(path, "left_right", problem)]
@@ -133,6 +136,8 @@ def left_right_findings(path: str, image: Any) -> list[Finding]:
 def _axis_to_the_right(affine: np.ndarray) -> tuple[int, float]:
     """The array axis that runs closest along left-right, and its sign."""
     axes, signs = nib.io_orientation(affine).T
+    if 0 not in axes:
+        raise ValueError("no axis runs from left to right")
     axis = int(np.argmax(axes == 0))
     return axis, float(signs[axis])
 
