@@ -221,6 +221,25 @@ def test_a_list_split_by_scan_is_split_anew_by_subject(tmp_path):
     assert all(len(folds) == 3 and len(set(folds)) == 1 for folds in where.values())
 
 
+def table_with_a_split(tmp_path, *rows):
+    text = ["subject,path,part", *(f"{subject},{subject}.nii,{part}" for subject, part in rows)]
+    (tmp_path / "scans.csv").write_text("\n".join(text) + "\n")
+    build_command(str(tmp_path / "lists"), table=str(tmp_path / "scans.csv"), image="path", split="part")
+    return part_of(json.loads((tmp_path / "lists" / "pretrain.json").read_text()))
+
+
+def test_a_split_that_is_given_is_taken_as_it_is(tmp_path):
+    parts = table_with_a_split(tmp_path, ("a", "train"), ("b", "Training"), ("c", "val"), ("d", "test"), ("a", "train"))
+    assert parts == {"training": {"a", "b"}, "validation": {"c"}, "testing": {"d"}}
+
+
+def test_a_given_split_that_tears_a_subject_apart_is_refused(tmp_path):
+    with pytest.raises(CohortError, match="a: column 'part' puts it in testing, but a is in training"):
+        table_with_a_split(tmp_path, ("a", "train"), ("a", "test"))
+    with pytest.raises(CohortError, match="b: expected train, val or test in column 'part', found 3"):
+        table_with_a_split(tmp_path, ("a", "train"), ("b", "3"))
+
+
 def test_a_prefix_keeps_persons_of_two_studies_with_one_id_apart(build):
     assert {entry["subject"] for entry in entries(build(prefix="IXI-")["pretrain"])} == {
         f"IXI-sub-{number:02d}" for number in range(1, 21)
@@ -284,7 +303,7 @@ def test_lists_that_are_there_are_not_replaced_unasked(build, tmp_path):
         ({"target": "diagnosis", "classes": "healthy=0,tumour=2"}, r"must be numbered 0, 1, 2, ...; got \[0, 2\]"),
         ({"target": "diagnosis", "classes": "healthy"}, "expected classes such as"),
         ({"split": (0.5, 0.2, 0.2)}, "shares must be positive and sum to 1"),
-        ({"split": "half"}, "expected numbers such as 0.6,0.15,0.25, got half"),
+        ({"split": "half"}, "expected numbers such as 0.6,0.15,0.25, or a column that there is, got half"),
         ({"split": (0.5, 0.5)}, r"expected three shares, .* got \[0.5, 0.5\] and 0"),
         ({"folds": 1}, "at least 2 folds"),
         ({"runs": "second"}, "runs must be one of all, first, last; got 'second'"),

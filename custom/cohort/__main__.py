@@ -56,7 +56,7 @@ def build_command(
     keep: str | None = None,
     group: str | None = None,
     stratify: str | None = None,
-    split: tuple[float, float, float] = (0.6, 0.15, 0.25),
+    split: str | tuple[float, float, float] = (0.6, 0.15, 0.25),
     folds: int = 0,
     seed: int = 0,
     overwrite: bool = False,
@@ -91,7 +91,7 @@ def build_command(
         keep: further columns to copy into the entries; site and side always are.
         group: columns whose equal values keep subjects together, e.g. family or site.
         stratify: columns that the parts share alike, further to the class.
-        split: shares of training, validation and testing.
+        split: shares of training, validation and testing; or the column of a split that is given: train, val, test.
         folds: so many folds (--fold N of the bundles holds one out), in place of training and validation.
         seed: of the split.
         overwrite: replace datalists that are there and differ.
@@ -111,10 +111,19 @@ def build_command(
         scans, left_out = datalist_scans(Path(str(datalist)), subject_pattern)
     scans = [replace(scan, subject=f"{prefix}{scan.subject}") for scan in scans]
     kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
-    shares, together, alike = numbers(split), words(group), words(stratify)
-    who = {"healthy": conditions(healthy), "include": conditions(include)}
+    given = split if isinstance(split, str) and split in columns(scan.facts for scan in scans) else None
     plan = Plan(
-        target, classes, **who, keep=kept, group=together, stratify=alike, shares=shares, folds=folds, seed=seed
+        target=target,
+        classes=classes,
+        healthy=conditions(healthy),
+        include=conditions(include),
+        keep=kept,
+        group=words(group),
+        stratify=words(stratify),
+        given=given,
+        folds=folds,
+        seed=seed,
+        **({} if given else {"shares": numbers(split)}),
     )
     built = build(scans, plan, str(bids or table or datalist))
     built.left_out[:0] = left_out
@@ -218,7 +227,7 @@ def numbers(value: Any) -> list[float]:
     try:
         return [float(word) for word in words(value)]
     except ValueError as error:
-        raise CohortError(f"expected numbers such as 0.6,0.15,0.25, got {value}") from error
+        raise CohortError(f"expected numbers such as 0.6,0.15,0.25, or a column that there is, got {value}") from error
 
 
 def summary(built: Built, scans: list[Scan]) -> str:

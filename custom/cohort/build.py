@@ -18,6 +18,11 @@ Datalists = dict[str, dict[str, Any]]
 """Datalists by bundle: `pretrain`, `classify`, `segment`."""
 
 
+SPELLINGS = dict.fromkeys(("train", "training"), "training")
+SPELLINGS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+SPELLINGS |= dict.fromkeys(("test", "testing"), "testing")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What makes datalists out of scans.
@@ -31,6 +36,7 @@ class Plan:
         group: columns whose equal values keep subjects together.
         stratify: further columns that the parts shall share alike.
         shares: of training, validation and testing.
+        given: column that names the part, in place of shares and folds, or None.
         folds: number of folds in place of training and validation, or 0.
         seed: of the split.
     """
@@ -43,6 +49,7 @@ class Plan:
     group: Sequence[str] = ()
     stratify: Sequence[str] = ()
     shares: Sequence[float] = (0.6, 0.15, 0.25)
+    given: str | None = None
     folds: int = 0
     seed: int = 0
 
@@ -88,15 +95,19 @@ def build(scans: Sequence[Scan], plan: Plan, place: str) -> Built:
     """
     facts = [scan.facts for scan in scans]
     wanted = [condition.column for condition in (*plan.include, *plan.healthy)]
-    require_columns([*wanted, *plan.group, *plan.stratify, *([plan.target] if plan.target else [])], facts, place)
+    require_columns([*wanted, *plan.group, *plan.stratify, *filter(None, (plan.target, plan.given))], facts, place)
     kept, left_out = included(scans, plan.include)
     numbers = class_numbers((s.facts[plan.target] for s in kept if plan.target in s.facts), plan.classes)
     entries, more = entries_of(kept, plan, numbers)
     if not entries:
         raise CohortError(f"{place}: no scan is left; {reasons(left_out + more)}")
     strata = subject_strata(entries, plan)
-    parts = split_subjects(strata, plan.parts(), groups_of(kept, strata, plan.group), plan.seed)
-    subjects = {part: Counter(strata[s] for s, own in parts.items() if own == part) for part in plan.parts()}
+    if plan.given:
+        parts = given_parts(kept, strata, plan.given)
+    else:
+        parts = split_subjects(strata, plan.parts(), groups_of(kept, strata, plan.group), plan.seed)
+    names = SECTIONS if plan.given else plan.parts()
+    subjects = {part: Counter(strata[s] for s, own in parts.items() if own == part) for part in names}
     lists = {name: by_section(cases, parts) for name, cases in by_bundle(entries, plan).items() if cases}
     if plan.target and "classify" in lists:
         lists["classify"] = {"labels": label_names(numbers)} | lists["classify"]
@@ -163,6 +174,25 @@ def groups_of(scans: Sequence[Scan], subjects: Mapping[str, Any], names: Sequenc
             if name in scan.facts and scan.subject in subjects:
                 groups[name, scan.facts[name]].append(scan.subject)
     return list(groups.values())
+
+
+def given_parts(scans: Sequence[Scan], subjects: Mapping[str, Any], column: str) -> dict[str, Part]:
+    """The part that a column names for each subject: train, val or test, in one of the usual spellings.
+
+    Raises:
+        CohortError: another word, none, or two parts for one subject.
+    """
+    parts: dict[str, Part] = {}
+    for scan in scans:
+        if scan.subject in subjects:
+            value = scan.facts.get(column, "nothing")
+            part = SPELLINGS.get(value.lower())
+            if part is None:
+                raise CohortError(f"{scan.name}: expected train, val or test in column '{column}', found {value}")
+            if parts.setdefault(scan.subject, part) != part:
+                raise CohortError(f"{scan.name}: column '{column}' puts it in {part}, but {scan.subject} is in "
+                                  f"{parts[scan.subject]}; a subject belongs in one part")  # fmt: skip
+    return parts
 
 
 def by_bundle(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, list[Case]]:
