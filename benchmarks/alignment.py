@@ -1,10 +1,9 @@
-"""Midsagittal alignment on heads of known pose: error, failures and seconds, beside reflect-and-register halves.
+"""Midsagittal alignment on heads of known pose, on spoilt heads and on what is none: error, refusals and seconds.
 
-    python benchmarks/alignment.py --num_cases 125 --cohort demo/cohort --output benchmarks/results
+    python benchmarks/alignment.py --num_cases 75 --cohort COHORT --workers 2 --output benchmarks/results
 
-Angle (degrees) between the planes; lateral offset (mm) at the brain's centre; a failure is beyond 2 degrees or 2 mm.
-SimpleITK and ANTsPy register each volume rigidly to its mirror image and take half; they run where they are installed,
-on a few cases.
+Angle (degrees) between the planes; lateral offset (mm) at the brain's centre. SimpleITK and ANTsPy, which register each
+volume to its mirror image and take half, run beside where they are installed (`pip install -e '.[benchmark]'`).
 """
 
 import csv
@@ -17,27 +16,34 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import fire
 import nibabel as nib
 import numpy as np
 import torch
+from hostile_heads import NO_TRUTH, hostile_cases
 from posed_heads import SHARED_DATA, Case, random_cases
+from registration_halves import METHODS, MODULES, Found
 from torch import Tensor
 from tqdm import tqdm
 
 from custom.alignment import distrust, estimate_plane
+from custom.head_volume import NoHeadError
 
-Plane = tuple[Tensor, float]
-"""Unit normal `(3,)` and offset, world mm."""
+WORST_DEGREES, WORST_MM = 2.0, 2.0
+"""Beyond these a plane is wrong."""
+REFUSAL = f"""A plane is wrong beyond {WORST_DEGREES:g} degrees or {WORST_MM:g} mm; \
+on what is no head, any plane is wrong. No wrong plane may be trusted:"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One method on one case."""
+    """One method on one case; `note` says why its plane is not trusted; angle and offset are nan without a truth."""
 
     method: str
     group: str
@@ -47,79 +53,30 @@ class Result:
     seconds: float
     note: str
 
+    @property
+    def wrong(self) -> bool:
+        """Beyond `WORST_DEGREES` or `WORST_MM`, or a plane in what is no head."""
+        return not (self.angle <= WORST_DEGREES and self.offset <= WORST_MM)
 
-def measure(method: str, find: Callable[[Tensor, Tensor], tuple[Tensor, float, str]], case: Case) -> Result:
+
+def measure(method: str, find: Callable[[Tensor, Tensor], Found], case: Case) -> Result:
     """Run a method and compare its plane with the truth."""
     start = time.process_time()
     normal, offset, note = find(case.image, case.affine)
     seconds = time.process_time() - start
     cross = torch.linalg.cross(normal, case.normal).norm()
-    angle = math.degrees(torch.atan2(cross, normal @ case.normal).item())
-    return Result(method, case.group, case.name, angle, abs((normal @ case.center).item() - offset), seconds, note)
+    angle = math.degrees(torch.atan2(cross, (normal @ case.normal).abs()).item())
+    error = abs((normal @ case.center).item() - offset)
+    return Result(method, case.group, case.name, angle, error, seconds, note)
 
 
-def ours(image: Tensor, affine: Tensor) -> tuple[Tensor, float, str]:
-    """`custom.alignment.estimate_plane`, with the reason where it distrusts its plane."""
-    plane = estimate_plane(image, affine)
+def ours(image: Tensor, affine: Tensor) -> Found:
+    """`custom.alignment.estimate_plane`, with the reason where it distrusts its plane or finds no head."""
+    try:
+        plane = estimate_plane(image, affine)
+    except NoHeadError as error:
+        return NO_TRUTH, math.nan, str(error)
     return torch.tensor(plane.normal, dtype=torch.float64), plane.offset, distrust(plane) or ""
-
-
-def half(reflection: Tensor, affine: Tensor, center: Tensor) -> tuple[Tensor, float, str]:
-    """The plane of a reflection `(4, 4)` in voxels, on a grid of 1 mm along the world's axes."""
-    linear = reflection[:3, :3]
-    normal = torch.linalg.eigh((linear + linear.T) / 2).eigenvectors[:, 0]
-    normal = normal * normal[0].sign()
-    middle = (center + linear @ center + reflection[:3, 3]) / 2 + affine[:3, 3]
-    return normal, (normal @ middle).item(), ""
-
-
-def simpleitk_half(image: Tensor, affine: Tensor) -> tuple[Tensor, float, str]:
-    """Rigid registration of a volume to its mirror image (mutual information, three resolutions), halved."""
-    import SimpleITK as sitk  # noqa: N813
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    moving = sitk.GetImageFromArray(image.permute(2, 1, 0).numpy())
-    fixed = sitk.GetImageFromArray(image.flip(0).permute(2, 1, 0).contiguous().numpy())
-    kind = sitk.CenteredTransformInitializerFilter.GEOMETRY
-    start = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), kind)
-    registration = sitk.ImageRegistrationMethod()
-    registration.SetMetricAsMattesMutualInformation(32)
-    registration.SetMetricSamplingStrategy(registration.REGULAR)
-    registration.SetMetricSamplingPercentage(0.05)
-    registration.SetInterpolator(sitk.sitkLinear)
-    registration.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
-    registration.SetOptimizerScalesFromPhysicalShift()
-    registration.SetShrinkFactorsPerLevel([4, 2, 1])
-    registration.SetSmoothingSigmasPerLevel([2, 1, 0])
-    registration.SetInitialTransform(start, inPlace=False)
-    found = registration.Execute(fixed, moving)
-    origin = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
-    columns = [np.array(found.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
-    return half(_reflection(np.stack(columns, 1), origin, image.shape), affine, _middle(image))
-
-
-def ants_half(image: Tensor, affine: Tensor) -> tuple[Tensor, float, str]:
-    """ANTs rigid registration of a volume to its mirror image, halved."""
-    import ants
-
-    moving, fixed = ants.from_numpy(image.numpy()), ants.from_numpy(image.flip(0).numpy())
-    found = ants.registration(fixed, moving, type_of_transform="Rigid")
-    motion = ants.read_transform(found["fwdtransforms"][0])
-    origin = np.array(motion.apply_to_point((0.0, 0.0, 0.0)))
-    columns = [np.array(motion.apply_to_point(tuple(axis))) - origin for axis in np.eye(3)]
-    return half(_reflection(np.stack(columns, 1), origin, image.shape), affine, _middle(image))
-
-
-def _reflection(linear: np.ndarray, origin: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """The head's own reflection: a point's mirror image in the array, taken by the motion that registers the two."""
-    motion, mirrored = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
-    motion[:3, :3], motion[:3, 3] = torch.from_numpy(linear), torch.from_numpy(origin)
-    mirrored[0, 0], mirrored[0, 3] = -1, shape[0] - 1
-    return motion @ mirrored
-
-
-def _middle(image: Tensor) -> Tensor:
-    return (torch.tensor(image.shape, dtype=torch.float64) - 1) / 2
 
 
 def load(path: Path) -> tuple[Tensor, Tensor]:
@@ -135,7 +92,7 @@ def cohort_cases(folder: Path) -> Iterator[Case]:
         normal = torch.tensor(pose["normal"], dtype=torch.float64)
         for path in sorted((folder / record.name.removesuffix("_pose.json")).glob("anat/*.nii.gz")):
             image, affine = load(path)
-            middle = affine[:3, :3] @ _middle(image) + affine[:3, 3]
+            middle = affine[:3, :3] @ ((torch.tensor(image.shape) - 1) / 2).double() + affine[:3, 3]
             on_plane = middle - (normal @ middle - pose["offset_mm"]) * normal
             sign = normal[0].sign()
             yield Case(path.name, image, affine, sign * normal, on_plane, "phantom cohort")
@@ -162,23 +119,41 @@ def real_cases(poses: int, seed: int) -> Iterator[Case]:
             )
 
 
-def table(results: Sequence[Result]) -> str:
-    """A Markdown table: one row per method and group."""
+def accuracy_table(results: Sequence[Result]) -> str:
+    """A Markdown table: one row per method and group of heads."""
     lines = [
-        "| method | heads | n | angle, degrees: median / p95 / max | offset, mm: same | failures | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| method | heads | n | angle, degrees: median / p95 / max | offset, mm: same | wrong | refused | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for method, group in dict.fromkeys((r.method, r.group) for r in results):
         chosen = [r for r in results if (r.method, r.group) == (method, group)]
-        angle, offset = np.array([r.angle for r in chosen]), np.array([r.offset for r in chosen])
-        failed = np.mean((angle > 2) | (offset > 2))
-        spread = [
-            " / ".join(f"{q:.2f}" for q in (np.median(x), np.quantile(x, 0.95), x.max())) for x in (angle, offset)
-        ]
+        found = [r for r in chosen if not math.isnan(r.angle)]
+        spread = [_spread([r.angle for r in found]), _spread([r.offset for r in found])]
+        wrong, refused = sum(r.wrong for r in chosen), sum(bool(r.note) for r in chosen)
         seconds = np.median([r.seconds for r in chosen])
         lines.append(
-            f"| {method} | {group} | {len(chosen)} | {spread[0]} | {spread[1]} | {failed:.0%} | {seconds:.2f} |"
+            f"| {method} | {group} | {len(chosen)} | {' | '.join(spread)} | {wrong} | {refused} | {seconds:.2f} |"
         )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return " / ".join(f"{q:.2f}" for q in (np.median(values), np.quantile(values, 0.95), max(values)))
+
+
+def refusal_table(results: Sequence[Result]) -> str:
+    """A Markdown table: how many of each kind of spoilt head and of no head are refused, and how good the rest is."""
+    lines = [
+        "| volumes | n | found wrong | refused | of the trusted: worst angle, degrees | worst offset, mm | wrong |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for group in dict.fromkeys(r.group for r in results):
+        chosen = [r for r in results if r.group == group]
+        trusted = [r for r in chosen if not r.note]
+        worst = [f"{max(x):.2f}" if (x := [v for v in values if not math.isnan(v)]) else "" for values in
+                 ([r.angle for r in trusted], [r.offset for r in trusted])]  # fmt: skip
+        counts = [sum(r.wrong for r in chosen), len(chosen) - len(trusted), *worst, sum(r.wrong for r in trusted)]
+        lines.append(f"| {group} | {len(chosen)} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines)
 
 
@@ -194,59 +169,94 @@ def circumstances() -> str:
         ["git", "status", "--porcelain", "custom"], capture_output=True, text=True, check=False
     ).stdout
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai", "numpy")]
-    versions += [
-        f"{n} {importlib.metadata.version(n)}"
-        for n in ("SimpleITK", "antspyx")
-        if importlib.util.find_spec(_MODULES[n])
-    ]
+    versions += [f"{n} {importlib.metadata.version(n)}" for n in _DISTRIBUTIONS if _installed(_DISTRIBUTIONS[n])]
     commit += " with uncommitted changes" if changed else ""
     return f"{datetime.date.today()}, {cpu}, one thread, CPU seconds; {', '.join(versions)}; commit {commit}"
 
 
-_MODULES = {"SimpleITK": "SimpleITK", "antspyx": "ants"}
+_DISTRIBUTIONS = {"SimpleITK": "SimpleITK", "antspyx": "ANTsPy"}
+
+
+def _installed(method: str) -> bool:
+    return importlib.util.find_spec(MODULES[method]) is not None
 
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
+def heads_of_known_pose(num_cases: int, seed: int) -> Iterator[Result]:
+    """Every head with our method."""
+    yield from (measure("sa-swin", ours, case) for case in random_cases(num_cases, seed))
+
+
+def heads_by_registration(num_cases: int, seed: int) -> Iterator[Result]:
+    """The first heads of known pose with the other methods, as far as these are installed."""
+    methods = {name: find for name, find in METHODS.items() if _installed(name)}
+    if methods:
+        for case in random_cases(num_cases, seed):
+            yield from (measure(f"{name} half", find, case) for name, find in methods.items())
+
+
+def other_heads(cohort: str | None, poses: int, seed: int) -> Iterator[Result]:
+    """The phantom cohort and real heads."""
+    cases = [cohort_cases(Path(cohort))] if cohort else []
+    for case in (case for source in (*cases, real_cases(poses, seed)) for case in source):
+        yield measure("sa-swin", ours, case)
+
+
+def hostile_heads(num_cases: int, seed: int) -> Iterator[Result]:
+    """What should be refused where it is not right."""
+    yield from (measure("sa-swin", ours, case) for case in hostile_cases(num_cases, seed))
+
+
+def collected(source: Callable[..., Iterable[Result]], *arguments: Any) -> list[Result]:
+    """All results of one source, in a process of its own."""
+    torch.set_num_threads(1)
+    return list(tqdm(source(*arguments), source.__name__, unit="result", disable=None))
+
+
 def main(
-    num_cases: int = 125,
-    num_references: int = 10,
+    num_cases: int = 75,
+    num_references: int = 11,
+    num_hostile: int = 20,
     poses: int = 4,
     cohort: str | None = None,
+    workers: int = 1,
     output: str = "benchmarks/results",
     seed: int = 0,
 ) -> None:
-    """Measure the alignment and write a table and every case's result.
+    """Measure the alignment and write tables and every case's result.
 
     Args:
         num_cases: synthetic heads of known pose.
         num_references: how many of them SimpleITK and ANTsPy get as well, each where it is installed.
+        num_hostile: volumes of each kind that is spoilt or no head.
         poses: of every real case of SA_SWIN_SHARED_DATA.
         cohort: folder of a `custom.phantom` cohort.
+        workers: processes.
         output: folder of `alignment_<date>.md` and `.csv`.
         seed: of every random draw.
     """
-    torch.set_num_threads(1)
-    references = {"SimpleITK": simpleitk_half, "ANTsPy": ants_half}
-    references = {n: find for n, find in references.items() if importlib.util.find_spec({"ANTsPy": "ants"}.get(n, n))}
-    results = []
-    for index, case in enumerate(tqdm(random_cases(num_cases, seed), "heads of known pose", num_cases, disable=None)):
-        results.append(measure("sa-swin", ours, case))
-        if index < num_references:
-            results += [measure(f"{name} half", find, case) for name, find in references.items()]
-    others = [*(cohort_cases(Path(cohort)) if cohort else []), *real_cases(poses, seed)]
-    results += [measure("sa-swin", ours, case) for case in tqdm(others, "phantom and real heads", disable=None)]
+    jobs = [
+        (heads_by_registration, num_references, seed),
+        (hostile_heads, num_hostile, seed),
+        (heads_of_known_pose, num_cases, seed),
+        (other_heads, cohort, poses, seed),
+    ]
+    with ProcessPoolExecutor(workers) as pool:
+        reference, hostile, known, other = (
+            future.result() for future in [pool.submit(collected, *job) for job in jobs]
+        )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"alignment_{datetime.date.today()}.md"
-    results.sort(key=lambda result: result.method != "sa-swin")
-    path.write_text(f"# Midsagittal alignment\n\n{circumstances()}\n\n{table(results)}\n")
+    text = [circumstances(), accuracy_table([*known, *other, *reference]), REFUSAL, refusal_table(hostile)]
+    path.write_text("# Midsagittal alignment\n\n" + "\n\n".join(text) + "\n")
     with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(results[0])))
+        writer = csv.DictWriter(file, list(asdict(hostile[0])))
         writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
+        writer.writerows(asdict(result) for result in (*known, *other, *reference, *hostile))
     print(path.read_text(), file=sys.stdout)
 
 

@@ -16,6 +16,8 @@ from posed_heads import Base, Case, anatomy_bases, make_case, rotation, template
 from scipy import ndimage
 from torch import Tensor
 
+from custom.head_volume import resample
+
 NO_TRUTH = torch.full((3,), torch.nan, dtype=torch.float64)
 
 
@@ -101,12 +103,11 @@ def moving(case: Case, rng: np.random.Generator, degrees: float, mm: float) -> C
 
 
 def _turned(image: Tensor, rng: np.random.Generator, degrees: float, mm: float) -> Tensor:
-    turn = torch.eye(3, dtype=torch.float64)
+    motion, middle = torch.eye(4, dtype=torch.float64), (torch.tensor(image.shape, dtype=torch.float64) - 1) / 2
     for axis in range(3):
-        turn = torch.from_numpy(rotation(math.radians(rng.normal(0, degrees)), axis)) @ turn
-    theta = torch.cat([turn, torch.from_numpy(rng.normal(0, mm / 90, (3, 1)))], 1)
-    grid = F.affine_grid(theta[None].float(), [1, 1, *image.shape], align_corners=True)
-    return F.grid_sample(image[None, None], grid, align_corners=True)[0, 0]
+        motion[:3, :3] = torch.from_numpy(rotation(math.radians(rng.normal(0, degrees)), axis)) @ motion[:3, :3]
+    motion[:3, 3] = middle - motion[:3, :3] @ middle + torch.from_numpy(rng.normal(0, mm, 3))
+    return resample(image, motion, torch.eye(4, dtype=torch.float64), tuple(image.shape), padding_mode="zeros")[0]
 
 
 def _coordinates(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:

@@ -26,6 +26,7 @@ from custom.head_volume import resample
 SHARED_DATA = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIZE = (182, 218, 182)
 """Voxels of 1 mm of every case."""
+BASE_SIZE = (208, 256, 240)
 # intensities of: background, white matter, grey matter, fluid, deep grey, bone, soft tissue, skin and fat
 CONTRASTS = {
     "T1": (0, 1.0, 0.7, 0.25, 0.8, 0.1, 0.6, 1.2),
@@ -61,8 +62,7 @@ class Case:
 
 
 def symmetric(half: Tensor) -> Tensor:
-    """Replace the right half by the left one's mirror image."""
-    half = half[: half.shape[0] // 2]
+    """The whole of a left half `(X / 2, Y, Z)`: with its mirror image on the right."""
     return torch.cat([half, half.flip(0)])
 
 
@@ -73,7 +73,7 @@ def template_base() -> Base:
     affine = torch.from_numpy(template.affine)
     grid = torch.eye(4, dtype=torch.float64)
     grid[:3, 3] = torch.tensor([-99.5, -134, -72])
-    image = symmetric(resample(image, affine, grid, (200, 233, 189))[0])
+    image = symmetric(resample(image, affine, grid, (100, 233, 189))[0])
     return Base("icbm T1 brain", image, _depth(image > 0.1), ct=False)
 
 
@@ -82,12 +82,13 @@ def anatomy_bases(seed: int) -> Iterator[Base]:
     rng = np.random.default_rng(seed)
     for path in sorted(SHARED_DATA.glob("anatomies/*.nii.gz")):
         file = nib.load(path)
-        labels = torch.from_numpy(np.asarray(file.dataobj).astype(np.int64))
+        labels = torch.from_numpy(np.asarray(file.dataobj).astype(np.int16))
         affine = torch.from_numpy(file.affine)
         plane = estimate_plane(painted(labels, "T1", skull=True), affine)
-        grid = aligned_affine(plane, 1.0, (256, 256, 256))
-        place = (torch.linalg.inv(affine) @ grid) @ _homogeneous_indices((256, 256, 256))
-        labels = symmetric(_nearest(labels, place, (256, 256, 256)))
+        place = torch.linalg.inv(affine) @ aligned_affine(plane, 1.0, BASE_SIZE)
+        half = (BASE_SIZE[0] // 2, *BASE_SIZE[1:])
+        labels = ndimage.affine_transform(labels.numpy(), place[:3, :3].numpy(), place[:3, 3].numpy(), half, order=0)
+        labels = symmetric(torch.from_numpy(labels))
         depth = _depth((labels > 0) & (labels < 500))
         for contrast in rng.permutation(list(CONTRASTS))[:2]:
             skull = bool(rng.random() < 0.6)
@@ -105,7 +106,7 @@ def painted(labels: Tensor, contrast: str, skull: bool) -> Tensor:
     table[0] = air
     if not skull:
         table[500:] = air
-    return table[labels]
+    return table[labels.int()]
 
 
 def _homogeneous_indices(shape: tuple[int, ...]) -> Tensor:
@@ -113,17 +114,15 @@ def _homogeneous_indices(shape: tuple[int, ...]) -> Tensor:
     return torch.cat([index.flatten(1), torch.ones(1, math.prod(shape), dtype=torch.float64)])
 
 
-def _nearest(labels: Tensor, place: Tensor, shape: tuple[int, ...]) -> Tensor:
-    index = place[:3].round().long()
-    limit = torch.tensor(labels.shape)[:, None]
-    inside = ((index >= 0) & (index < limit)).all(0)
-    x, y, z = index.clamp_min(0).minimum(limit - 1)
-    return (labels[x, y, z] * inside).reshape(shape)
-
-
 def _depth(brain: Tensor) -> Tensor:
-    brain = ndimage.binary_closing(brain.numpy(), iterations=3)
-    return torch.from_numpy(ndimage.distance_transform_edt(brain).astype(np.float32))
+    """Millimetres inside the brain, 0 outside, computed within the box around it."""
+    index = brain.nonzero()
+    low, high = (index.amin(0) - 4).clamp_min(0).tolist(), (index.amax(0) + 5).tolist()
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    closed = ndimage.binary_closing(np.pad(brain[box].numpy(), 1), iterations=3)
+    depth = torch.zeros(brain.shape)
+    depth[box] = torch.from_numpy(ndimage.distance_transform_edt(closed)[1:-1, 1:-1, 1:-1].astype(np.float32))
+    return depth
 
 
 def make_case(

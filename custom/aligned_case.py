@@ -80,7 +80,7 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
     The plane is found on the first image; every image and the label are resampled onto the same grid, once.
 
     Raises:
-        ValueError: when a file is missing or unreadable, the files do not share one grid, or no head is found.
+        ValueError: when a file is missing or unreadable, or the files do not share one grid.
     """
     sources = [Path(case.root).absolute() / path for path in (*case.images, *([case.label] if case.label else []))]
     _check(sources, len(case.images))
@@ -92,7 +92,7 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
     volumes = [load(source) for source in sources]
     affine, plane, reason = aligned_grid(volumes[0], grid.spacing, grid.spatial_size)
     record |= {"status": "aligned" if reason is None else STATUS[untrusted], "reason": reason or ""}
-    record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)}
+    record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)} if plane else {"plane": None}
     record |= {"aligned_affine": affine.tolist(), "source_affine": volumes[0].affine.tolist()}
     record |= {"source_size": list(volumes[0].shape[1:])}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from monai.utils import GridSampleMode, TraceKeys
 from torch import Tensor
 
 from custom.alignment import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine
+from custom.head_volume import NoHeadError
 from custom.intensity import background_level
 
 ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
@@ -28,19 +29,22 @@ RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.fl
 
 def aligned_grid(
     image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]
-) -> tuple[Tensor, MidsagittalPlane, str | None]:
+) -> tuple[Tensor, MidsagittalPlane | None, str | None]:
     """The grid in whose middle the midsagittal plane of a volume's first channel lies.
 
     A volume that lies straight on such a grid already keeps its own, so that nothing is interpolated.
 
     Returns:
         The grid's affine, the plane, and the reason why the plane cannot be trusted, or None. With a reason, the grid
-        is `central_affine`, the volume as it lies in the file.
+        is `central_affine`, the volume as it lies in the file; the plane is None where no head is found at all.
 
     Raises:
-        ValueError: when no head is found.
+        ValueError: when the volume is not three-dimensional or not finite, or the affine is singular.
     """
-    plane = estimate_plane(image[0].as_tensor(), image.affine)
+    try:
+        plane = estimate_plane(image[0].as_tensor(), image.affine)
+    except NoHeadError as error:
+        return central_affine(image, spacing, spatial_size), None, str(error)
     reason = distrust(plane)
     if reason is not None:
         return central_affine(image, spacing, spatial_size), plane, reason

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from custom.head_volume import WORK_SPACING, HeadVolume, head_volume
@@ -21,6 +20,7 @@ from custom.midsagittal_search import (
     coarse_search,
     compare,
     frame,
+    inner_similarity,
     levels,
     moved,
     paired_points,
@@ -43,7 +43,7 @@ class MidsagittalPlane:
         margin: how much better the plane scores than the best plane elsewhere, 0 to 1.
         angle_error: standard error of the normal, degrees.
         offset_error: standard error of the offset at the head's centre, mm.
-        structure: contrast between the tissues inside the head, as a share of that between head and background.
+        inner_similarity: the same of what lies deep inside the head, where only anatomy is symmetric: -1 to 1.
     """
 
     normal: tuple[float, float, float]
@@ -54,7 +54,7 @@ class MidsagittalPlane:
     margin: float
     angle_error: float
     offset_error: float
-    structure: float
+    inner_similarity: float
 
 
 @torch.no_grad()
@@ -66,7 +66,8 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
         affine: 4x4 voxel-to-world, RAS+, mm.
 
     Raises:
-        ValueError: when the volume is not three-dimensional, the affine is singular, or no head is found.
+        NoHeadError: when no head is found.
+        ValueError: when the volume is not three-dimensional or not finite, or the affine is singular.
     """
     volume = head_volume(*_checked(image, affine))
     pyramid = levels(volume)
@@ -83,7 +84,7 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
         margin=margin,
         angle_error=angle_error,
         offset_error=offset_error,
-        structure=_structure(volume),
+        inner_similarity=inner_similarity(pyramid[4], normal, point).item(),
     )
 
 
@@ -108,6 +109,8 @@ def _ranked(level: Level, normal: Tensor, point: Tensor) -> tuple[Tensor, Tensor
 
 def _checked(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
     image = torch.as_tensor(image)
+    if not torch.isfinite(image).all():
+        raise ValueError(f"{(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file")
     if image.ndim == 4 and len(image) == 1:
         image = image[0]
     if image.ndim != 3 or min(image.shape) < 2:
@@ -160,19 +163,6 @@ def _standard_errors(level: Level, normal: Tensor, point: Tensor) -> tuple[float
     return math.degrees((variance[0] + variance[1]).sqrt().item()), variance[2].sqrt().item()
 
 
-def _structure(volume: HeadVolume) -> float:
-    """Local contrast inside the head as a share of that to the background: near 0 in a block of one material."""
-    image, head = (F.avg_pool3d(x[None, None], 2) for x in (volume.image, volume.head))
-    inside = 1 - F.max_pool3d(1 - head.round(), 5, 1, 2)
-    if not inside.any():
-        return 0.0
-    mean, square = (F.avg_pool3d(x, 3, 1, 1) for x in (image, image**2))
-    deviation = (square - mean**2).clamp_min(0).sqrt()[inside > 0]
-    outside = volume.image[(volume.head < 0.5) & (volume.known > 0.5)]
-    background = outside.median() if outside.numel() else volume.image.min()
-    return (deviation.quantile(0.75) / (image[inside > 0].median() - background).abs().clamp_min(1e-6)).item()
-
-
 def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
     """The middle of the head along the plane's own axes, on the plane: world mm."""
     axes = frame(normal.double())
@@ -192,16 +182,17 @@ def distrust(plane: MidsagittalPlane) -> str | None:
     tilt = math.degrees(math.acos(min(1.0, plane.normal[0])))
     rules = [
         (
-            plane.structure < 0.01,
-            f"there is no structure inside (contrast {plane.structure:.2%}, at least 1% needed): not a head",
-        ),
-        (
             plane.overlap < 0.5,
             f"only {plane.overlap:.0%} of the head has a counterpart across the plane (at least 50% needed)",
         ),
         (
             plane.similarity < 0.25,
             f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)",
+        ),
+        (
+            plane.inner_similarity < 0.3,
+            f"inside, the two sides do not match (similarity {plane.inner_similarity:.2f}, at least 0.3 needed): "
+            "not a head, or one changed beyond recognition",
         ),
         (tilt > 40, f"it is turned by {tilt:.0f} degrees from the file's left-right axis (at most 40 allowed)"),
         (plane.margin < 0.15, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.15 needed)"),

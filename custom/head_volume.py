@@ -21,6 +21,16 @@ SMALLEST_HEAD = 150.0
 """Millilitres of foreground below which there is no head; a newborn's is three times as large."""
 
 
+LARGEST_HEAD = 5000.0
+"""Millilitres, in the searched height, beyond which it is no head: a large adult's takes less than 4.3 l there."""
+LARGEST_OUTSIDE = 0.2
+"""Share of the foreground, in the searched height, that may lie outside the work volume: a torso has more."""
+
+
+class NoHeadError(ValueError):
+    """There is nothing like a head in a volume."""
+
+
 @dataclass(frozen=True)
 class HeadVolume:
     """A head in a box of `WORK_SPACING` mm voxels.
@@ -48,7 +58,7 @@ def head_volume(image: Tensor, affine: Tensor) -> HeadVolume:
         affine: 4x4 voxel-to-world.
 
     Raises:
-        ValueError: when no head is found: the volume is constant, or its foreground is too small.
+        NoHeadError: when the volume is constant, or its foreground is too small or too large for a head.
     """
     image, affine = pooled(clipped(image), affine, WORK_SPACING)
     coarse, coarse_affine = pooled(image, affine, OVERVIEW_SPACING)
@@ -56,9 +66,10 @@ def head_volume(image: Tensor, affine: Tensor) -> HeadVolume:
     overview, known = resample(coarse, coarse_affine, _grid_affine(corner, OVERVIEW_SPACING), shape)
     mask = _head_mask(overview, known)
     center = _head_center(mask, corner)
+    _check_size(mask, corner, center)
     low, high = torch.quantile(overview[mask > 0.5], torch.tensor([0.05, 0.95], device=image.device)).tolist()
     if not high > low:
-        raise ValueError(f"no head found: the foreground is uniform, every voxel is {low:.6g}")
+        raise NoHeadError(f"no head found: the foreground is uniform, every voxel is {low:.6g}")
     image = image.clamp(2 * low - high, 2 * high - low)
 
     half = torch.tensor(WORK_SIZE, device=image.device) - 1
@@ -74,7 +85,7 @@ def clipped(image: Tensor) -> Tensor:
     lowest = sample.min()
     rest = sample[sample > lowest]
     if rest.numel() == 0:
-        raise ValueError(f"no head found: the volume is constant, every voxel is {lowest.item():.6g}")
+        raise NoHeadError(f"no head found: the volume is constant, every voxel is {lowest.item():.6g}")
     dark, quarter, bright = _quantiles(rest, 0.01, 0.25, 0.99)
     if lowest < -500 and -300 < _quantiles(rest[rest > -300], 0.5)[0] < 300 < bright - dark:
         return image.clamp(*CT_WINDOW)
@@ -139,9 +150,9 @@ def _head_mask(overview: Tensor, known: Tensor) -> Tensor:
     mask = _without_holes(((overview > threshold) & (known > 0.5)).float())
     core = _grow(_deepest(mask), _open(mask))
     head = _dilate(core) * mask
-    volume = head.sum().item() * (OVERVIEW_SPACING / 10) ** 3
+    volume = _millilitres(head)
     if volume < SMALLEST_HEAD:
-        raise ValueError(
+        raise NoHeadError(
             f"no head found: the largest bright body is {volume:.0f} ml, expected at least {SMALLEST_HEAD:.0f} ml"
         )
     return _top(head)
@@ -164,6 +175,28 @@ def _head_center(head: Tensor, corner: Tensor) -> Tensor:
     return corner + torch.stack(ends).to(corner) * OVERVIEW_SPACING
 
 
+def _check_size(head: Tensor, corner: Tensor, center: Tensor) -> None:
+    volume = _millilitres(head)
+    if volume > LARGEST_HEAD:
+        raise NoHeadError(
+            f"no head found: the largest bright body is {volume:.0f} ml in its upper {HEAD_HEIGHT:.0f} mm, "
+            f"expected at most {LARGEST_HEAD:.0f} ml"
+        )
+    reach = torch.tensor(WORK_SIZE, device=head.device) * WORK_SPACING / 2
+    place = corner + head.nonzero() * OVERVIEW_SPACING
+    outside = ((place - center).abs() > reach).any(1).double().mean().item()
+    if outside > LARGEST_OUTSIDE:
+        size = " x ".join(f"{2 * side:.0f}" for side in reach.tolist())
+        raise NoHeadError(
+            f"no head found: {outside:.0%} of the largest bright body lies outside {size} mm about its middle "
+            f"(at most {LARGEST_OUTSIDE:.0%} allowed)"
+        )
+
+
+def _millilitres(mask: Tensor) -> float:
+    return mask.sum().item() * (OVERVIEW_SPACING / 10) ** 3
+
+
 def _bounding_grid(shape: torch.Size, affine: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """The world grid of `OVERVIEW_SPACING` mm that holds a volume: its first voxel's centre, mm, and its shape."""
     corners = torch.cartesian_prod(*[torch.tensor([-0.5, n - 0.5], dtype=affine.dtype) for n in shape]).to(
@@ -174,7 +207,7 @@ def _bounding_grid(shape: torch.Size, affine: Tensor) -> tuple[Tensor, tuple[int
     count = ((high - low) / OVERVIEW_SPACING).ceil() + 2
     if count.prod() > 2e7:
         extent = ", ".join(f"{x:.0f}" for x in (high - low).tolist())
-        raise ValueError(f"no head found: the field of view is {extent} mm; check the affine's units (millimetres)")
+        raise NoHeadError(f"no head found: the field of view is {extent} mm; check the affine's units (millimetres)")
     corner = (low + high) / 2 - (count - 1) / 2 * OVERVIEW_SPACING
     return corner, tuple(int(n) for n in count)
 

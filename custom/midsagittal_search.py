@@ -30,6 +30,8 @@ MAX_OFFSET = 40.0
 RADIUS = 80.0
 """Millimetres from the head's centre at which an angle is weighed against an offset."""
 MAX_TURN = math.radians(7)
+DEPTH = 12.0
+"""Millimetres inside the head's outline beyond which there is only what it contains."""
 BLOCK = 16.0
 BLOCKS = (6, 15, 12)
 """Millimetres of a block's side, and blocks along one half of the work volume."""
@@ -282,3 +284,17 @@ def similarity_and_overlap(level: Level, normal: Tensor, point: Tensor) -> tuple
     left, right = feature * known
     similarity = 2 * (left * right).sum(1) / (left**2 + right**2).sum(1).clamp_min(1e-6)
     return similarity, 2 * (head.amin(0) * known).sum(1) / head.sum((0, 2)).clamp_min(1e-6)
+
+
+def inner_similarity(level: Level, normal: Tensor, point: Tensor) -> Tensor:
+    """Correlation `(K,)` of the two sides' features deeper than `DEPTH` inside the head.
+
+    There is anatomy there and no outline: a bottle is as symmetric as a head outside, and empty or different inside.
+    """
+    width = 2 * round(DEPTH / level.spacing) + 1
+    inner = 1 - F.max_pool3d((level.head < 0.5).to(level.head)[None], width, 1, width // 2)[0]
+    points, _ = paired_points(level, normal, point, NUM_PAIRS[4])
+    sides = point[:, :, None] + frame(normal) @ _both_sides(points)
+    feature, known, deep = sample(torch.cat([level.channels[[0, 4]], inner]), level.center, level.spacing, sides)
+    left, right = feature * (known.amin(0) > 0.98) * (deep.amin(0) > 0.5)
+    return 2 * (left * right).sum(1) / (left**2 + right**2).sum(1).clamp_min(1e-6)

@@ -39,7 +39,7 @@ from custom.transforms import SPATIAL_SIZE
 
 COLUMNS = (
     "image", "status", "yaw_deg", "roll_deg", "offset_mm",
-    "similarity", "overlap", "margin", "angle_error", "offset_error", "structure", "reason",
+    "similarity", "overlap", "margin", "angle_error", "offset_error", "inner_similarity", "reason",
 )  # fmt: skip
 
 
@@ -169,9 +169,12 @@ def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
 def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
     """A case's place on the contact sheet."""
     name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii.gz")).parts[-2:])
-    turned = f"yaw {record['yaw_deg']:+.1f}  roll {record['roll_deg']:+.1f}  offset {record['offset_mm']:+.1f} mm"
-    caption = f"{name}  similarity {record['similarity']:.2f}\n{turned}"
-    return Tile(record_path(case, output).with_suffix(".png"), caption, record["status"] != "aligned")
+    figures, second = "", record["reason"][:60]
+    if record["status"] == "aligned":
+        figures = f"  similarity {record['similarity']:.2f}"
+        second = f"yaw {record['yaw_deg']:+.1f}  roll {record['roll_deg']:+.1f}  offset {record['offset_mm']:+.1f} mm"
+    picture = record_path(case, output).with_suffix(".png")
+    return Tile(picture, f"{name}{figures}\n{second}", record["status"] != "aligned")
 
 
 def main(

@@ -109,6 +109,18 @@ def test_an_untrusted_volume_is_handled_as_chosen(cohort, untrusted, status, kep
     assert (cohort / "out" / "c" / "T1.nii.gz").exists() == bool(kept)
 
 
+@pytest.mark.parametrize(("untrusted", "status"), [("fail", "failed"), ("warn", "kept"), ("drop", "dropped")])
+def test_a_volume_without_a_head_is_handled_as_chosen(cohort, untrusted, status):
+    empty = np.zeros((30, 30, 30), np.float32)
+    empty[10:14, 10:14, 10:14] = 100
+    nib.save(nib.Nifti1Image(empty, np.diag([4, 4, 4, 1])), cohort / "in" / "c" / "T1.nii.gz")
+    with pytest.raises(SystemExit):
+        run(cohort, untrusted=untrusted)
+    assert table(cohort)["c/T1.nii.gz"]["status"] == status
+    assert "no head found" in table(cohort)["c/T1.nii.gz"]["reason"]
+    assert (cohort / "out" / "c" / "T1.nii.gz").exists() == (status == "kept")
+
+
 def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
     with pytest.raises(SystemExit):
         run(cohort)

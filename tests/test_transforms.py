@@ -296,6 +296,15 @@ def test_with_a_warning_the_arrays_central_plane_stands_in(flat):
     torch.testing.assert_close(out.affine, central_affine(flat, (1, 1, 1), (16, 16, 16)))
 
 
+def test_a_volume_without_a_head_is_handled_as_chosen_too():
+    empty = MetaTensor(torch.rand(1, 40, 40, 40) * torch.eye(40), meta={"filename_or_obj": "odd.nii.gz"})
+    with pytest.raises(UntrustedPlaneError, match=r"odd.nii.gz: no head found: the largest bright body is \d+ ml"):
+        MidsagittalAlignd("image", 1.0, (16, 16, 16))({"image": empty})
+    with pytest.warns(UserWarning, match=r"odd.nii.gz: no head found.* kept as it lies in the file"):
+        out = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="warn")({"image": empty})["image"]
+    torch.testing.assert_close(out.affine, central_affine(empty, (1, 1, 1), (16, 16, 16)))
+
+
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="fail"):
         MidsagittalAlignd("image", untrusted="ignore")
