@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
-from hostile_heads import NO_TRUTH, hostile_cases
+from hostile_heads import HOSTILE, NO_TRUTH, hostile_cases
 from posed_heads import SHARED_DATA, Case, random_cases
 from registration_halves import METHODS, MODULES, Found
 from torch import Tensor
@@ -138,6 +138,8 @@ def accuracy_table(results: Sequence[Result]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     return " / ".join(f"{q:.2f}" for q in (np.median(values), np.quantile(values, 0.95), max(values)))
 
 
@@ -190,12 +192,9 @@ def heads_of_known_pose(num_cases: int, seed: int) -> Iterator[Result]:
     yield from (measure("sa-swin", ours, case) for case in random_cases(num_cases, seed))
 
 
-def heads_by_registration(num_cases: int, seed: int) -> Iterator[Result]:
-    """The first heads of known pose with the other methods, as far as these are installed."""
-    methods = {name: find for name, find in METHODS.items() if _installed(name)}
-    if methods:
-        for case in random_cases(num_cases, seed):
-            yield from (measure(f"{name} half", find, case) for name, find in methods.items())
+def heads_by_registration(name: str, num_cases: int, seed: int) -> Iterator[Result]:
+    """The first heads of known pose with one of the other methods."""
+    yield from (measure(f"{name} half", METHODS[name], case) for case in random_cases(num_cases, seed))
 
 
 def other_heads(cohort: str | None, poses: int, seed: int) -> Iterator[Result]:
@@ -238,26 +237,35 @@ def main(
         output: folder of `alignment_<date>.md` and `.csv`.
         seed: of every random draw.
     """
-    jobs = [
-        (heads_by_registration, num_references, seed),
+    jobs = [(heads_by_registration, name, num_references, seed) for name in reversed(METHODS) if _installed(name)]
+    jobs += [
         (hostile_heads, num_hostile, seed),
         (heads_of_known_pose, num_cases, seed),
         (other_heads, cohort, poses, seed),
     ]
     with ProcessPoolExecutor(workers) as pool:
-        reference, hostile, known, other = (
-            future.result() for future in [pool.submit(collected, *job) for job in jobs]
-        )
-    folder = Path(output)
+        futures = [pool.submit(collected, *job) for job in jobs]
+        results: list[Result] = []
+        for future in as_completed(futures):
+            results += future.result()
+            path = write_report(results, Path(output))
+    print(path.read_text(), file=sys.stdout)
+
+
+def write_report(results: Sequence[Result], folder: Path) -> Path:
+    """Write the tables and every case's result, of what is done so far; returns the tables' file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"alignment_{datetime.date.today()}.md"
-    text = [circumstances(), accuracy_table([*known, *other, *reference]), REFUSAL, refusal_table(hostile)]
+    ranked = sorted(results, key=lambda result: result.method != "sa-swin")
+    hostile = [result for result in ranked if result.group in HOSTILE]
+    straight = [result for result in ranked if result.group not in HOSTILE]
+    text = [circumstances(), accuracy_table(straight), REFUSAL, refusal_table(hostile)]
     path.write_text("# Midsagittal alignment\n\n" + "\n\n".join(text) + "\n")
     with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(hostile[0])))
+        writer = csv.DictWriter(file, list(asdict(ranked[0])))
         writer.writeheader()
-        writer.writerows(asdict(result) for result in (*known, *other, *reference, *hostile))
-    print(path.read_text(), file=sys.stdout)
+        writer.writerows(asdict(result) for result in ranked)
+    return path
 
 
 if __name__ == "__main__":

@@ -176,8 +176,8 @@ def texture(rng: np.random.Generator) -> Tensor:
 
 
 def not_a_head(rng: np.random.Generator, kind: str) -> Case:
-    """One of `bottle`, `torso` and `texture`, with a coil's shading and noise."""
-    image = {"bottle": bottle, "torso": torso, "texture": texture}[kind](rng)
+    """One of `NO_HEADS`, with a coil's shading and noise."""
+    image = NO_HEADS[kind](rng)
     field = torch.from_numpy(rng.normal(0, 0.25, (1, 1, 3, 3, 3)).astype(np.float32))
     image = image * F.interpolate(field, image.shape, mode="trilinear", align_corners=True)[0, 0].exp()
     image = image + torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)) * rng.uniform(
@@ -193,6 +193,9 @@ SPOILT = {
     "motion 1-2 degrees": lambda case, rng: moving(case, rng, 1.5, 1.5),
     "motion 5-15 degrees": lambda case, rng: moving(case, rng, rng.uniform(5, 15), 8),
 }
+NO_HEADS = {"bottle": bottle, "torso": torso, "texture": texture}
+HOSTILE = (*SPOILT, *(f"no head: {kind}" for kind in NO_HEADS))
+"""The groups that `hostile_cases` makes."""
 
 
 def hostile_cases(num_cases: int, seed: int) -> Iterator[Case]:
@@ -204,5 +207,5 @@ def hostile_cases(num_cases: int, seed: int) -> Iterator[Case]:
             base = bases[(index + 4 * offset) % len(bases)]
             case = make_case(base, rng, None, 0.0, 0.6, rng.uniform(0.01, 0.06))
             yield replace(spoil(case, rng), group=group)
-        for kind in ("bottle", "torso", "texture"):
+        for kind in NO_HEADS:
             yield not_a_head(rng, kind)
