@@ -74,8 +74,7 @@ def _read(path: str, checked: Checked) -> tuple[Any, Voxels] | None:
         return image, Voxels.of(image)
     except Exception as error:  # a damaged file makes nibabel stumble in many ways
         problem = f"the header is there, but not all voxels ({reason(error)}); get the file anew"
-        if not any(finding.file == path for finding in checked.findings):
-            checked.findings.append(Finding(path, "unreadable", problem))
+        checked.findings.append(Finding(path, "unreadable", problem))
         return None
 
 
