@@ -82,7 +82,7 @@ def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _save(figure: plt.Figure, path: str | Path, title: str) -> None:
-    figure.suptitle(f"{title} ({DISCLAIMER})" if title else DISCLAIMER, fontsize=9)
+    figure.suptitle(f"{title}\n{DISCLAIMER}" if title else DISCLAIMER, fontsize=8)
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
