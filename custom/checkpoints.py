@@ -1,5 +1,6 @@
 """Checkpoints of a training: the last state to go on from, and the best weights to use."""
 
+import json
 import logging
 import math
 import os
@@ -33,6 +34,7 @@ class Checkpoints:
         objects: further things with a state: optimiser, schedule.
         resume: go on from `last.pt`.
         seen: what the weights have seen (`custom.provenance.record_training`), to be saved with them.
+        settings: of this training; written as `settings.json` beside the weights, for whoever releases them.
 
     Raises:
         WeightsError: at the start, when there is nothing to resume from, it does not fit, or it has no epoch left to
@@ -47,6 +49,7 @@ class Checkpoints:
         objects: Mapping[str, Any],
         resume: bool = False,
         seen: Sequence[Record] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.save_dir = Path(save_dir)
         self.network = network
@@ -54,6 +57,7 @@ class Checkpoints:
         self.objects = dict(objects)
         self.resume = resume
         self.seen = list(seen)
+        self.settings = settings
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -104,14 +108,20 @@ class Checkpoints:
         value = evaluator.state.metrics[evaluator.state.key_metric_name]
         if math.isfinite(value) and value > self.best:
             self.best = value
-            self.write("model.pt", with_records(self.network.state_dict(), self.seen))
+            self.write_best()
 
     def ensure_best(self, trainer: Engine) -> None:
         if self.best == -math.inf:
             logger.warning(
                 "no validation gave a finite %s; model.pt holds the last weights", self.evaluator.state.key_metric_name
             )
-            self.write("model.pt", with_records(self.network.state_dict(), self.seen))
+            self.write_best()
+
+    def write_best(self) -> None:
+        """The network's weights as they are, and the settings that go with them."""
+        self.write("model.pt", with_records(self.network.state_dict(), self.seen))
+        if self.settings is not None:
+            self.write("settings.json", self.settings)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write on rank 0, under a temporary name and then rename, so that the file of that name is always whole."""
@@ -119,5 +129,8 @@ class Checkpoints:
             return
         self.save_dir.mkdir(parents=True, exist_ok=True)
         partial = self.save_dir / f"{name}.partial"
-        torch.save(content, partial)
+        if name.endswith(".json"):
+            partial.write_text(json.dumps(dict(content), indent=2) + "\n")
+        else:
+            torch.save(content, partial)
         os.replace(partial, self.save_dir / name)

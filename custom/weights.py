@@ -1,15 +1,20 @@
 """Weight transfer: what of a checkpoint went into a network, stated in numbers, and an error when too little did.
 
-Understands our own checkpoints, MONAI's `SwinUNETR` and self-supervised ones, and those of the reference repository.
+Understands our own checkpoints, MONAI's `SwinUNETR` and self-supervised ones, those of BrainSegFounder and of the
+reference repository. `python -m custom.weights convert SOURCE --to TASK --output FILE` writes them under our names.
 """
 
+import hashlib
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.networks import copy_model_state
@@ -24,6 +29,7 @@ PRETRAINED_PARTS = ("swinViT.", "symmetry.")
 
 _RENAMED = (
     (r"^(?:module\.|_orig_mod\.)+", ""),
+    (r"^(?:model|net|network|backbone)\.(?=(?:swinViT|swin_vit|swinvit|encoder\d*|decoder\d|out)\.)", ""),
     (r"^(?:swin_vit|swinvit|backbone)\.", "swinViT."),
     (r"^(patch_embed\.|layers[1-4]c?\.)", r"swinViT.\1"),  # an encoder saved by itself: MONAI's model_swinvit.pt
     (r"^encoder\.(patch_embed\.)", r"swinViT.\1"),  # MONAI's ssl_pretrained_weights.pth
@@ -42,6 +48,15 @@ _RENAMED = (
     (r"^symmetry\.output\.dense\.", "symmetry.mlp.linear2."),
     (r"^symmetry\.output\.LayerNorm\.", "symmetry.norm3."),
 )
+
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # numpy 1
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+]
+"""A best score that was saved as a numpy number, as MONAI's BraTS tutorial and BrainSegFounder do."""
 
 
 class WeightsError(UserError):
@@ -94,6 +109,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return renamed(tensors)
 
 
+def digest(path: str | Path) -> str:
+    """SHA-256 of the weights in a checkpoint: the same for `.pt` and `.safetensors`, nested or flat, in any order."""
+    out = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(path).items()):
+        if not is_index(name):
+            out.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            out.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return out.hexdigest()
+
+
 def read_checkpoint(path: str | Path) -> Any:
     """Content of a checkpoint as it was saved; only tensors, numbers, text and their containers are ever unpickled.
 
@@ -108,7 +133,8 @@ def read_checkpoint(path: str | Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler stumble in many ways
         reason = (str(error) or "it ends too early").splitlines()[0]
         raise WeightsError(f"{path} is not a checkpoint of tensors alone: {reason}") from error
@@ -145,15 +171,13 @@ def transfer(
         WeightsError: when less than `minimum` matched; the network is left unchanged.
     """
     module = getattr(network, "module", network)
-    wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not _is_index(name)]
-    offered = {
-        name: tensor for name, tensor in tensors.items() if name.startswith(tuple(parts)) and not _is_index(name)
-    }
+    wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not is_index(name)]
+    offered = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(parts)) and not is_index(name)}
     state, changed, _ = copy_model_state(module, offered, inplace=False)
     report = Transfer(
         matched=tuple(sorted(set(changed))),
         missing=tuple(name for name in wanted if name not in changed),
-        unused=tuple(name for name in tensors if name not in changed and not _is_index(name)),
+        unused=tuple(name for name in tensors if name not in changed and not is_index(name)),
     )
     left_over = any(name.startswith(tuple(parts)) for name in report.unused)
     if report.share < minimum or (minimum == 1 and left_over):
@@ -162,9 +186,20 @@ def transfer(
     return report
 
 
-def _is_index(name: str) -> bool:
+def is_index(name: str) -> bool:
     """Buffers that follow from the window size; they are not weights."""
     return name.endswith("relative_position_index")
+
+
+def written_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, then rename it, so that a file of this name is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _shortened(names: Sequence[str], limit: int = 8) -> list[str]:
@@ -195,3 +230,32 @@ class PretrainedLoader:
     def __call__(self, engine: Engine) -> None:
         report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum)
         logger.info("weights from %s: %s", self.path, report)
+
+
+class Commands:
+    """Weights in: published checkpoints under this project's names."""
+
+    def convert(self, source: str, to: str, output: str, in_channels: int = 1) -> None:
+        """Convert a checkpoint, and print what matched, what was reshaped and what was left.
+
+        Understood are MONAI's Swin UNETR and its self-supervised encoders (model_swinvit.pt), Swin UNETR checkpoints in
+        the style of BrainSegFounder, the reference repository's, our own, and safetensors of any of them.
+
+        Args:
+            source: .pt, .pth or .safetensors; only tensors are ever unpickled.
+            to: encoder, pretrain, classify or segment.
+            output: .pt or .safetensors; for training with --pretrained OUTPUT.
+            in_channels: of the image, without its mirrored counterpart.
+        """
+        from custom.conversion import convert_file  # the networks, which only this command needs
+
+        sys.stdout.write(convert_file(Path(source), to, Path(output), in_channels))
+
+
+if __name__ == "__main__":
+    import fire
+
+    try:
+        fire.Fire(Commands(), name="python -m custom.weights")
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -73,4 +76,17 @@ def tiny_cohort(tmp_path_factory):
     (root / "datalists").mkdir()
     for name, content in lists.items():
         (root / "datalists" / f"{name}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """A checkout of this project's code and bundles as they are now, in one commit."""
+    source = Path(__file__).resolve().parents[1]
+    root = tmp_path_factory.mktemp("checkout") / "sa-swin"
+    for part in ("custom", "bundles"):
+        shutil.copytree(source / part, root / part, ignore=shutil.ignore_patterns("__pycache__", "models", "eval"))
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+    for arguments in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "All of it")):
+        subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
     return root
