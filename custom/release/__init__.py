@@ -1,0 +1,1 @@
+"""Bundles as self-contained Model Zoo packages: build, verify, inspect."""

@@ -1,0 +1,50 @@
+"""Whether a package is what it says: its checksums, weights of tensors alone, and the code that its configs name."""
+
+import io
+import json
+import pickle
+from collections.abc import Mapping
+
+import torch
+
+from custom.release.archive import check
+from custom.vendored import code_digest
+
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".npy", ".joblib")
+
+
+def verify(files: Mapping[str, bytes]) -> list[str]:
+    """Problems of a package, in sentences; none when it is sound. Nothing of it is run.
+
+    Args:
+        files: path below the package to content.
+    """
+    problems = check(files)
+    for name, content in sorted(files.items()):
+        if name.endswith(_PICKLES) and (reason := _not_tensors(content)):
+            problems.append(f"{name} is not a checkpoint of tensors alone: {reason}")
+    return problems + _code(files)
+
+
+def _not_tensors(content: bytes) -> str | None:
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
+        return (str(error) or "it ends too early").splitlines()[0]
+    return None
+
+
+def _code(files: Mapping[str, bytes]) -> list[str]:
+    """The configs refuse to run with other code; say so before they do."""
+    found = code_digest({n.removeprefix("custom/"): c for n, c in files.items() if n.startswith("custom/")})
+    problems = []
+    for name in sorted(n for n in files if n.startswith("configs/") and n.endswith(".json")):
+        try:
+            content = json.loads(files[name])
+        except ValueError:
+            problems.append(f"{name} is not JSON")
+            continue
+        wanted = content.get("package", {}).get("code", {}).get("digest", found)
+        if wanted != found:
+            problems.append(f"{name} was made for other code than the custom/ of this package")
+    return problems
