@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
 from torch import Tensor
 
 from custom.head_volume import WORK_SPACING, HeadVolume, head_volume
@@ -120,7 +122,9 @@ def _checked(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
     affine = torch.as_tensor(affine).to(image.device, torch.float64)
     if not abs(torch.linalg.det(affine[:3, :3])) > 1e-9:
         raise ValueError(f"the affine must be invertible, got {affine.tolist()}")
-    return image.float(), affine
+    # Thinning and pooling start at an array's first voxel: in one order of axes, a head has one plane, however stored.
+    upright = Orientation(axcodes="RAS", labels=None)(MetaTensor(image[None].float(), affine=affine))
+    return upright.as_tensor()[0], upright.affine.to(affine)
 
 
 def _separate(normal: Tensor, point: Tensor, others: Tensor, other_points: Tensor) -> Tensor:
