@@ -61,7 +61,7 @@ class CaseTable:
 
     def collect(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.rows.append({**case_identity(item), **self.row(output)})
+            self.rows.append({**case_identity(item), **self.row(output), **plane_columns(item)})
 
     def finish(self, engine: Engine) -> None:
         rows = gathered(self.rows)
@@ -98,6 +98,15 @@ def case_identity(item: Mapping[str, Any]) -> Row:
     """Subject and file of a case, from its entry of `engine.state.batch`."""
     file = str(getattr(item.get("image"), "meta", {}).get("filename_or_obj", ""))
     return {"subject": str(item.get("subject", Path(file).name.split(".")[0])), "image": file}
+
+
+def plane_columns(item: Mapping[str, Any]) -> Row:
+    """The midsagittal plane of a case and its quality; only where it came from when the volume was taken as it lies."""
+    figures = getattr(item.get("image"), "meta", {}).get("midsagittal")
+    if figures is None:
+        return {}
+    source = "estimated" if figures else "center of the array"
+    return {"plane": source, **{f"plane_{name}": float(value) for name, value in figures.items()}}
 
 
 def gathered(rows: Sequence[Row]) -> list[Row]:

@@ -77,14 +77,6 @@ def segmentation_row(output: Mapping[str, Any]) -> Row:
     return row
 
 
-def volume_row(output: Mapping[str, Any]) -> Row:
-    """Volume (ml) of each foreground class of a predicted mask `pred` `(1, X, Y, Z)`, on the grid of its file."""
-    mask = output["pred"]
-    voxel_ml = float(np.prod(_spacing(mask))) / 1000
-    counts = torch.bincount(mask.as_subclass(Tensor).long().flatten(), minlength=2)
-    return {f"volume_ml_class{index}": float(count) * voxel_ml for index, count in enumerate(counts.tolist()) if index}
-
-
 def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:
     """Means over cases of each figure (NaNs left out), the number of cases, and `dice`, the mean over classes too."""
     names = [name for name in rows[0] if name.startswith(("dice", "hd95_mm"))]

@@ -16,7 +16,6 @@ from custom.metrics import (
     pretext_summary,
     segmentation_row,
     segmentation_summary,
-    volume_row,
 )
 
 
@@ -150,12 +149,6 @@ def test_segmentations_are_summarised_as_counted_by_hand():
 def test_the_mean_dice_is_over_cases_then_classes():
     rows = [{"dice_class1": 1.0, "dice_class2": 0.0}, {"dice_class1": 0.5, "dice_class2": 0.5}]
     assert segmentation_summary(rows)["dice"] == pytest.approx((0.75 + 0.25) / 2)
-
-
-def test_predicted_volumes_are_in_millilitres_of_the_file():
-    assert volume_row({"pred": boxes((4, 8), spacing=(2.0, 1.0, 1.5))}) == {"volume_ml_class1": pytest.approx(0.432)}
-    assert volume_row({"pred": boxes()}) == {"volume_ml_class1": 0}
-    assert volume_row({"pred": boxes((2, 4), (5, 6))})["volume_ml_class2"] == pytest.approx(0.036)
 
 
 def test_asymmetry_is_nothing_for_equal_and_two_for_opposite_embeddings():
