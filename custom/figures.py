@@ -1,4 +1,7 @@
-"""Pictures of results: a case with its mirror image, prediction and truth; the curves of a training."""
+"""Pictures of results: a case with its mirror image, prediction and truth; the curves of a training.
+
+Slices are axial and shown as radiologists look at them: the patient's right is at the left of the picture, marked R.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,38 +11,37 @@ import numpy as np
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-DISCLAIMER = "research only, not for clinical use"
+OUTLINES = {"prediction": "red", "truth": "lime"}
+COLUMNS = ("image", "mirrored", "prediction", "truth", "asymmetry")
 
 
-def mosaic(cases: Sequence[Mapping[str, object]], path: str | Path, title: str = "") -> None:
-    """One row per case: the image, its mirror image, the prediction outlined, the truth outlined; written as a PNG.
+def mosaic(cases: Sequence[Mapping[str, object]]) -> Figure:
+    """One row per case: the image, its mirror image, the prediction and the truth outlined, the asymmetry map.
 
     Args:
-        cases: each with `image` and `mirrored` `(X, Y, Z)` arrays in RAS, `name`, and optionally `pred` and `label`
-            masks. Axial
-            slices are shown as seen from above, the patient's left at the left: the slice with most of the label, else
-            of the prediction, else the middle one.
-        path: of the PNG.
-        title: above the picture.
+        cases: each with `name`, `image` and `mirrored` `(X, Y, Z)` aligned arrays in RAS, and, where there are any,
+            `prediction` and `truth` masks and `asymmetry`. The slice shown has most of the truth, else of the
+            prediction, else it is the middle one.
     """
-    columns = ["image", "mirrored"] + [name for name in ("pred", "label") if any(name in case for case in cases)]
-    figure, axes = plt.subplots(len(cases), len(columns), figsize=(2.4 * len(columns), 2.7 * len(cases)), squeeze=False)
+    columns = [name for name in COLUMNS if any(name in case for case in cases)]
+    figure = Figure(figsize=(2.2 * len(columns), 2.75 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), len(columns), squeeze=False)
     for row, case in zip(axes, cases, strict=True):
         index = _slice_of_interest(case)
         for axis, column in zip(row, columns, strict=True):
             _draw(axis, case, column, index)
-        row[0].set_title(f"{case['name']}", fontsize=7)
+        row[0].set_title(str(case["name"]), fontsize=8, loc="left")
     for axis, column in zip(axes[-1], columns, strict=True):
-        axis.text(0.5, -0.04, column, transform=axis.transAxes, ha="center", va="top", fontsize=8)
-    _save(figure, path, title)
+        axis.text(0.5, -0.02, column, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    return figure
 
 
 def _slice_of_interest(case: Mapping[str, object]) -> int:
-    for name in ("label", "pred"):
+    for name in ("truth", "prediction"):
         mask = case.get(name)
         if mask is not None and np.any(mask):
             return int(np.argmax(np.sum(mask, axis=(0, 1))))
@@ -47,28 +49,38 @@ def _slice_of_interest(case: Mapping[str, object]) -> int:
 
 
 def _draw(axis: Axes, case: Mapping[str, object], column: str, index: int) -> None:
+    axis.axis("off")
     image = case["mirrored"] if column == "mirrored" else case["image"]
     low, high = np.percentile(image, (1, 99.5))
-    axis.imshow(image[:, :, index].T, origin="lower", cmap="gray", vmin=low, vmax=high)
-    mask = case.get(column) if column in ("pred", "label") else None
-    if mask is not None and np.any(mask[:, :, index]):
-        axis.contour(mask[:, :, index].T, [0.5], colors="red" if column == "pred" else "lime", linewidths=1)
-    axis.axis("off")
+    axis.imshow(_seen(image, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    layer = case.get(column) if column in (*OUTLINES, "asymmetry") else None
+    if column == "asymmetry" and layer is not None:
+        axis.imshow(_seen(layer, index), cmap="inferno", alpha=0.6, vmin=0, vmax=float(np.max(layer)) or 1)
+    elif layer is not None and np.any(layer[:, :, index]):
+        axis.contour(_seen(layer > 0, index), [0.5], colors=OUTLINES[column], linewidths=1)
+    for x, letter in ((0.02, "R"), (0.98, "L")):
+        axis.text(x, 0.98, letter, transform=axis.transAxes, color="white", fontsize=7, ha="center", va="top")
 
 
-def curves(run_dir: str | Path, path: str | Path, title: str = "") -> None:
-    """Every scalar that a training logged for TensorBoard, over epochs, one panel each; written as a PNG."""
-    scalars = read_scalars(run_dir)
+def _seen(volume: np.ndarray, index: int) -> np.ndarray:
+    """An axial slice with the patient's right at the left and the front up."""
+    return volume[::-1, ::-1, index].T
+
+
+def curves(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Scalars of a training over epochs, one panel each: of `read_scalars`."""
     columns = min(4, max(1, len(scalars)))
     rows = max(1, -(-len(scalars) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.2 * rows), squeeze=False)
+    figure = Figure(figsize=(2.75 * columns, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(scalars) :]:
         axis.axis("off")
     for axis, (name, points) in zip(axes.flat, sorted(scalars.items()), strict=False):
         axis.plot(*zip(*points, strict=True), marker=".")
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
-    _save(figure, path, title)
+        axis.set_xlabel("epoch", fontsize=7)
+    return figure
 
 
 def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -79,11 +91,3 @@ def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
         for name in events.Tags()["scalars"]:
             scalars.setdefault(name, {}).update({event.step: event.value for event in events.Scalars(name)})
     return {name: sorted(points.items()) for name, points in scalars.items()}
-
-
-def _save(figure: plt.Figure, path: str | Path, title: str) -> None:
-    figure.suptitle(f"{title}\n{DISCLAIMER}" if title else DISCLAIMER, fontsize=8)
-    figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

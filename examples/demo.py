@@ -61,7 +61,7 @@ def demo(output: str = "demo", subjects: int = 160, seed: int = 0, align: bool =
     """Run the demonstration.
 
     Args:
-        output: folder of cohort, weights, tables, masks and pictures.
+        output: folder of cohort, weights, tables, masks and reports.
         subjects: of the built-in cohort.
         seed: of the cohort and of every training.
         align: find the midsagittal plane of every head; False takes heads as they lie, to see what alignment is worth.
@@ -79,12 +79,8 @@ def demo(output: str = "demo", subjects: int = 160, seed: int = 0, align: bool =
     for task in TRAININGS:
         for workflow in ("train", "evaluate", "inference"):
             run(out, task, workflow, seed, align)
-    step(
-        "pictures",
-        out / "pictures" / "segment.png",
-        [str(ROOT / "examples" / "demo_pictures.py"), str(out)],
-        module=False,
-    )
+            folder = out / task / workflow
+            step(f"{task}: report of {workflow}", folder / "report.html", ["custom.report", str(folder)])
     sys.stdout.write(table(out, seed))
 
 
@@ -116,7 +112,7 @@ def options(**values: object) -> list[str]:
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
 
-def step(title: str, done: Path, command: list[str], module: bool = True) -> None:
+def step(title: str, done: Path, command: list[str]) -> None:
     """Run a command unless its result is there; stop the demonstration if it fails."""
     if done.exists():
         sys.stdout.write(f"== {title}: there already\n")
@@ -124,7 +120,7 @@ def step(title: str, done: Path, command: list[str], module: bool = True) -> Non
     sys.stdout.write(f"== {title}\n")
     sys.stdout.flush()
     start = time.monotonic()
-    subprocess.run([sys.executable, "-W", "ignore", *(["-m"] if module else []), *command], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-W", "ignore", "-m", *command], check=True, cwd=ROOT)
     sys.stdout.write(f"== {title}: {time.monotonic() - start:.0f} s\n")
 
 
@@ -145,7 +141,7 @@ def table(out: Path, seed: int) -> str:
     for task, title, name, chance in rows:
         metrics = json.loads((out / task / "evaluate" / "cases.json").read_text())["metrics"]
         lines.append(f"{task:<10}{title:<42}{metrics[name]:>8.3f}{chance:>8}{metrics['n']:>5}")
-    return "\n".join([*lines, f"\nWeights, tables, masks and pictures are in {out}", ""])
+    return "\n".join([*lines, f"\nWeights, tables, masks and reports (*/*/report.html) are in {out}", ""])
 
 
 if __name__ == "__main__":

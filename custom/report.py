@@ -1,0 +1,286 @@
+"""One page on a run: `python -m custom.report RUN_DIR` writes a self-contained HTML file.
+
+RUN_DIR is the `output_dir` of a training, an evaluation or an inference. The page shows what the run left there:
+curves, figures with bootstrapped confidence intervals, cases, alignment quality, cohort, configuration. It loads
+nothing from elsewhere and has no script.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, brier_score_loss
+
+from custom import report_plots
+from custom.bootstrap import interval
+from custom.errors import UserError
+from custom.figures import curves, mosaic, read_scalars
+from custom.metrics import auc
+from custom.report_cases import Row, Run, chosen, cohort_table, datalist, pictured
+from custom.run_record import write_whole
+
+MOST_ROWS = 300
+PLANE = ("similarity", "overlap", "margin", "angle_error", "offset_error", "yaw_deg", "roll_deg", "offset_mm")
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
+h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em } img { max-width: 100%; display: block }
+table { border-collapse: collapse; font-size: 13px; margin: .6em 0 } td, th { padding: 2px 9px; border: 1px solid #ddd;
+text-align: left; vertical-align: top } th { background: #f3f3f3 } .wide { overflow-x: auto } .note { color: #666 }
+.warn { background: #8b0000; color: white; padding: .4em .8em; font-weight: 600 }
+pre { font-size: 12px; overflow-x: auto; background: #f7f7f7; padding: 1em }
+"""
+
+
+def read_run(folder: Path) -> Run:
+    """What a run left in its folder.
+
+    Raises:
+        UserError: when there is nothing of a run.
+    """
+    records = {
+        path.stem.removeprefix("run_"): json.loads(path.read_text()) for path in sorted(folder.glob("run_*.json"))
+    }
+    rows = _table(folder / "cases.csv")
+    if not (rows or records or any(folder.glob("events.out.tfevents.*"))):
+        raise UserError(
+            f"{folder} holds no run: expected cases.csv, run_*.json or events.out.tfevents.* as a bundle leaves them "
+            "in its output_dir"
+        )
+    summary = folder / "cases.json"
+    content = json.loads(summary.read_text()) if summary.is_file() else {}
+    return Run(folder, rows, _table(folder / "findings.csv"), content, records)
+
+
+def _table(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def page(run: Run) -> str:
+    """The report of a run, as HTML."""
+    parts = [part for section in SECTIONS for part in section(run)]
+    title = f"{run.record.get('bundle', 'run')}: {run.folder.name}"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        '<p class="warn">Research only. Not for clinical use.</p>\n' + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def figures_section(run: Run) -> Iterator[str]:
+    """Figures over all cases, with confidence intervals where they come from single cases."""
+    if not run.rows:
+        return
+    rows = list(_intervals(run))
+    if rows:
+        yield "<h2>Figures</h2>" + table_html(rows)
+        yield note("Intervals: 95 %, percentile bootstrap over cases, 1000 resamples, classes kept at their numbers.")
+    metrics = run.summary.get("metrics", {})
+    if metrics:
+        yield "<details><summary>cases.json</summary>"
+        content = {**metrics, **{name: value for name, value in run.summary.items() if name != "metrics"}}
+        yield table_html([{"": name, "value": short(value)} for name, value in content.items()]) + "</details>"
+
+
+def _intervals(run: Run) -> Iterator[Row]:
+    for name in (name for name in run.names() if name.startswith(("dice", "hd95_mm"))):
+        values = run.numbers(name)[np.isfinite(run.numbers(name))]
+        if len(values):
+            yield _figure_row(f"mean {name}", np.mean, values)
+            yield _figure_row(f"median {name}", np.median, values)
+    for name in (name for name in run.names() if name.startswith("volume_error_ml")):
+        yield _figure_row(f"mean absolute {name}", np.mean, np.abs(run.numbers(name)))
+    for caption, *columns, is_probability in detections(run):
+        yield _figure_row(f"AUC, {caption}", auc, *columns, strata=columns[0])
+        yield _figure_row(f"average precision, {caption}", average_precision_score, *columns, strata=columns[0])
+        if is_probability:
+            yield _figure_row(f"Brier score, {caption}", brier_score_loss, *columns, strata=columns[0])
+            error = report_plots.calibration_error
+            yield _figure_row(f"expected calibration error, {caption}", error, *columns, strata=columns[0])
+    if run.has("prediction") and run.has("label"):
+        columns = [run.numbers("label"), run.numbers("prediction")]
+        yield _figure_row("accuracy", accuracy_score, *columns, strata=columns[0])
+        yield _figure_row("balanced accuracy", balanced_accuracy_score, *columns, strata=columns[0])
+
+
+def _figure_row(name: str, figure: Any, *columns: np.ndarray, strata: np.ndarray | None = None) -> Row:
+    low, high = interval(figure, *columns, strata=strata)
+    limits = f"{low:.3g} to {high:.3g}"
+    return {"figure": _words(name), "value": short(float(figure(*columns))), "95 %": limits, "n": str(len(columns[0]))}
+
+
+def detections(run: Run) -> Iterator[tuple[str, np.ndarray, np.ndarray, bool]]:
+    """What the rows detect: a caption, truth, score, and whether the score is a probability; both truths occur."""
+    found = []
+    if run.has("label") and run.has("probability_1"):
+        labels = run.numbers("label").astype(int)
+        count = sum(name.startswith("probability_") for name in run.rows[0])
+        for index in range(1 if count == 2 else 0, count):
+            found.append((f"class {index}", labels == index, run.numbers(f"probability_{index}"), True))
+    if run.has("healthy") and run.has("asymmetry"):
+        ill = np.array([row["healthy"] == "False" for row in run.rows])
+        found.append(("not healthy, by the zero-shot asymmetry", ill, run.numbers("asymmetry"), False))
+    yield from (item for item in found if len(np.unique(item[1])) == 2)
+
+
+def plots_section(run: Run) -> Iterator[str]:
+    """ROC, precision-recall, calibration, confusion matrix; Dice against volume."""
+    for caption, truth, score, is_probability in detections(run):
+        yield picture(report_plots.detection(truth, score, caption), f"ROC and precision-recall, {caption}")
+        if is_probability:
+            yield picture(report_plots.calibration(truth, score, caption), f"calibration, {caption}")
+    if run.has("prediction") and run.has("label"):
+        labels, predictions = (run.numbers(name).astype(int) for name in ("label", "prediction"))
+        classes = sum(name.startswith("probability_") for name in run.rows[0])
+        yield picture(report_plots.confusion(labels, predictions, classes), "confusion matrix")
+    for suffix in (name.removeprefix("dice") for name in run.names() if name.startswith("dice")):
+        columns = [run.numbers(f"{name}{suffix}") for name in ("dice", "volume_ml", "predicted_ml")]
+        yield picture(report_plots.dice_and_volume(*columns), f"Dice against volume {_words(suffix)}")
+
+
+def curves_section(run: Run) -> Iterator[str]:
+    """Loss and metrics of a training."""
+    scalars = read_scalars(run.folder)
+    if scalars:
+        yield "<h2>Training</h2>"
+        yield picture(curves(scalars), "curves of the training")
+
+
+def cases_section(run: Run) -> Iterator[str]:
+    """Mosaics of the worst and the best cases, and the tables."""
+    heading, picked = chosen(run)
+    cases = [case for row, name in picked if (case := pictured(run, row, name)) is not None]
+    if cases:
+        yield f"<h2>Cases: {html.escape(heading)}</h2>"
+        yield picture(mosaic(cases), heading)
+        yield note("Aligned axial slices; R is the patient's right. Red: prediction, green: truth.")
+        if len(cases) < len(picked):
+            yield note(f"{len(picked) - len(cases)} further image(s) are not at their place any more.")
+    if run.rows:
+        yield "<h2>All cases</h2>" + table_html([_shown(row) for row in run.rows])
+    if run.findings:
+        yield "<h2>Findings</h2>" + table_html([_shown(row) for row in run.findings])
+        yield note("Connected components. Sides are the patient's; asymmetry index: (right - left) / (right + left).")
+
+
+def _shown(row: Row) -> Row:
+    """What of a row is shown: no paths, embeddings, or figures of the plane, which have their own section."""
+    return {k: v for k, v in row.items() if k not in ("image", "plane") and not k.startswith(("embedding_", "plane_"))}
+
+
+def alignment_section(run: Run) -> Iterator[str]:
+    """How well the midsagittal planes are known, from the cases' rows or from `custom.prepare`."""
+    estimated = [row for row in run.rows if row.get("plane") == "estimated"]
+    rows = [{k.removeprefix("plane_"): v for k, v in row.items()} for row in estimated]
+    prepared = Path(run.record.get("paths", {}).get("dataset_dir", "")) / "planes.csv"
+    source = f"of the {len(rows)} cases of this run whose plane was estimated and trusted"
+    if not rows and prepared.is_file():
+        rows = [row for row in _table(prepared) if row["status"] == "aligned"]
+        source = f"of the {len(rows)} volumes that custom.prepare aligned"
+    if not rows:
+        return
+    yield "<h2>Midsagittal alignment</h2>"
+    columns = {name: np.array([float(row[name]) for row in rows]) for name in PLANE if name in rows[0]}
+    yield picture(report_plots.histograms(columns), "quality of the midsagittal planes")
+    yield note(f"Planes {source}; errors in degrees and mm. The least similar halves:")
+    worst = sorted(rows, key=lambda row: float(row["similarity"]))[:5]
+    yield table_html([{"case": row.get("subject") or row["image"], **{n: row[n] for n in columns}} for row in worst])
+    if untrusted := [row["subject"] for row in run.rows if row.get("plane", "estimated") != "estimated"]:
+        yield note(f"Taken as they lie in the file, {len(untrusted)}: {html.escape(', '.join(untrusted[:50]))}")
+
+
+def cohort_section(run: Run) -> Iterator[str]:
+    """The datalist of the run, counted."""
+    rows = cohort_table(datalist(run.record.get("paths", {})))
+    if rows:
+        yield "<h2>Cohort</h2>" + table_html(rows)
+
+
+def record_section(run: Run) -> Iterator[str]:
+    """Configuration, versions, seed, commit of every run whose record lies in the folder."""
+    for workflow, record in run.records.items():
+        yield f"<h2>Record: {html.escape(workflow)}</h2>"
+        facts = {name: record.get(name) for name in ("bundle", "started", "commit", "seed")}
+        yield table_html([{"": k, "value": short(v)} for part in (facts, record["paths"]) for k, v in part.items()])
+        both = {**record["versions"], **record["machine"]}
+        yield table_html([{"": k, "value": short(v)} for k, v in both.items()])
+        yield "<details><summary>the configuration as it ran</summary><pre>"
+        yield html.escape(yaml.safe_dump(record["config"], sort_keys=False, width=120)) + "</pre></details>"
+    if not run.records:
+        yield note("This folder has no record of its run (run_*.json): it is from an older version.")
+
+
+SECTIONS = (
+    figures_section, plots_section, curves_section, cases_section, alignment_section, cohort_section, record_section,
+)  # fmt: skip
+
+
+def picture(figure: Figure, description: str) -> str:
+    """A figure as an image that is part of the page."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100, format="png")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def table_html(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows as a table, the first `MOST_ROWS` of them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(_words(name))}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(short(row.get(name, '')))}</td>" for name in names) + "</tr>\n"
+        for row in rows[:MOST_ROWS]
+    )
+    rest = note(f"and {len(rows) - MOST_ROWS} more rows in the file") if len(rows) > MOST_ROWS else ""
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>{rest}'
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
+def note(text: str) -> str:
+    """A small remark."""
+    return f'<p class="note">{text}</p>'
+
+
+def short(value: Any) -> str:
+    """A value as the tables show it: numbers with fractions to four digits."""
+    if isinstance(value, str):
+        try:
+            return short(float(value)) if "." in value else value
+        except ValueError:
+            return value
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(run_dir: str, output: str | None = None) -> None:
+    """Write one self-contained HTML page on a training, an evaluation or an inference. Not for clinical use.
+
+    Args:
+        run_dir: the output_dir of the run.
+        output: file to write; by default RUN_DIR/report.html.
+    """
+    folder = Path(run_dir)
+    target = Path(output) if output else folder / "report.html"
+    try:
+        write_whole(target, page(read_run(folder)))
+    except (UserError, OSError) as error:
+        sys.exit(f"custom.report: {error}")
+    print(target)
+
+
+if __name__ == "__main__":
+    fire.Fire(main, name="python -m custom.report")

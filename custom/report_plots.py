@@ -1,0 +1,120 @@
+"""Plots of a report: ROC and precision-recall with confidence bands, calibration, confusion, Dice against volume."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+
+from custom.bootstrap import limits, resamples
+
+GRID = np.linspace(0, 1, 101)
+NUM_BINS = 10
+
+
+def detection(truth: np.ndarray, score: np.ndarray, caption: str) -> Figure:
+    """ROC and precision-recall of a score, each with its bootstrapped 95 % band.
+
+    Args:
+        truth: `(n,)` booleans, both present.
+        score: `(n,)`, higher for what is true.
+        caption: what is detected.
+    """
+    figure = Figure(figsize=(8, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _band(left, _roc, truth, score)
+    left.plot([0, 1], [0, 1], ":", color="grey")
+    left.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC: {caption}")
+    _band(right, _precision_recall, truth, score)
+    right.axhline(truth.mean(), linestyle=":", color="grey")
+    right.set(xlabel="sensitivity (recall)", ylabel="precision", title=f"precision and recall: {caption}")
+    for axis in (left, right):
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.title.set_fontsize(9)
+    return figure
+
+
+def _roc(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Sensitivity at each false positive rate of `GRID`."""
+    false, true, _ = roc_curve(truth, score, drop_intermediate=False)
+    return true[np.searchsorted(false, GRID, side="right") - 1]
+
+
+def _precision_recall(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """The best precision at each recall of `GRID` or more."""
+    precision, recall, _ = precision_recall_curve(truth, score)
+    best = np.maximum.accumulate(precision[:-1])[::-1]  # now by rising recall; the last point, (0, 1), is no threshold
+    return best[np.searchsorted(recall[:-1][::-1], GRID - 1e-9)]
+
+
+def _band(axis: Axes, curve: Callable[..., np.ndarray], truth: np.ndarray, score: np.ndarray) -> None:
+    draws = resamples(truth)
+    low, high = limits(np.array([curve(truth[draw], score[draw]) for draw in draws]))
+    axis.fill_between(GRID, low, high, alpha=0.25, step="post", linewidth=0)
+    axis.step(GRID, curve(truth, score), where="post")
+
+
+def calibration(truth: np.ndarray, probability: np.ndarray, caption: str) -> Figure:
+    """How often a class is true where its predicted probability is so and so: ten bins, sized by their cases."""
+    figure = Figure(figsize=(4, 3.9), layout="constrained")
+    axis = figure.subplots()
+    predicted, observed, counts = bins(truth, probability)
+    axis.plot([0, 1], [0, 1], ":", color="grey")
+    axis.plot(predicted, observed, color="C0", linewidth=1)
+    axis.scatter(predicted, observed, s=20 + 200 * counts / counts.sum(), color="C0", alpha=0.7)
+    axis.set(xlabel="predicted probability", ylabel="observed share", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    axis.set_title(f"calibration: {caption}", fontsize=9)
+    return figure
+
+
+def bins(truth: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, share that is true, and cases, of each of ten bins of equal width that holds any."""
+    index = np.minimum((probability * NUM_BINS).astype(int), NUM_BINS - 1)
+    held = [index == number for number in range(NUM_BINS) if np.any(index == number)]
+    means = [[values[chosen].mean() for chosen in held] for values in (probability, truth.astype(float))]
+    return np.array(means[0]), np.array(means[1]), np.array([chosen.sum() for chosen in held])
+
+
+def calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
+    """Expected calibration error: mean distance of predicted probability and observed share, over cases."""
+    predicted, observed, counts = bins(truth, probability)
+    return float((np.abs(predicted - observed) * counts).sum() / counts.sum())
+
+
+def confusion(labels: Sequence[int], predictions: Sequence[int], classes: int) -> Figure:
+    """Counts of true and predicted classes."""
+    counts = confusion_matrix(labels, predictions, labels=range(classes))
+    figure = Figure(figsize=(3.6, 3.9), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(counts, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(counts):
+        axis.text(column, row, count, ha="center", va="center", color="white" if count > counts.max() / 2 else "black")
+    axis.set(xticks=range(classes), yticks=range(classes), xlabel="predicted class", ylabel="true class")
+    axis.set_title("confusion matrix", fontsize=9)
+    return figure
+
+
+def dice_and_volume(dice: np.ndarray, truth_ml: np.ndarray, predicted_ml: np.ndarray) -> Figure:
+    """Dice against true volume, and predicted against true volume, one point per case."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.scatter(truth_ml, dice, s=14, alpha=0.8)
+    left.set(xlabel="true volume, ml", ylabel="Dice", ylim=(-0.03, 1.03))
+    if truth_ml.min() > 0:
+        left.set_xscale("log")
+    right.scatter(truth_ml, predicted_ml, s=14, alpha=0.8)
+    most = max(truth_ml.max(), predicted_ml.max(), 1e-6) * 1.05
+    right.plot([0, most], [0, most], ":", color="grey")
+    right.set(xlabel="true volume, ml", ylabel="predicted volume, ml", xlim=(0, most), ylim=(0, most))
+    return figure
+
+
+def histograms(columns: Mapping[str, np.ndarray]) -> Figure:
+    """One small histogram per column of numbers."""
+    figure = Figure(figsize=(2.2 * len(columns), 2.1), layout="constrained")
+    for axis, (name, values) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+        axis.hist(values, bins=12)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=7)
+    return figure
