@@ -58,7 +58,7 @@ def _draw(axis: Axes, case: Mapping[str, object], column: str, index: int) -> No
         axis.imshow(_seen(layer, index), cmap="inferno", alpha=0.6, vmin=0, vmax=float(np.max(layer)) or 1)
     elif layer is not None and np.any(layer[:, :, index]):
         axis.contour(_seen(layer > 0, index), [0.5], colors=OUTLINES[column], linewidths=1)
-    for x, letter in ((0.02, "R"), (0.98, "L")):
+    for x, letter in () if column == "mirrored" else ((0.02, "R"), (0.98, "L")):
         axis.text(x, 0.98, letter, transform=axis.transAxes, color="white", fontsize=7, ha="center", va="top")
 
 

@@ -101,7 +101,7 @@ def dice_and_volume(dice: np.ndarray, truth_ml: np.ndarray, predicted_ml: np.nda
     left, right = figure.subplots(1, 2)
     left.scatter(truth_ml, dice, s=14, alpha=0.8)
     left.set(xlabel="true volume, ml", ylabel="Dice", ylim=(-0.03, 1.03))
-    if truth_ml.min() > 0:
+    if 0 < 10 * truth_ml.min() < truth_ml.max():
         left.set_xscale("log")
     right.scatter(truth_ml, predicted_ml, s=14, alpha=0.8)
     most = max(truth_ml.max(), predicted_ml.max(), 1e-6) * 1.05
@@ -111,10 +111,16 @@ def dice_and_volume(dice: np.ndarray, truth_ml: np.ndarray, predicted_ml: np.nda
 
 
 def histograms(columns: Mapping[str, np.ndarray]) -> Figure:
-    """One small histogram per column of numbers."""
-    figure = Figure(figsize=(2.2 * len(columns), 2.1), layout="constrained")
-    for axis, (name, values) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+    """One small histogram per column of numbers, four in a row."""
+    across = min(4, len(columns))
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(2.7 * across, 1.9 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    for axis in axes.flat[len(columns) :]:
+        axis.axis("off")
+    for axis, (name, values) in zip(axes.flat, columns.items(), strict=False):
         axis.hist(values, bins=12)
-        axis.set_title(name, fontsize=8)
+        axis.set_title(name.replace("_", " "), fontsize=8)
         axis.tick_params(labelsize=7)
+        axis.locator_params(axis="x", nbins=4)
     return figure
