@@ -33,7 +33,8 @@ MOST_ROWS = 300
 PLANE = ("similarity", "overlap", "margin", "angle_error", "offset_error", "yaw_deg", "roll_deg", "offset_mm")
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
-h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em } img { max-width: 100%; vertical-align: top }
+h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em }
+img { max-width: 100%; vertical-align: top }
 table { border-collapse: collapse; font-size: 13px; margin: .6em 0 } td, th { padding: 2px 9px; border: 1px solid #ddd;
 text-align: left; vertical-align: top } th { background: #f3f3f3 } .wide { overflow-x: auto } .note { color: #666 }
 .warn { background: #8b0000; color: white; padding: .4em .8em; font-weight: 600 }

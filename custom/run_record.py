@@ -40,6 +40,13 @@ def merged_config(parser: ConfigParser | None) -> dict[str, Any]:
     return {} if parser is None else {name: value for name, value in parser.get().items() if name != "_meta_"}
 
 
+def settings(**further: Any) -> dict[str, Any]:
+    """The knobs of the config that the caller is made by, those that stand above `bundle_root`, and further facts."""
+    parser = calling_parser()
+    names = list(parser.get())
+    return {name: parser.get_parsed_content(name) for name in names[: names.index("bundle_root")]} | further
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
