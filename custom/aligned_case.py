@@ -18,6 +18,7 @@ from custom.cohort import case_problems, image_paths
 from custom.cohort.contents import Voxels
 from custom.cohort.prepared import code_version
 from custom.contact_sheet import save_thumbnail
+from custom.files import write_whole
 
 STATUS = {"fail": "failed", "warn": "kept", "drop": "dropped"}
 """What becomes of a case whose plane cannot be trusted, by the user's choice."""
@@ -107,7 +108,7 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
         save_thumbnail(images[0][0].as_tensor(), path.with_suffix(".png"))
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
     record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
-    write_text(path, json.dumps(record, indent=2))
+    write_whole(path, json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -140,16 +141,7 @@ def _finished(path: Path, current: dict[str, Any], untrusted: str) -> dict[str, 
 
 def write_image(volume: MetaTensor, path: Path) -> None:
     """Write `(1, X, Y, Z)` as NIfTI; integer labels keep their type."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     array = volume.as_tensor().numpy()[0]
     array = array.astype(np.int32) if array.dtype == np.int64 else array
-    partial = path.with_name(f".partial_{path.name}")
-    nib.save(nib.Nifti1Image(array, volume.affine.numpy()), partial)
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under another name first, so that no half of one is ever left."""
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(text + "\n")
-    os.replace(partial, path)
+    image = nib.Nifti1Image(array, volume.affine.numpy())
+    write_whole(path, lambda partial: nib.save(image, partial))

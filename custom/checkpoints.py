@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 
+from custom.files import write_whole
 from custom.provenance import Record, with_records
 from custom.weights import WeightsError, read_checkpoint
 
@@ -124,13 +124,16 @@ class Checkpoints:
             self.write("settings.json", self.settings)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write on rank 0, under a temporary name and then rename, so that the file of that name is always whole."""
+        """Write on rank 0; the file of that name is always whole."""
         if dist.is_initialized() and dist.get_rank() > 0:
             return
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        partial = self.save_dir / f"{name}.partial"
         if name.endswith(".json"):
-            partial.write_text(json.dumps(dict(content), indent=2) + "\n")
+            write_whole(self.save_dir / name, json.dumps(dict(content), indent=2) + "\n")
         else:
-            torch.save(content, partial)
-        os.replace(partial, self.save_dir / name)
+            write_whole(self.save_dir / name, lambda path: save_to(path, content))
+
+
+def save_to(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` without the file's name in the content."""
+    with path.open("wb") as file:
+        torch.save(content, file)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from custom.files import write_whole
 from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
-from custom.weights import PRETRAINED_PARTS, WeightsError, is_index, load_checkpoint, written_whole
+from custom.weights import PRETRAINED_PARTS, WeightsError, is_index, load_checkpoint
 
 TARGETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "encoder": (SASwinPretrainer, ("swinViT.",)),
@@ -184,7 +185,7 @@ def convert_file(source: Path, to: str, output: Path, in_channels: int = 1) -> s
         raise WeightsError(f"--output should end in .pt or .safetensors, got {output}")
     converted, rows = convert(load_checkpoint(source), to, in_channels)
     content = {name: tensor.contiguous() for name, tensor in converted.items()}
-    written_whole(output, lambda path: _save(content, path, output.suffix))
+    write_whole(output, lambda path: _save(content, path, output.suffix))
     return table(rows)
 
 

@@ -6,7 +6,6 @@
 import gzip
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from custom.files import write_whole
 from custom.phantom_subject import FINDINGS, Config, Subject, make_subject
 
 SPLITS = {"training": 0.6, "validation": 0.15, "testing": 0.25}
@@ -40,22 +40,14 @@ folder, with the same split by subject for pretraining, classification and segme
 """
 
 
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name and then rename it, so that no half of one is ever left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
-
-
 def write_json(path: Path, content: object) -> None:
     """Write JSON, indented."""
-    write(path, json.dumps(content, indent=2) + "\n")
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_image(path: Path, image: nib.Nifti1Image) -> None:
     """Write `.nii.gz` without the time of day, so that the same image is the same file."""
-    write(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+    write_whole(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
 
 
 def image_path(participant: str, modality: str) -> str:
@@ -181,13 +173,13 @@ def write_tables(root: Path, config: Config, participants: list[dict[str, object
     for name in ("lesions", "pose"):
         write_json(root / "derivatives" / name / "dataset_description.json", about | {"DatasetType": "derivative"})
     patients = sum(not row["healthy"] for row in participants)
-    write(root / "README", README.format(healthy=len(participants) - patients, patients=patients))
-    write(root / ".bidsignore", "cohort.json\ndatalists/\n*_CT.nii.gz\n")
+    write_whole(root / "README", README.format(healthy=len(participants) - patients, patients=patients))
+    write_whole(root / ".bidsignore", "cohort.json\ndatalists/\n*_CT.nii.gz\n")
     write_json(root / "participants.json", {name: {"Description": text} for name, text in COLUMNS.items()})
     for bundle, lists in datalists(participants, config.modality, config.seed).items():
         write_json(root / "datalists" / f"{bundle}.json", lists)
     lines = ["\t".join(COLUMNS), *("\t".join(cell(row[name]) for name in COLUMNS) for row in participants)]
-    write(root / "participants.tsv", "\n".join(lines) + "\n")
+    write_whole(root / "participants.tsv", "\n".join(lines) + "\n")
 
 
 def cell(value: object) -> str:

@@ -31,10 +31,10 @@ from custom.aligned_case import (
     case_of,
     label_path,
     record_path,
-    write_text,
 )
 from custom.cohort import read_json
 from custom.contact_sheet import Tile, contact_sheets
+from custom.files import write_whole
 from custom.transforms import SPATIAL_SIZE
 
 COLUMNS = (
@@ -216,7 +216,7 @@ def main(
     (work.output / "datalists").mkdir(parents=True, exist_ok=True)
     records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
     for name, content in contents.items():
-        write_text(work.output / "datalists" / name, json.dumps(new_datalist(content, records, root), indent=2))
+        write_whole(work.output / "datalists" / name, json.dumps(new_datalist(content, records, root), indent=2) + "\n")
     report(work.output, records)
 
 

@@ -25,9 +25,9 @@ from custom import report_plots
 from custom.bootstrap import interval
 from custom.errors import UserError
 from custom.figures import curves, mosaic, read_scalars
+from custom.files import write_whole
 from custom.metrics import auc
 from custom.report_cases import Row, Run, chosen, cohort_table, datalist, pictured
-from custom.run_record import write_whole
 
 MOST_ROWS = 300
 PLANE = ("similarity", "overlap", "margin", "angle_error", "offset_error", "yaw_deg", "roll_deg", "offset_mm")

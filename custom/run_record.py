@@ -6,7 +6,6 @@
 import datetime
 import inspect
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from monai.bundle import ConfigParser
+
+from custom.files import write_whole
 
 PACKAGES = ("sa-swin", "torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy", "scikit-learn")
 PATHS = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "checkpoint", "section")
@@ -105,11 +106,3 @@ def record_run(workflow: str, output_dir: str | Path) -> None:
         "config": config,
     }
     write_whole(Path(output_dir) / f"run_{workflow}.json", json.dumps(content, indent=2, default=str) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it, so that a file of that name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

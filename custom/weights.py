@@ -6,10 +6,9 @@ reference repository. `python -m custom.weights convert SOURCE --to TASK --outpu
 
 import hashlib
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,17 +188,6 @@ def transfer(
 def is_index(name: str) -> bool:
     """Buffers that follow from the window size; they are not weights."""
     return name.endswith("relative_position_index")
-
-
-def written_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name, then rename it, so that a file of this name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _shortened(names: Sequence[str], limit: int = 8) -> list[str]:

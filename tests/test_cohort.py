@@ -227,8 +227,8 @@ def test_unknown_sections_and_labels_are_refused(cohort):
         load_datalist(cohort(), "training", label="masks")
 
 
-def test_a_folder_is_searched_for_images_outside_derivatives(tmp_path, write_volume):
-    for name in ("sub-1/anat/b.nii.gz", "a.nii", "derivatives/lesions/mask.nii.gz"):
+def test_a_folder_is_searched_for_images_outside_derivatives_that_are_not_hidden(tmp_path, write_volume):
+    for name in ("sub-1/anat/b.nii.gz", "a.nii", "derivatives/lesions/mask.nii.gz", "._a.nii", ".old/c.nii"):
         write_volume(tmp_path / name, np.ones((4, 4, 4), np.float32))
     cases = find_cases(None, tmp_path)
     assert sorted(case["image"] for case in cases) == [str(tmp_path / "a.nii"), str(tmp_path / "sub-1/anat/b.nii.gz")]

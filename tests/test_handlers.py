@@ -238,7 +238,7 @@ def test_the_best_weights_are_kept_and_the_last_state(tmp_path):
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert torch.equal(last["network"]["weight"], weights[3])
     assert (last["best"], last["best_epoch"], last["trainer"]["iteration"]) == (0.9, 2, 6)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".partial*"))
 
 
 @pytest.mark.parametrize("scores", [[float("nan")] * 2, [float("-inf")] * 2])

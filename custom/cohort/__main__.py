@@ -13,11 +13,12 @@ import fire
 
 from custom.cohort import leakage
 from custom.cohort.bids import Scan, find_scans
-from custom.cohort.build import Built, Plan, build, reasons, write_datalists, write_text
+from custom.cohort.build import Built, Plan, build, reasons, write_datalists
 from custom.cohort.case import CohortError
 from custom.cohort.checks import as_json, as_text, check_datalist, good_rest
 from custom.cohort.sources import datalist_scans, table_scans
 from custom.cohort.table import columns, conditions, words
+from custom.files import write_whole
 
 ALWAYS_KEPT = ("site", "side")  # `check` reads them
 
@@ -164,9 +165,9 @@ def check_command(
     report = check_datalist(path, root, label, in_channels, num_classes, workers)
     print(as_text(report, root))
     if json:
-        write_text(Path(str(json)), dump(as_json(report)))
+        write_whole(Path(str(json)), dump(as_json(report)))
     if quarantine:
-        write_text(Path(str(quarantine)), dump(good_rest(report)))
+        write_whole(Path(str(quarantine)), dump(good_rest(report)))
     if report.errors():
         sys.exit(1)
 
@@ -205,7 +206,7 @@ def leakage_command(
     leaks = leakage.compare_lists(placed, label_free, images, workers)
     print(leakage.as_text(leaks))
     if json:
-        write_text(Path(str(json)), dump(leakage.as_json(leaks)))
+        write_whole(Path(str(json)), dump(leakage.as_json(leaks)))
     if any(leak.severity == "error" for leak in leaks):
         sys.exit(1)
 

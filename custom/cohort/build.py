@@ -1,7 +1,6 @@
 """From scans to the datalists of the three bundles: who is in, with which label, in which part."""
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from custom.cohort.case import Case, CohortError
 from custom.cohort.datalist import SECTIONS
 from custom.cohort.splits import Part, split_subjects
 from custom.cohort.table import Condition, class_numbers, require_columns
+from custom.files import write_whole
 
 Datalists = dict[str, dict[str, Any]]
 """Datalists by bundle: `pretrain`, `classify`, `segment`."""
@@ -252,12 +252,5 @@ def write_datalists(built: Built, folder: Path, settings: Mapping[str, Any], ove
             raise CohortError(f"{path} is there already and would change; choose another --output, or --overwrite True")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in contents.items():
-        write_text(path, text)
+        write_whole(path, text)
     return list(contents)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name and then rename, so that no half of a file is ever left."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from custom.cohort.case import CohortError
 from custom.cohort.headers import reason
 from custom.cohort.prepared import prepared_from
+from custom.files import write_whole
 
 CACHE = ".contents.cache"  # JSON beside the datalists of a folder, which share it; not to be taken for one of them
 
@@ -117,13 +118,11 @@ class ContentCache:
         self.known[self._key(path)] = [_stamp(path), hashes]
 
     def save(self) -> None:
-        """Write the file, under a temporary name first."""
+        """Write the file."""
         if not self.file:
             return
-        partial = self.file.with_name(f"{CACHE}.{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(self.known))
-            os.replace(partial, self.file)
+            write_whole(self.file, json.dumps(self.known))
         except OSError as error:
             logger.warning("hashes of the images are not kept: %s", error)
 

@@ -141,7 +141,9 @@ def with_shared_keys(cases: Sequence[Case]) -> list[Case]:
 
 
 def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: str = "testing") -> list[Case]:
-    """Cases to run inference on: from a datalist, else every NIfTI file below a folder, outside `derivatives`.
+    """Cases to run inference on: from a datalist, else every NIfTI file below a folder.
+
+    Files in `derivatives` and hidden ones (half-written, or what macOS leaves on a shared disk) are passed over.
 
     Args:
         datalist: JSON file, or None to look through `dataset_dir`.
@@ -156,7 +158,8 @@ def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: st
         entries = read_section(Path(datalist), section)
     else:
         files = sorted(path.relative_to(root) for suffix in ("nii", "nii.gz") for path in root.rglob(f"*.{suffix}"))
-        entries = [{"image": str(path)} for path in files if "derivatives" not in path.parts]
+        hidden = {path for path in files if any(part.startswith(".") for part in path.parts)}
+        entries = [{"image": str(path)} for path in files if "derivatives" not in path.parts and path not in hidden]
     if not entries:
         raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}")
     return [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]

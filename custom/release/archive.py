@@ -1,7 +1,7 @@
 """Packages as files: a byte-stable zip with checksums, and reading one back without trusting it."""
 
 import hashlib
-import os
+import io
 import re
 import stat
 import zipfile
@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from custom.files import write_whole
 from custom.release.errors import ReleaseError
 
 CHECKSUMS = "SHA256SUMS"
@@ -23,20 +24,16 @@ def checksums(files: Mapping[str, bytes]) -> bytes:
 
 
 def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
-    """Write `<name>/...`, sorted, with fixed times and permissions, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(files):
-                entry = zipfile.ZipInfo(f"{name}/{file}", _EPOCH)
-                entry.external_attr = (stat.S_IFREG | 0o644) << 16
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.create_system = 3  # Unix, whatever the system
-                archive.writestr(entry, files[file])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write `<name>/...`, sorted, with fixed times and permissions."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(files):
+            entry = zipfile.ZipInfo(f"{name}/{file}", _EPOCH)
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3  # Unix, whatever the system
+            archive.writestr(entry, files[file])
+    write_whole(path, stream.getvalue())
 
 
 def read_package(path: Path) -> dict[str, bytes]:
