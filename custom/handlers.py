@@ -30,7 +30,8 @@ class CaseTable:
         summary: all rows to named scalars; None to keep rows only.
         output_dir: where rank 0 writes `<name>.csv`, and with a summary `<name>.json`; None writes nothing.
         name: of the files.
-        context: further facts for the JSON file: checkpoint, datalist, seed; the leakage guard's come by themselves.
+        context: further facts for the JSON file: checkpoint, datalist, seed; a callable is called at the end. Those of
+            the leakage guard come by themselves.
         expected: all cases that should get a row; None does not check.
 
     Raises:
@@ -63,6 +64,10 @@ class CaseTable:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             self.rows.append({**case_identity(item), **self.row(output), **plane_columns(item)})
 
+    def context_now(self) -> dict[str, Any]:
+        """The further facts, those included that are known only once the evaluation runs."""
+        return {name: value() if callable(value) else value for name, value in self.context.items()}
+
     def finish(self, engine: Engine) -> None:
         rows = gathered(self.rows)
         engine.state.cases = rows
@@ -73,7 +78,7 @@ class CaseTable:
             write_csv(self.output_dir / f"{self.name}.csv", rows)
             if summary:
                 write_json(
-                    self.output_dir / f"{self.name}.json", {**self.context, **leakage(engine), "metrics": summary}
+                    self.output_dir / f"{self.name}.json", {**self.context_now(), **leakage(engine), "metrics": summary}
                 )
         check_complete(self.expected, rows)
 

@@ -54,7 +54,9 @@ def evaluator(table, count=5, batch_size=2, **kwargs):
 
 
 def test_every_case_of_a_ragged_last_batch_has_its_row_under_its_own_name(tmp_path):
-    table = CaseTable(classification_row, classification_summary, tmp_path, context={"seed": 7})
+    table = CaseTable(
+        classification_row, classification_summary, tmp_path, context={"seed": 7, "late": lambda: "known"}
+    )
     engine = evaluator(table)
     engine.run()
     with (tmp_path / "cases.csv").open() as file:
@@ -65,7 +67,7 @@ def test_every_case_of_a_ragged_last_batch_has_its_row_under_its_own_name(tmp_pa
     assert [float(row["probability_1"]) for row in rows] == pytest.approx(expected)
     assert [int(row["label"]) for row in rows] == [0, 1, 0, 1, 0]
     written = json.loads((tmp_path / "cases.json").read_text())
-    assert written["seed"] == 7
+    assert (written["seed"], written["late"]) == (7, 8)
     assert written["metrics"]["n"] == 5
     assert written["metrics"]["auc"] == pytest.approx(0.5)
     assert len(engine.state.cases) == 5
