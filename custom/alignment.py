@@ -45,7 +45,7 @@ class MidsagittalPlane:
         margin: how much better the plane scores than the best plane elsewhere, 0 to 1.
         angle_error: standard error of the normal, degrees.
         offset_error: standard error of the offset at the head's centre, mm.
-        inner_similarity: the same of what lies deep inside the head, where only anatomy is symmetric: -1 to 1.
+        inner_similarity: the same where it is best (upper quartile) deep inside the head, where only anatomy matches.
     """
 
     normal: tuple[float, float, float]
@@ -194,8 +194,9 @@ def distrust(plane: MidsagittalPlane) -> str | None:
             f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)",
         ),
         (
-            plane.inner_similarity < 0.3,
-            f"inside, the two sides do not match (similarity {plane.inner_similarity:.2f}, at least 0.3 needed): "
+            plane.inner_similarity < 0.55,
+            f"inside, the two sides do not match (similarity {plane.inner_similarity:.2f} where they match best, "
+            "at least 0.55 needed): "
             "not a head, or one changed beyond recognition",
         ),
         (tilt > 40, f"it is turned by {tilt:.0f} degrees from the file's left-right axis (at most 40 allowed)"),

@@ -287,14 +287,20 @@ def similarity_and_overlap(level: Level, normal: Tensor, point: Tensor) -> tuple
 
 
 def inner_similarity(level: Level, normal: Tensor, point: Tensor) -> Tensor:
-    """Correlation `(K,)` of the two sides' features deeper than `DEPTH` inside the head.
+    """Correlation `(K,)` of the two sides' features deeper than `DEPTH` inside the head, where they match best.
 
     There is anatomy there and no outline: a bottle is as symmetric as a head outside, and empty or different inside.
+    Disease with mass effect may change most of an inside, hence the upper quartile over blocks.
     """
     width = 2 * round(DEPTH / level.spacing) + 1
     inner = 1 - F.max_pool3d((level.head < 0.5).to(level.head)[None], width, 1, width // 2)[0]
-    points, _ = paired_points(level, normal, point, NUM_PAIRS[4])
+    points, block = paired_points(level, normal, point, NUM_PAIRS[4])
     sides = point[:, :, None] + frame(normal) @ _both_sides(points)
     feature, known, deep = sample(torch.cat([level.channels[[0, 4]], inner]), level.center, level.spacing, sides)
-    left, right = feature * (known.amin(0) > 0.98) * (deep.amin(0) > 0.5)
-    return 2 * (left * right).sum(1) / (left**2 + right**2).sum(1).clamp_min(1e-6)
+    inside = ((known.amin(0) > 0.98) & (deep.amin(0) > 0.5)).to(feature)
+    left, right = feature * inside
+    sums = block_sums(torch.stack([left * right, (left**2 + right**2) / 2, inside], 1), block)
+    product, energy, count = sums.unbind(1)
+    full = count > count.amax(1, keepdim=True) / 4
+    similarity = (product / energy.clamp_min(1e-6)).masked_fill(~full, torch.nan)
+    return similarity.nanquantile(0.75, dim=1).nan_to_num(0.0)

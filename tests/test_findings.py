@@ -224,7 +224,8 @@ def test_side_and_volume_do_not_depend_on_the_storage(stored_heads):
     volumes = {row["subject"]: float(row["volume_ml_class1"]) for row in rows}
     assert volumes["RAS"] == pytest.approx(LESION_ML, rel=0.25)  # the stand-in's threshold lies below half the contrast
     assert [volumes[axes] for axes in ("LPS", "LIA", "PIR")] == pytest.approx([volumes["RAS"]] * 3, rel=2e-3)
-    assert [volumes["oblique"], volumes["anisotropic"]] == pytest.approx([volumes["RAS"]] * 2, rel=0.06)
+    # Slices of 4.5 mm blur the border, and the stand-in's threshold takes the blur for lesion.
+    assert [volumes["oblique"], volumes["anisotropic"]] == pytest.approx([volumes["RAS"]] * 2, rel=0.1)
     for row in rows:
         assert row["plane"] == "estimated"
         assert (row["side_class1"], row["findings_class1"]) == ("right", "1")

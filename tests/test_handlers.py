@@ -54,9 +54,7 @@ def evaluator(table, count=5, batch_size=2, **kwargs):
 
 
 def test_every_case_of_a_ragged_last_batch_has_its_row_under_its_own_name(tmp_path):
-    table = CaseTable(
-        classification_row, classification_summary, tmp_path, context={"seed": 7, "late": lambda: "known"}
-    )
+    table = CaseTable(classification_row, classification_summary, tmp_path, context={"seed": 7, "late": lambda: 8})
     engine = evaluator(table)
     engine.run()
     with (tmp_path / "cases.csv").open() as file:
