@@ -166,7 +166,7 @@ def cases_section(run: Run) -> Iterator[str]:
     if cases:
         yield f"<h2>Cases: {html.escape(heading)}</h2>"
         yield picture(mosaic(cases), heading)
-        yield note("Aligned axial slices; R is the patient's right. Red: prediction, green: truth.")
+        yield note("Aligned axial slices; R is the patient's right. Prediction red, truth green, asymmetry from 0 up.")
         if len(cases) < len(picked):
             yield note(f"{len(picked) - len(cases)} further image(s) are not at their place any more.")
     if run.rows:
