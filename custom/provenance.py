@@ -17,7 +17,6 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from safetensors import safe_open
 from torch import Tensor
 
 from custom.cohort.case import Case, CohortError, image_paths, subject_of
@@ -71,6 +70,8 @@ def as_metadata(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _in_metadata(path: str | Path) -> list[Record] | None:
+    from safetensors import safe_open  # only where there is such a file: packages do without
+
     with safe_open(path, "pt") as file:
         return json.loads((file.metadata() or {}).get("seen", "null"))
 
