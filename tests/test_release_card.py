@@ -69,6 +69,7 @@ def written(folder, rows, summary, **context):
 @pytest.fixture(scope="module", params=TASKS)
 def evaluation(request, tmp_path_factory):
     rows, summary = CASES[request.param]
+    rows = [row | {"plane": "estimated"} for row in rows]
     folder = written(tmp_path_factory.mktemp(request.param) / "evaluate", rows, summary, weights_sha256="abc")
     return request.param, read_evaluation(folder, f"sa_swin_{request.param}", "abc")
 

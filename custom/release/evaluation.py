@@ -113,7 +113,10 @@ def _value(name: str, text: str) -> Any:
         return text == "True"
     if name in ("label", "prediction"):
         return int(text)
-    return float(text) if text else math.nan
+    try:
+        return float(text or "nan")
+    except ValueError:  # a word: a side, how the plane was found
+        return text
 
 
 def _defined(figures: Mapping[str, float]) -> dict[str, float]:
