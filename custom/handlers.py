@@ -129,7 +129,7 @@ def over_processes(value: Any) -> list[Any]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A table with a header; figures that are not finite stay empty."""
+    """A table with a header; figures that are not defined (NaN) stay empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -138,7 +138,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Indented JSON; figures that are not finite become null."""
+    """Indented JSON; figures that are not defined (NaN) become null."""
     metrics = {name: None if _undefined(value) else value for name, value in content["metrics"].items()}
     path.write_text(json.dumps({**content, "metrics": metrics}, indent=2) + "\n")
 
