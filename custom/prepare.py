@@ -6,7 +6,6 @@ Each case leaves `<image>.json` beside its aligned image: the plane, its quality
 the transform and its inverse. That file is written last, so that an interrupted run goes on where it stopped.
 """
 
-import csv
 import json
 import multiprocessing
 import sys
@@ -34,7 +33,7 @@ from custom.aligned_case import (
 )
 from custom.cohort import read_json
 from custom.contact_sheet import Tile, contact_sheets
-from custom.files import write_whole
+from custom.files import WriteError, write_rows, write_whole
 from custom.transforms import SPATIAL_SIZE
 
 COLUMNS = (
@@ -122,9 +121,15 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
 
 
 def attempt(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
-    """`align_case`, with an error as a record: one bad file never loses the others."""
+    """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
+
+    Raises:
+        WriteError: when the results cannot be written.
+    """
     try:
         return align_case(case, output, grid, untrusted)
+    except WriteError:
+        raise
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         return {"image": case.images[0], "status": "failed", "reason": reason[:300]}
@@ -138,8 +143,11 @@ def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], worke
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = {pool.submit(work, case): case for case in cases}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where one cannot be written, the others cannot either
 
 
 def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
@@ -159,11 +167,11 @@ def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], d
 
 def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the planes and their quality, the least trusted first."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
-        writer.writeheader()
-        for record in records:
-            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()})
+    write_rows(
+        path,
+        COLUMNS,
+        ({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()} for record in records),
+    )
 
 
 def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
@@ -213,11 +221,14 @@ def main(
         cases = list(distinct_cases(list(contents.values()), root).values())
     except ValueError as error:
         sys.exit(f"custom.prepare: {error}")
-    (work.output / "datalists").mkdir(parents=True, exist_ok=True)
-    records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
-    for name, content in contents.items():
-        write_whole(work.output / "datalists" / name, json.dumps(new_datalist(content, records, root), indent=2) + "\n")
-    report(work.output, records)
+    try:
+        records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
+        for name, content in contents.items():
+            new = new_datalist(content, records, root)
+            write_whole(work.output / "datalists" / name, json.dumps(new, indent=2) + "\n")
+        report(work.output, records)
+    except WriteError as error:
+        sys.exit(f"custom.prepare: {error}")
 
 
 def _grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Grid:

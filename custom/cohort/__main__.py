@@ -18,6 +18,7 @@ from custom.cohort.case import CohortError
 from custom.cohort.checks import as_json, as_text, check_datalist, good_rest
 from custom.cohort.sources import datalist_scans, table_scans
 from custom.cohort.table import columns, conditions, words
+from custom.errors import UserError
 from custom.files import write_whole
 
 ALWAYS_KEPT = ("site", "side")  # `check` reads them
@@ -30,7 +31,7 @@ def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except CohortError as error:
+        except UserError as error:
             sys.stderr.write(f"custom.cohort: {error}\n")
             sys.exit(2)
 

@@ -18,7 +18,8 @@ from typing import Any
 from custom.cohort.case import Case, image_paths
 
 MAKES_IMAGES = "custom.aligned_case"
-NO_PART_OF_IT = ("custom.cohort", "custom.contact_sheet", "custom.errors")  # imported there, but they change no voxel
+# imported there, but they change no voxel
+NO_PART_OF_IT = ("custom.cohort", "custom.contact_sheet", "custom.errors", "custom.files")
 
 
 def preparation(path: str) -> dict[str, Any] | None:
