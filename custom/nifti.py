@@ -7,6 +7,7 @@ affine. The affine is nibabel's: the sform where it is set, else the qform.
 import gzip
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def open_volume(path: str | Path) -> Any:
     if not str(path).lower().endswith(SUFFIXES):
         raise VolumeFileError("unreadable", f"not a readable image (expected {', '.join(SUFFIXES)}); convert it")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
+            raise VolumeFileError("unreadable", "not a file; give the path of an image")
         _check_start(path)
         image = nib.load(path)
     except (FileNotFoundError, VolumeFileError):
@@ -90,11 +93,13 @@ def read_volume(path: str | Path) -> Any:
     try:
         if not str(path).lower().endswith(("gz",)):
             return nib.load(path, mmap=False)  # a mapped file that vanishes kills the process
-        end = image.dataobj.offset + _claimed(image) + MOST_BEFORE
+        end = image.dataobj.offset + _claimed(image)
         with gzip.open(path) as file:
-            content = file.read(end + 1)
-        if len(content) > end:
+            content = file.read(end + MOST_BEFORE + 1)
+        if len(content) > end + MOST_BEFORE:
             raise VolumeFileError("claims", "it holds far more than its header claims; get the file anew")
+        if len(content) < end:
+            raise EOFError(f"it ends after {len(content)} bytes of {end}")
         return type(image).from_bytes(content)
     except VolumeFileError:
         raise

@@ -32,6 +32,8 @@ from custom.aligned_case import (
     record_path,
 )
 from custom.cohort import read_json
+from custom.cohort.case import refuse_outside
+from custom.cohort.datalist import check_entries
 from custom.contact_sheet import Tile, contact_sheets
 from custom.files import WriteError, write_rows, write_whole
 from custom.transforms import SPATIAL_SIZE
@@ -80,10 +82,11 @@ def read_datalist(path: Path) -> dict[str, Any]:
         ValueError: when the file is missing or names no cases.
     """
     content = read_json(path)
-    if not _sections(content):
+    if not (lists := _sections(content)):
         raise ValueError(
             f"{path} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
         )
+    check_entries(path, lists)
     return content
 
 
@@ -104,6 +107,8 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
     cases: dict[str, Case] = {}
     for entry in [entry for content in contents for entries in _sections(content).values() for entry in entries]:
         new = case_of(entry, dataset_dir)
+        if not new.images:
+            raise ValueError(f"an entry without an image: {entry}")
         old = cases.get(new.images[0], new)
         if old.label and new.label and old.label != new.label:
             raise ValueError(f"{new.images[0]} has two masks, {old.label} and {new.label}; prepare one list at a time")
@@ -193,6 +198,7 @@ def main(
     spacing: float | Sequence[float] = 1.0,
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "fail",
+    allow_outside: bool = False,
 ) -> None:
     """Align every volume of a cohort to its midsagittal plane, once, and write a cohort that needs no aligning.
 
@@ -209,6 +215,7 @@ def main(
         spacing: mm per voxel of the aligned volumes, one number or three.
         spatial_size: voxels of the aligned volumes, e.g. 192,224,192.
         untrusted: a volume whose plane cannot be trusted is an error (fail), kept as it lies (warn), left out (drop).
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     try:
         work = Work(Path(output), _grid(spacing, spatial_size), untrusted)
@@ -219,6 +226,8 @@ def main(
         root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
         contents = {file.name: read_datalist(file) for file in files}
         cases = list(distinct_cases(list(contents.values()), root).values())
+        files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))
+        refuse_outside(files_read, root, allow_outside)
     except ValueError as error:
         sys.exit(f"custom.prepare: {error}")
     try:

@@ -99,7 +99,7 @@ class ContentCache:
         if self.file and self.file.is_file():
             try:
                 known = json.loads(self.file.read_text())
-            except (OSError, ValueError):  # a damaged cache is no cache
+            except (OSError, ValueError, RecursionError):  # a damaged cache is no cache
                 known = None
             if isinstance(known, dict):
                 self.known = {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 2}

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from custom.cohort.case import Case, image_paths
+from custom.cohort.case import Case, image_paths, path_problem
 from custom.nifti import VolumeFileError, affine_problem, open_volume, reason
 
 FORMS_APART_MM = 10.0  # between the places that sform and qform give a corner of the volume
@@ -36,7 +37,9 @@ class Finding:
         return f"{self.file}: {self.problem}"
 
 
-def case_findings(case: Case, label: str, in_channels: int, num_classes: int | None) -> list[Finding]:
+def case_findings(
+    case: Case, label: str, in_channels: int, num_classes: int | None, root: Path | None = None
+) -> list[Finding]:
     """What is wrong with a case, as far as its entry and the headers of its files tell.
 
     Args:
@@ -44,6 +47,7 @@ def case_findings(case: Case, label: str, in_channels: int, num_classes: int | N
         label: what it must carry: `none`, `class`, `mask` or `healthy`.
         in_channels: files it must list.
         num_classes: for `class` labels, one more than the largest; None skips that check.
+        root: what its files must lie in; None allows any place.
     """
     paths = image_paths(case)
     name = paths[0] if paths else str(case)
@@ -53,12 +57,16 @@ def case_findings(case: Case, label: str, in_channels: int, num_classes: int | N
     wrong = label_findings(name, case, label, num_classes)
     if label == "mask" and not wrong:
         paths = [*paths, case["label"]]
-    return file_findings(paths) + wrong
+    outside = {path: problem for path in paths if root and (problem := path_problem(path, root))}
+    wrong += [Finding(path, "outside", problem) for path, problem in outside.items()]
+    return file_findings([path for path in paths if path not in outside]) + wrong
 
 
-def case_problems(case: Case, label: str, in_channels: int, num_classes: int | None) -> list[str]:
+def case_problems(
+    case: Case, label: str, in_channels: int, num_classes: int | None, root: Path | None = None
+) -> list[str]:
     """`case_findings` as sentences, each with its file."""
-    return [str(finding) for finding in case_findings(case, label, in_channels, num_classes)]
+    return [str(finding) for finding in case_findings(case, label, in_channels, num_classes, root)]
 
 
 def label_findings(name: str, case: Case, label: str, num_classes: int | None) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -27,6 +28,7 @@ class Expected:
     label: str
     in_channels: int
     num_classes: int | None
+    root: Path | None = None
 
 
 @dataclass
@@ -49,7 +51,7 @@ def check_case(case: Case, expected: Expected) -> Checked:
         case: entry with absolute paths.
         expected: what it is to have.
     """
-    checked = Checked(case_findings(case, expected.label, expected.in_channels, expected.num_classes))
+    checked = Checked(case_findings(case, expected.label, expected.in_channels, expected.num_classes, expected.root))
     named = {finding.file for finding in checked.findings if finding.kind not in ("label", "channels")}
     unusable = {f.file for f in checked.findings if f.kind in UNUSABLE}
     read: dict[str, tuple[Any, Voxels]] = {}
