@@ -1,0 +1,67 @@
+"""Serve the bundles to 3D Slicer and other clients of MONAI Label: `python -m label_app.serve --studies DIR`.
+
+`make label-setup` makes the environment that it runs in. Research only. Not for clinical use.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import fire
+
+from custom.errors import UserError
+from label_app.bundles import prepare
+
+APP = Path(__file__).resolve().parent
+HOST = "127.0.0.1"
+IMAGES = ["*.nii.gz", "*.nii"]
+
+
+def serve(studies: str, weights: str = "demo", port: int = 8000, models: str = str(APP / "model")) -> None:
+    """Start the server on this computer's loopback address: no other computer can reach it.
+
+    Segmentation (sa_swin_segment, which also trains on corrected labels) and classification (sa_swin_classify). The
+    weights themselves are never changed; training goes on in a working copy.
+
+    Args:
+        studies: folder that holds the images, NIfTI files; corrected labels are kept in STUDIES/labels.
+        weights: folder of packages (sa_swin_segment.zip, ...) or of trained weights, as `make demo` leaves them.
+        port: of the server.
+        models: folder for the working copies of the weights.
+    """
+    if not studies:
+        raise UserError("which images? give their folder: make label-server STUDIES=DIR")
+    folder = Path(studies).resolve()
+    if not any(path for pattern in IMAGES for path in folder.glob(pattern)):
+        raise UserError(f"no NIfTI files directly in {folder}; MONAI Label does not look into folders below")
+    served = prepare(Path(weights).resolve(), folder, Path(models).resolve())
+    for bundle in served.trained:
+        _say(f"{bundle}: goes on from what was trained here; remove {served.folder / bundle} to start from {weights}")
+    _say(f"http://{HOST}:{port} is reachable from this computer alone. Research only, not for clinical use.")
+    os.chdir(served.folder)  # MONAI's runs write below the working directory
+    arguments = ["start_server", "--app", APP, "--studies", folder, "--host", HOST, "--port", port]
+    arguments += ["--uvicorn_app", "lib.web:app", "--conf", "bundles", served.folder]
+    command = [sys.executable, "-m", "monailabel.main", *arguments]
+    sys.stderr.flush()
+    os.execve(sys.executable, [str(word) for word in command], environment(served.code))
+
+
+def environment(code: Path) -> dict[str, str]:
+    """Environment of the server: where its `custom` and its app lie, and what counts as an image."""
+    settings = {
+        "PYTHONPATH": os.pathsep.join([str(code), str(APP)]),
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(IMAGES),
+    }
+    return {**os.environ, **settings}
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(serve, name="python -m label_app.serve")
+    except UserError as error:
+        sys.exit(f"error: {error}")
