@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from custom.findings import segmented_row
 Request = dict[str, Any]
 Pairs = list[dict[str, str]]
 
+LARGEST = 20  # findings of a case that are told one by one
 DEFAULT_EPOCHS = 50  # of a training, as in MONAI Label
 
 logger = logging.getLogger(__name__)
@@ -47,10 +49,14 @@ class BundleTask(BundleInferTask):
         if problems := case_problems({"image": path}, "none", self.bundle_config["in_channels"], None):
             raise CohortError("; ".join(problems))
         try:
-            return super().run_pre_transforms(data, transforms)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                out = super().run_pre_transforms(data, transforms)
         except (ValueError, RuntimeError, OSError, EOFError, zlib.error) as error:
             cause = root_cause(error)
             raise (cause if isinstance(cause, UserError) else UserError(f"{path}: {cause}")) from None
+        out["warnings"] = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        return out
 
     def writer(self, data: Request, extension: str | None = None, dtype: str | None = None) -> tuple[Any, Request]:
         file, answer = super().writer(data, extension, dtype)
@@ -58,20 +64,20 @@ class BundleTask(BundleInferTask):
 
     def facts(self, data: Request) -> Request:
         """What is told of a case beside its mask or its probabilities."""
-        plane = data["image"].meta.get("midsagittal")
-        found = {"midsagittal": plane} if plane else {"warning": "the midsagittal plane could not be trusted"}
-        return found | {"notice": "Research only. Not for clinical use."}
+        plane = data["image"].meta.get("midsagittal")  # empty where the plane could not be trusted
+        return {"midsagittal": plane, "warnings": data["warnings"], "notice": "Research only. Not for clinical use."}
 
 
 class Segmentation(BundleTask):
-    """Segmentation, with the volume and the side of every finding."""
+    """Segmentation, with the volume and the side of the findings."""
 
     def __init__(self, path: str, conf: dict[str, str]) -> None:
         super().__init__(path, conf, type="segmentation")
 
     def facts(self, data: Request) -> Request:
-        findings = segmented_row({"pred": data["pred"][None], "image": data["image"]})["findings"]
-        return super().facts(data) | {"findings": [_without_nan(finding) for finding in findings]}
+        row = segmented_row({"pred": data["pred"][None], "image": data["image"]}, num_classes=len(self.labels) + 1)
+        largest = [_without_nan(finding) for finding in row.pop("findings")[:LARGEST]]
+        return super().facts(data) | {"sides": _without_nan(row), "findings": largest}
 
 
 class Classification(BundleTask):
