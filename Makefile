@@ -52,9 +52,11 @@ $(LABEL_VENV)/installed: label_app/requirements.txt constraints.txt
 		cp -r label_app/shim/torchvision "$$($(LABEL_BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 	touch $@
 
-# STUDIES: folder of NIfTI files. WEIGHTS: packages of `make release`, or what `make demo` leaves. On 127.0.0.1 alone.
+# STUDIES: folder of NIfTI files, or a BIDS folder, of which IMAGES='*_FLAIR.nii.gz' takes some. WEIGHTS: packages of
+# `make release`, or what `make demo` leaves. On 127.0.0.1 alone.
 STUDIES ?=
 WEIGHTS ?= demo
 PORT ?= 8000
+IMAGES ?= *
 label-server: label-setup
-	$(LABEL_BIN)/python -m label_app.serve --studies '$(STUDIES)' --weights '$(WEIGHTS)' --port '$(PORT)'
+	$(LABEL_BIN)/python -m label_app.serve --studies '$(STUDIES)' --weights '$(WEIGHTS)' --port '$(PORT)' --images '$(IMAGES)'

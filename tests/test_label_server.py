@@ -301,6 +301,7 @@ def test_the_log_is_clean_and_nothing_is_left_in_the_directory(session):
     lines = [line for line in session["log"].splitlines() if any(word in line for word in ALARMS)]
     assert [line for line in lines if "left out empty: " not in line] == []
     assert list((session["folder"] / "cwd").iterdir()) == []
+    assert not list(session["folder"].rglob("*_pred.nii.gz"))  # masks go to the client
 
 
 @pytest.fixture(scope="session")
@@ -347,3 +348,4 @@ def test_the_stock_app_trains_the_package_and_goes_on_with_its_weights(stock, we
 def test_the_log_of_the_stock_app_is_clean(stock):
     lines = [line for line in stock["log"].splitlines() if any(word in line for word in ALARMS)]
     assert lines == []
+    assert not list(stock["folder"].rglob("*_pred.nii.gz"))  # masks go to the client

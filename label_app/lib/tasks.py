@@ -1,6 +1,5 @@
 """What the app does for its clients: MONAI Label's tasks for bundles, with what these bundles need beside them."""
 
-import hashlib
 import logging
 import math
 import os
@@ -20,9 +19,9 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from custom.cohort import CohortError, case_problems
 from custom.errors import UserError, root_cause
 from custom.findings import segmented_row
+from lib.partition import Pairs, partition
 
 Request = dict[str, Any]
-Pairs = list[dict[str, str]]
 
 LARGEST = 20  # findings of a case that are told one by one
 DEFAULT_EPOCHS = 50  # of a training, as in MONAI Label
@@ -124,26 +123,6 @@ class SegmenterTraining(BundleTrainTask):
     def __call__(self, request: Request, datastore: Datastore) -> Request:
         given = {name: value for name, value in request.items() if value != ""}  # Slicer sends empty fields, too
         return super().__call__({"max_epochs": DEFAULT_EPOCHS, **given}, datastore)
-
-
-def partition(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """Labelled cases to train on, and to choose the best epoch on.
-
-    A case stays on its side however many others come: its name decides, not its place in the list. At least one is
-    trained on.
-
-    Args:
-        pairs: of image and label.
-        share: of the cases to validate on, 0 to 1; about, by chance.
-    """
-    held_out = [pair for pair in pairs if _lot(Path(pair["image"]).name) < share]
-    training = [pair for pair in pairs if pair not in held_out]
-    return (training, held_out) if training else (held_out, [])
-
-
-def _lot(name: str) -> float:
-    """A number from 0 to 1 that a name alone decides."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
 class BatchInference(BatchInferTask):
