@@ -15,6 +15,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import look_up_option
 from torch import Tensor, nn
 
+from custom.distributed import gather_batch, local_batch
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import split_pair
 
@@ -144,15 +145,19 @@ class PooledHead(nn.Sequential):
     """
 
     def __init__(self, width: int, out_features: int) -> None:
-        super().__init__(SingleSafeBatchNorm(width), nn.Linear(width, out_features))
+        super().__init__(GlobalBatchNorm(width), nn.Linear(width, out_features))
 
 
-class SingleSafeBatchNorm(nn.BatchNorm1d):
-    """Batch norm that takes its running statistics for a batch of one, the remainder of an epoch."""
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the batches of all processes; it takes its running statistics for a batch of one.
+
+    Such a batch is the remainder of an epoch. (PyTorch's SyncBatchNorm is for GPUs only.)
+    """
 
     def forward(self, features: Tensor) -> Tensor:
-        if len(features) > 1:
-            return super().forward(features)
+        gathered = gather_batch(features) if self.training else features
+        if len(gathered) > 1:
+            return local_batch(super().forward(gathered), len(features))
         return nn.functional.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )

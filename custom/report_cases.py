@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from monai.utils import GridSampleMode
 
 from custom.aligned_grid import aligned_grid, central_affine, to_grid
+from custom.errors import UserError
+from custom.loading import load_volume
+from custom.saving import result_path
 from custom.symmetry import mirror
 
 Row = dict[str, str]
@@ -78,8 +80,10 @@ def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
     paths = case_files(run, row)
     if not paths["image"].is_file():
         return None
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    volumes = {kind: load(path) for kind, path in paths.items() if path.is_file()}
+    try:
+        volumes = {kind: load_volume(path) for kind, path in paths.items() if path.is_file()}
+    except UserError:  # a damaged image must not lose the page
+        return None
     affine, size = picture_grid(volumes["image"], run.record.get("config", {}).get("align", True))
     case: dict[str, object] = {"name": name}
     for kind, volume in volumes.items():
@@ -103,11 +107,9 @@ def case_files(run: Run, row: Row) -> dict[str, Path]:
     image = Path(row["image"])
     paths = run.record.get("paths", {})
     root = Path(paths.get("dataset_dir", image.parent))
-    relative = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
-    stem = relative.name.removesuffix(".gz").removesuffix(".nii")
     files = {"image": image}
     for kind, postfix in (("prediction", "pred"), ("asymmetry", "asymmetry")):
-        files[kind] = run.folder / relative.parent / f"{stem}_{postfix}.nii.gz"
+        files[kind] = result_path(str(image), root, run.folder, postfix)
     truth = masks(paths).get(str(image))
     return {**files, "truth": root / truth} if truth else files
 
