@@ -112,10 +112,10 @@ def test_without_symmetry_it_is_monais_swin_unetr(small, in_channels, out_channe
     network.symmetry = Identity()
     image = torch.randn(1, in_channels, 64, 32, 32)
     halves = torch.cat([image, torch.randn_like(image)], dim=1)
-    # Not bit for bit: both halves go through the encoder in one batch, and products of other sizes round differently.
+    # Not bit for bit: the fused attention and products of other sizes round differently.
     torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
     network.symmetry = None
-    assert torch.equal(network(halves), reference(image))
+    torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
