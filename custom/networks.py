@@ -171,7 +171,8 @@ class SingleSafeBatchNorm(nn.BatchNorm1d):
 class InpaintingDecoder(nn.Sequential):
     """From bottleneck features `(B, width, X/32, ...)` back to the image `(B, C, X, Y, Z)`.
 
-    Five stages of convolution, instance norm, LeakyReLU and trilinear x2, then a 1x1x1 convolution.
+    Five stages of convolution, instance norm, LeakyReLU and trilinear x2, then a 1x1x1 convolution. That convolution
+    and the interpolation before it commute; it is done first, on an eighth of the voxels.
     """
 
     def __init__(self, width: int, out_channels: int) -> None:
@@ -187,6 +188,15 @@ class InpaintingDecoder(nn.Sequential):
             for wide, narrow in pairwise(widths)
         ]
         super().__init__(*stages, conv(widths[-1], out_channels, kernel_size=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        *stages, last, conv = self
+        for stage in stages:
+            features = stage(features)
+        *before, upsample = last
+        for layer in before:
+            features = layer(features)
+        return upsample(conv(features))
 
 
 class SASwinClassifier(SymmetryAwareEncoding):

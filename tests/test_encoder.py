@@ -2,7 +2,8 @@ import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer, WindowAttention
 
-from custom.attention import SCORES_AT_ONCE, attend, intervals, relative_position_index
+from custom import attention
+from custom.attention import attend, intervals, relative_position_index
 from custom.encoder import SwinEncoder
 
 SIZES = [  # the window, and an image whose tokens fill the windows, need padding, or are fewer than a window
@@ -92,7 +93,7 @@ def test_recomputing_activations_changes_nothing():
 
 @pytest.mark.parametrize("scores", [1, 10_000, 2**30])
 def test_the_backward_pass_of_the_attention_is_that_of_the_formula(scores, monkeypatch):
-    monkeypatch.setitem(SCORES_AT_ONCE, "cpu", scores)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", scores)
     shapes = (5, 3, 20, 4), (5, 3, 21, 4), (5, 3, 21, 4), (3, 20, 21)
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     query, key, value, bias = inputs
