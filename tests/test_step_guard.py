@@ -6,8 +6,8 @@ import torch
 from ignite.engine import Events
 from small_training import EPOCHS, STEPS, Training, content, same
 
+from custom.errors import NumbersError
 from custom.randomness import SampleOrder
-from custom.step_guard import NumbersError
 
 
 def spoil(training, steps, value):
