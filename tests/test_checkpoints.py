@@ -133,6 +133,18 @@ def test_after_a_training_sigterm_does_what_it_did(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_scale_of_the_loss_goes_on_where_it_stood(tmp_path):
+    count = Training(tmp_path / "whole", scale=4.0).run()
+    draw = random.Random(0)
+    for at in (draw.randrange(count // 2, count) for _ in range(5)):
+        folder = tmp_path / str(at)
+        with pytest.raises(KilledError):
+            Training(folder, scale=4.0).run(at, killed)
+        Training(folder, scale=4.0).run()
+        assert same(content(folder), content(tmp_path / "whole")), at
+    assert content(tmp_path / "whole")[0]["scaler"]["scale"] == 4.0 * 2 ** (EPOCHS * STEPS // 2)
+
+
 def test_a_training_that_stopped_early_stays_stopped(tmp_path):
     training = Training(tmp_path, max_epochs=12, patience=1)
     training.run()

@@ -19,7 +19,7 @@ def longest():
 
 def test_memory_is_flat_over_as_many_epochs_as_the_longest_training_has(tiny_cohort, tmp_path):
     epochs = longest()
-    changes = {"max_epochs": epochs, "limit": 2, "before": RecordMemory(tmp_path / "memory.txt")}
+    changes = {"max_epochs": epochs, "limit": 2, "patience": epochs, "before": RecordMemory(tmp_path / "memory.txt")}
     assert finished("classify", tiny_cohort, tmp_path, **changes) == 0, log_of(tmp_path)[-3000:]
     memory = [int(line) for line in (tmp_path / "memory.txt").read_text().split()]
     assert len(memory) == epochs
