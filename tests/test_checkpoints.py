@@ -189,6 +189,33 @@ def test_a_kill_between_two_renames_leaves_the_one_before(never_stopped, tmp_pat
     assert same(content(tmp_path), never_stopped[0])
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_sound_one(never_stopped, tmp_path, monkeypatch):
+    Training(tmp_path, max_epochs=EPOCHS - 1).run()
+    (tmp_path / "last.pt").write_bytes(b"half a file")
+    genuine = os.replace
+
+    def before_the_last(source, target):
+        if str(target).endswith("last.pt"):
+            raise KilledError
+        genuine(source, target)
+
+    monkeypatch.setattr(os, "replace", before_the_last)
+    with pytest.raises(KilledError):
+        Training(tmp_path).run()
+    monkeypatch.undo()
+    Training(tmp_path).run()
+    assert content(tmp_path)[0]["trainer"]["iteration"] == EPOCHS * STEPS
+
+
+def test_a_training_from_the_start_does_not_fall_back_on_another_one(tmp_path):
+    Training(tmp_path).run()
+    training = Training(tmp_path, resume=False)
+    with pytest.raises(KilledError):
+        training.run(50, killed)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == STEPS
+    assert not (tmp_path / "previous.pt").exists()
+
+
 def test_no_sound_checkpoint_is_an_error_that_names_both(tmp_path):
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"half a file")
