@@ -129,6 +129,7 @@ class Checkpoints:
         self.preemption = preemption
         self.best = -math.inf
         self.validation_cut = False
+        self.last_is_own = Path(resume_from).name == LAST
 
     def attach(self, engine: Engine) -> None:
         engine.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
@@ -145,6 +146,8 @@ class Checkpoints:
         if idist.get_rank() == 0:
             for left_over in self.save_dir.glob(".partial_*"):  # of a run that was killed while it wrote
                 left_over.unlink(missing_ok=True)
+            if self.resume_from and not self.last_is_own:
+                (self.save_dir / LAST).unlink(missing_ok=True)  # damaged; it must not become the one before
         if self.resume_from:
             self.load_last(trainer)
 
@@ -221,9 +224,16 @@ class Checkpoints:
         }
         self.write(NEXT, state)
         if idist.get_rank() == 0:
-            if (self.save_dir / LAST).is_file():
-                os.replace(self.save_dir / LAST, self.save_dir / PREVIOUS)
-            os.replace(self.save_dir / NEXT, self.save_dir / LAST)
+            self.rotate()
+
+    def rotate(self) -> None:
+        """Make the newest state the last one, and the last of this training, not of one before it, the previous."""
+        if self.last_is_own:
+            os.replace(self.save_dir / LAST, self.save_dir / PREVIOUS)
+        elif not self.resume_from:
+            (self.save_dir / PREVIOUS).unlink(missing_ok=True)
+        os.replace(self.save_dir / NEXT, self.save_dir / LAST)
+        self.last_is_own = True
 
     def save_best(self, evaluator: Engine) -> None:
         value = evaluator.state.metrics[evaluator.state.key_metric_name]

@@ -39,6 +39,10 @@ def root_cause(error: BaseException) -> BaseException:
     return item
 
 
+class NumbersError(UserError):
+    """Losses, gradients, weights or predictions that are not finite."""
+
+
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what it was raised from or while handling, and so on to the first."""
     seen: set[int] = set()

@@ -11,9 +11,12 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
+from monai.data import decollate_batch
+from monai.engines.utils import IterationEvents
 from torch import nn
 
 from custom.cohort import Case, CohortError, image_paths
+from custom.errors import NumbersError
 from custom.files import write_rows, write_whole
 from custom.metrics import Row
 
@@ -103,6 +106,12 @@ def case_identity(item: Mapping[str, Any]) -> Row:
     return {"subject": str(item.get("subject", Path(file).name.split(".")[0])), "image": file}
 
 
+def names_of(batch: Mapping[str, Any]) -> str:
+    """Subjects and files of a batch as it came from the data loader, each once."""
+    items = map(case_identity, decollate_batch(batch))
+    return ", ".join(dict.fromkeys("{subject} ({image})".format(**item) for item in items))
+
+
 def plane_columns(item: Mapping[str, Any]) -> Row:
     """The midsagittal plane of a case and its quality; only where it came from when the volume was taken as it lies."""
     figures = getattr(item.get("image"), "meta", {}).get("midsagittal")
@@ -142,6 +151,26 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _undefined(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+class PredictionGuard:
+    """Refuse predictions that are not finite, before anything is made of them: NaN would become some class of a mask.
+
+    Raises:
+        NumbersError: with the cases.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        pred = engine.state.output["pred"]
+        tensors = pred.values() if isinstance(pred, Mapping) else [pred]
+        if not all(torch.isfinite(tensor).all() for tensor in tensors):
+            raise NumbersError(
+                f"the prediction is not finite for {names_of(engine.state.batch)}: nothing is written for it; look at "
+                "the images, or compute without mixed precision"
+            )
 
 
 class LossParts:

@@ -6,19 +6,14 @@ import math
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.data import decollate_batch
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from custom.errors import UserError
-from custom.handlers import case_identity, over_processes
+from custom.errors import NumbersError
+from custom.handlers import names_of, over_processes
 from custom.weights import is_index
 
 logger = logging.getLogger(__name__)
-
-
-class NumbersError(UserError):
-    """Loss, gradients or weights that are not finite."""
 
 
 class StepGuard:
@@ -100,9 +95,7 @@ def fault_of(loss: Tensor, norm: Tensor | None) -> str:
 
 def faulty_cases(engine: Engine, fault: str) -> list[str]:
     """The fault and the cases of the batch, of every process that has one: to be asked by all processes together."""
-    items = decollate_batch(engine.state.batch) if fault else []
-    names = dict.fromkeys("{subject} ({image})".format(**case_identity(item)) for item in items)
-    own = [f"{fault} in the batch of {', '.join(names)}"] if fault else []
+    own = [f"{fault} in the batch of {names_of(engine.state.batch)}"] if fault else []
     return [text for part in over_processes(own) for text in part]
 
 

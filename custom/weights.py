@@ -96,7 +96,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         path: `.pt`, `.pth` or `.safetensors`; nested under `model`, `state_dict` and the like or flat.
 
     Raises:
-        WeightsError: no such file, not a checkpoint, pickled code inside, or no tensors.
+        WeightsError: no such file, not a checkpoint, pickled code inside, no tensors, or values that are not finite.
     """
     content = read_checkpoint(path)
     for key in ("model", "network", "net", "state_dict", "model_state_dict"):
@@ -105,6 +105,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise WeightsError(f"{path} holds no tensors")
+    spoilt = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if spoilt:
+        raise WeightsError(f"{path} holds values that are not finite, {len(spoilt)} tensors, first {spoilt[0]}")
     return renamed(tensors)
 
 

@@ -46,10 +46,24 @@ def samples(count):
     ]
 
 
+class LossScale:
+    """What mixed precision does on a GPU, but for the half precision itself."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine):
+        engine.amp = True
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=self.scale, growth_interval=2)
+
+
 class Training:
     """All that the bundles' configs put together, on a network of two layers with batch norm and dropout."""
 
-    def __init__(self, folder, resume="auto", max_epochs=EPOCHS, patience=50, batch_size=2, **guard):
+    def __init__(self, folder, resume="auto", max_epochs=EPOCHS, patience=50, batch_size=2, scale=None, **guard):
         torch.manual_seed(3)
         self.network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(5, 2))
         noise = Compose([RandGaussianNoised("image", prob=0.7), RandScaleIntensityd("image", 0.5, prob=0.5)])
@@ -63,6 +77,7 @@ class Training:
         self.loss, self.preemption = nn.MSELoss(), Preemption()
         means = LossParts(self.loss)
         handlers = [
+            *([LossScale(scale)] if scale else []),
             LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
             SeedSteps(0),
             ValidationHandler(1, self.evaluator),

@@ -17,7 +17,7 @@ import yaml
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.bundle.config_parser import ConfigParser
 
-from custom.errors import root_cause
+from custom.errors import advice, root_cause
 from custom.networks import SASwinClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,6 +148,15 @@ def test_layers_change_only_what_training_has():
         for layer in ("evaluate", "multi_gpu_train"):
             ids = [key for key in read(task, layer) if "::" in key and "context" not in key and "output_dir" not in key]
             assert not [key for key in ids if key not in training and key.rsplit("::", 1)[0] not in training]
+
+
+def test_the_advice_for_full_memory_names_knobs_that_work(tiny_cohort, tmp_path):
+    sentence = advice(MemoryError())
+    named = ["batch_size", "num_samples", "roi_size", "feature_size", "cache_rate", "num_workers"]
+    assert set(named) <= set(knobs(read("segment", "train")))
+    assert all(knob in sentence for knob in (*named, "--network_def::use_checkpoint True"))
+    bundle = made("segment", "train", tiny_cohort, tmp_path, **{"network_def::use_checkpoint": True})
+    assert bundle.parser.get_parsed_content("network_def").swinViT.layers1[0].blocks[0].use_checkpoint
 
 
 BAD_INPUT = {

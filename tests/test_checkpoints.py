@@ -133,6 +133,18 @@ def test_after_a_training_sigterm_does_what_it_did(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_scale_of_the_loss_goes_on_where_it_stood(tmp_path):
+    count = Training(tmp_path / "whole", scale=4.0).run()
+    draw = random.Random(0)
+    for at in (draw.randrange(count // 2, count) for _ in range(5)):
+        folder = tmp_path / str(at)
+        with pytest.raises(KilledError):
+            Training(folder, scale=4.0).run(at, killed)
+        Training(folder, scale=4.0).run()
+        assert same(content(folder), content(tmp_path / "whole")), at
+    assert content(tmp_path / "whole")[0]["scaler"]["scale"] == 4.0 * 2 ** (EPOCHS * STEPS // 2)
+
+
 def test_a_training_that_stopped_early_stays_stopped(tmp_path):
     training = Training(tmp_path, max_epochs=12, patience=1)
     training.run()
@@ -175,6 +187,33 @@ def test_a_kill_between_two_renames_leaves_the_one_before(never_stopped, tmp_pat
         Training(tmp_path, resume=True).run()
     assert "last.pt is missing" in caplog.text
     assert same(content(tmp_path), never_stopped[0])
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_sound_one(never_stopped, tmp_path, monkeypatch):
+    Training(tmp_path, max_epochs=EPOCHS - 1).run()
+    (tmp_path / "last.pt").write_bytes(b"half a file")
+    genuine = os.replace
+
+    def before_the_last(source, target):
+        if str(target).endswith("last.pt"):
+            raise KilledError
+        genuine(source, target)
+
+    monkeypatch.setattr(os, "replace", before_the_last)
+    with pytest.raises(KilledError):
+        Training(tmp_path).run()
+    monkeypatch.undo()
+    Training(tmp_path).run()
+    assert content(tmp_path)[0]["trainer"]["iteration"] == EPOCHS * STEPS
+
+
+def test_a_training_from_the_start_does_not_fall_back_on_another_one(tmp_path):
+    Training(tmp_path).run()
+    training = Training(tmp_path, resume=False)
+    with pytest.raises(KilledError):
+        training.run(50, killed)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == STEPS
+    assert not (tmp_path / "previous.pt").exists()
 
 
 def test_no_sound_checkpoint_is_an_error_that_names_both(tmp_path):

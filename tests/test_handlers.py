@@ -16,7 +16,8 @@ from torch import nn
 
 from custom.checkpoints import Checkpoints, find_last
 from custom.cohort import CohortError
-from custom.handlers import CaseTable, LossParts, StopEarly, gathered, write_csv
+from custom.errors import NumbersError
+from custom.handlers import CaseTable, LossParts, PredictionGuard, StopEarly, gathered, write_csv
 from custom.losses import PretextLoss
 from custom.metrics import classification_row, classification_summary
 from custom.step_guard import StepGuard
@@ -145,6 +146,26 @@ def test_over_ranks_the_auc_is_that_of_the_whole_table(tmp_path):
     whole.run()
     assert (tmp_path / "ranks.csv").read_text() == (tmp_path / "one.csv").read_text()
     assert [torch.load(tmp_path / f"auc{rank}.pt") for rank in (0, 1)] == [whole.state.metrics["auc"]] * 2
+
+
+class Broken(Guess):
+    """No number comes out for case 3."""
+
+    def forward(self, image):
+        return super().forward(image) * torch.where(image.flatten(1).mean(1, keepdim=True) == 3, float("nan"), 1.0)
+
+
+def test_a_prediction_that_is_not_finite_is_refused_before_anything_is_made_of_it():
+    done = []
+    loader = DataLoader(Dataset(cases(5)), batch_size=2)
+    engine = SupervisedEvaluator(
+        CPU, loader, Broken(), val_handlers=[PredictionGuard()], postprocessing=lambda data: done.append(data) or data
+    )
+    with pytest.raises(
+        NumbersError, match=r"not finite for sub-2 \(/data/case2.nii.gz\), sub-3 \(/data/case3.nii.gz\)"
+    ):
+        engine.run()
+    assert [item["subject"] for item in done] == ["sub-0", "sub-1"]
 
 
 def trainer(network, max_epochs=1, handlers=(), loss=None, steps=2, lr=0.1, optimizer=None, **kwargs):

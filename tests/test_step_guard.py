@@ -6,8 +6,8 @@ import torch
 from ignite.engine import Events
 from small_training import EPOCHS, STEPS, Training, content, same
 
+from custom.errors import NumbersError
 from custom.randomness import SampleOrder
-from custom.step_guard import NumbersError
 
 
 def spoil(training, steps, value):
@@ -48,6 +48,24 @@ def test_gradients_that_are_not_finite_are_skipped_where_the_loss_is(tmp_path, c
     with pytest.raises(NumbersError, match=r"the gradients' norm is (nan|inf)"):
         training.run()
     assert not (tmp_path / "last.pt").exists() or content(tmp_path)
+
+
+def test_a_scale_that_is_too_large_is_lowered_and_not_counted(tmp_path):
+    training, scales = Training(tmp_path, scale=2.0**127, max_skipped=0), []
+    training.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: scales.append(engine.scaler.get_scale())
+    )
+    training.run()
+    assert content(tmp_path)[0]["step_guard"] == {"skipped": 0}
+    assert scales[0] == 2.0**126
+
+
+def test_with_a_scale_a_loss_that_is_not_finite_counts(tmp_path):
+    training = Training(tmp_path, scale=4.0, max_skipped=1)
+    spoil(training, {2, 4}, float("nan"))
+    with pytest.raises(NumbersError, match=r"epoch 2, iteration 4"):
+        training.run()
+    assert all(tensor.isfinite().all() for tensor in content(tmp_path)[0]["network"].values())
 
 
 def test_beyond_the_budget_training_stops_and_the_last_good_checkpoint_stays(tmp_path):

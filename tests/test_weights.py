@@ -247,6 +247,13 @@ def test_a_file_without_tensors_is_refused(tmp_path, content):
         load_checkpoint(saved(tmp_path / "model.pt", content))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    content = {"a": torch.ones(2), "b": torch.tensor([1.0, value])}
+    with pytest.raises(WeightsError, match=r"model.pt holds values that are not finite, 1 tensors, first b"):
+        load_checkpoint(saved(tmp_path / "model.pt", content))
+
+
 def test_weights_load_before_the_run_and_the_log_says_what_matched(tmp_path, small, pretrainer, caplog):
     path = saved(tmp_path / "model.pt", pretrainer.state_dict())
     network = SASwinClassifier(**small)
