@@ -5,13 +5,14 @@ import math
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import decollate_batch
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from custom.errors import UserError
 from custom.handlers import case_identity, over_processes
+from custom.weights import is_index
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,9 @@ class NumbersError(UserError):
 class StepGuard:
     """Clip the norm of the gradients, and skip a step whose loss or gradients are NaN or infinite, a few times.
 
-    A skipped step changes no weight; the batch's cases are named. With several processes all skip together. With mixed
-    precision, gradients that overflow while the loss is finite are the loss scale's own business, and not counted,
-    until there is no scale left to lower.
+    A skipped step changes no weight and no running mean; the batch's cases are named. With several processes all skip
+    together. With mixed precision, gradients that overflow while the loss is finite are the loss scale's own business,
+    and not counted, until there is no scale left to lower.
 
     Args:
         network: whose gradients to clip.
@@ -41,8 +42,10 @@ class StepGuard:
         self.max_norm = max_norm
         self.max_skipped = max_skipped
         self.skipped = 0
+        self.buffers: dict[str, Tensor] = {}
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def state_dict(self) -> dict[str, int]:
@@ -50,6 +53,10 @@ class StepGuard:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.skipped = state["skipped"]
+
+    def remember(self) -> None:
+        """What the forward pass changes: the running means of batch norm."""
+        self.buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers() if not is_index(name)}
 
     def __call__(self, engine: Engine) -> None:
         scaler = engine.scaler if engine.amp else None
@@ -64,6 +71,7 @@ class StepGuard:
     def skip(self, engine: Engine, fault: str) -> None:
         for parameter in self.network.parameters():
             parameter.grad = None  # optimisers pass over it
+        self.network.load_state_dict(self.buffers, strict=False)
         self.skipped += 1
         cases = ", ".join(faulty_cases(engine, fault))
         where = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}: {cases}"

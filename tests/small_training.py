@@ -47,11 +47,11 @@ def samples(count):
 
 
 class Training:
-    """All that the bundles' configs put together, on a network of two layers with dropout."""
+    """All that the bundles' configs put together, on a network of two layers with batch norm and dropout."""
 
     def __init__(self, folder, resume="auto", max_epochs=EPOCHS, patience=50, batch_size=2, **guard):
         torch.manual_seed(3)
-        self.network = nn.Sequential(nn.Linear(3, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+        self.network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(5, 2))
         noise = Compose([RandGaussianNoised("image", prob=0.7), RandScaleIntensityd("image", 0.5, prob=0.5)])
         data = Dataset(samples(6), noise)
         sampler = SampleOrder(data, batch_size)

@@ -30,7 +30,9 @@ SETTINGS = {
 }
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["bundle_runs", "custom.networks", "monai.bundle", "monai.engines", "monai.handlers"])
+processes.set_forkserver_preload(
+    ["bundle_runs", "custom.networks", "monai.bundle", "monai.engines", "monai.handlers", "torch._inductor"]
+)
 
 
 def overrides(task, root, output, **changes):
@@ -60,27 +62,41 @@ def workflow(task, root, output, several=False, **changes):
     return ConfigWorkflow(files, logging_file=False, workflow_type="train", **settings)
 
 
-def train(task, root, output, rank=None, world=1, before=None, **changes):
+def train(task, root, output, rank=None, world=1, port=0, before=None, **changes):
     """Run a training to its end, in the process that is to be killed; its output goes to `<output>/log<rank>.txt`.
 
-    `before` is called with the workflow once it is made, and puts in the fault.
+    `before` puts in the fault: it is called with the workflow when all is made and the trainer is about to run.
     """
     output.mkdir(parents=True, exist_ok=True)
     log = os.open(output / f"log{rank or ''}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of data-loader workers, as on the command line
     if rank is not None:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1")
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
     bundle = workflow(task, root, output, several=rank is not None, **changes)
     bundle.initialize()
     if before is not None:
-        before(bundle)
+        put_in(before, bundle)
     try:
         bundle.run()
     except Exception:
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
+
+
+def put_in(fault, bundle):
+    from monai.engines import SupervisedTrainer
+
+    run = SupervisedTrainer.run
+
+    def faulty(trainer):
+        fault(bundle)
+        run(trainer)
+
+    SupervisedTrainer.run = faulty
 
 
 def started(task, root, output, **options):
@@ -98,7 +114,7 @@ def finished(task, root, output, **options):
 
 
 def log_of(output, rank=None):
-    return (output / f"log{rank or ''}.txt").read_text()
+    return (output / f"log{rank or ''}.txt").read_text(errors="replace")
 
 
 def end_of(output):
