@@ -220,7 +220,7 @@ def test_torch_itself_passes_over_a_flipped_bit():
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
-    (tmp_path / ".partial_1_next.pt").write_bytes(b"half")
+    (tmp_path / ".partial_1_next.ckpt").write_bytes(b"half")
     (tmp_path / "next.ckpt").write_bytes(b"whole, but too late")
     Training(tmp_path).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.pt", "previous.ckpt"]
