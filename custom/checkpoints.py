@@ -23,12 +23,13 @@ from custom.weights import WeightsError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-LAST, PREVIOUS, NEXT = "last.pt", "previous.pt", "next.pt"
+# Not .pt: of those in models/, MONAI Label serves the one with the shortest name.
+LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 """States of a training: the newest, the one before, and one that is written whole but has not become the newest yet."""
 
 
 def find_last(save_dir: str | Path, resume: bool | str) -> str:
-    """The checkpoint to go on from: `last.pt`, or the one before if that is damaged or missing, with a warning.
+    """The checkpoint to go on from: `last.ckpt`, or the one before if that is damaged or missing, with a warning.
 
     Args:
         save_dir: the bundle's `models` folder.
@@ -77,12 +78,13 @@ def check_whole(path: Path) -> None:
 
 
 class Checkpoints:
-    """Write `last.pt` after every epoch and `model.pt` whenever the key metric improves; resume from the former.
+    """Write `last.ckpt` after every epoch and `model.pt` whenever the key metric improves; resume from the former.
 
-    `last.pt` holds the network, the further objects, and the progress of trainer and evaluator; `model.pt` the
+    `last.ckpt` holds the network, the further objects, and the progress of trainer and evaluator; `model.pt` the
     network's weights alone, flat, as `monai.bundle.load` reads them. Each is written under a temporary name first, and
-    the last state but one is kept as `previous.pt`. Weights that are not finite are not written. If no validation ever
-    gave a finite key metric, `model.pt` holds the final weights, and a warning says so. Attach it behind all others.
+    the last state but one is kept as `previous.ckpt`. Weights that are not finite are not written. If no validation
+    ever gave a finite key metric, `model.pt` holds the final weights, and a warning says so. Attach it behind all
+    others.
 
     When the run is asked to leave, the state after the current step is written, or where a validation runs, that before
     it; with several processes a validation is finished first. A resumed training goes on with the next step.

@@ -50,7 +50,7 @@ def records_of(path: str | Path) -> list[Record]:
     """What the weights of a checkpoint have seen; weights that do not say so have an `unknown` record.
 
     Args:
-        path: `model.pt`, `last.pt`, or weights from elsewhere.
+        path: `model.pt`, `last.ckpt`, or weights from elsewhere.
 
     Raises:
         WeightsError: no such file, or not a checkpoint.

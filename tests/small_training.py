@@ -127,7 +127,7 @@ class Training:
 
 def content(folder):
     """All that the checkpoints hold."""
-    return [torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")]
+    return [torch.load(folder / name, weights_only=True) for name in ("last.ckpt", "model.pt")]
 
 
 def same(one, other):

@@ -280,7 +280,7 @@ def table(path):
 
 def progress(output):
     """Epochs done, best key metric and its epoch."""
-    state = torch.load(output / "models" / "last.pt", weights_only=True)
+    state = torch.load(output / "models" / "last.ckpt", weights_only=True)
     length = state["trainer"]["epoch_length"]
     steps, scheduled = state["trainer"]["iteration"], state["lr_scheduler"]["last_epoch"]
     return steps / length, state["best"], state["best_epoch"], scheduled / length

@@ -113,7 +113,7 @@ def test_sigterm_anywhere_loses_no_step_and_the_training_ends_as_if_it_had_not_c
     for at in range(1, count, stride):  # the last event is the end, after which there is nothing to save
         folder, training = tmp_path / str(at), Training(tmp_path / str(at))
         training.run(at, training.ask_to_leave)
-        stopped = torch.load(folder / "last.pt", weights_only=True)
+        stopped = torch.load(folder / "last.ckpt", weights_only=True)
         assert training.asked_in <= stopped["trainer"]["iteration"] <= training.asked_in + 1
         cuts += training.evaluator.should_terminate == "skip_completed"
         with pytest.raises(SystemExit) as left:
@@ -171,21 +171,21 @@ def test_patience_goes_on_counting_after_a_kill(tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_warning(never_stopped, tmp_path, caplog):
     Training(tmp_path).run()
-    last = tmp_path / "last.pt"
+    last = tmp_path / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         again = Training(tmp_path)
-    assert f"going on from {tmp_path / 'previous.pt'}: {last} is damaged" in caplog.text
+    assert f"going on from {tmp_path / 'previous.ckpt'}: {last} is damaged" in caplog.text
     again.run()
     assert same(content(tmp_path), never_stopped[0])
 
 
 def test_a_kill_between_two_renames_leaves_the_one_before(never_stopped, tmp_path, caplog):
     Training(tmp_path).run()
-    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.ckpt").unlink()
     with caplog.at_level(logging.WARNING):
         Training(tmp_path, resume=True).run()
-    assert "last.pt is missing" in caplog.text
+    assert "last.ckpt is missing" in caplog.text
     assert same(content(tmp_path), never_stopped[0])
 
 
@@ -217,9 +217,9 @@ def test_a_training_from_the_start_does_not_fall_back_on_another_one(tmp_path):
 
 
 def test_no_sound_checkpoint_is_an_error_that_names_both(tmp_path):
-    for name in ("last.pt", "previous.pt"):
+    for name in ("last.ckpt", "previous.ckpt"):
         (tmp_path / name).write_bytes(b"half a file")
-    with pytest.raises(WeightsError, match=r"no sound checkpoint .*last.pt is damaged.*previous.pt is damaged"):
+    with pytest.raises(WeightsError, match=r"no sound checkpoint .*last.ckpt is damaged.*previous.ckpt is damaged"):
         find_last(tmp_path, "auto")
 
 
@@ -231,8 +231,8 @@ def test_auto_starts_anew_where_there_is_nothing_and_true_does_not(tmp_path):
 
 def test_every_flipped_bit_that_changes_what_is_read_is_found(tmp_path):
     Training(tmp_path).run()
-    whole, path = (tmp_path / "last.pt").read_bytes(), tmp_path / "flipped.pt"
-    state, found, silent = torch.load(tmp_path / "last.pt", weights_only=True), 0, 0
+    whole, path = (tmp_path / "last.ckpt").read_bytes(), tmp_path / "flipped.pt"
+    state, found, silent = torch.load(tmp_path / "last.ckpt", weights_only=True), 0, 0
     for draw in map(random.Random, range(300)):
         content, place = bytearray(whole), draw.randrange(len(whole))
         content[place] ^= 1 << draw.randrange(8)
@@ -259,10 +259,10 @@ def test_torch_itself_passes_over_a_flipped_bit():
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
-    (tmp_path / ".partial_1_next.pt").write_bytes(b"half")
-    (tmp_path / "next.pt").write_bytes(b"whole, but too late")
+    (tmp_path / ".partial_1_next.ckpt").write_bytes(b"half")
+    (tmp_path / "next.ckpt").write_bytes(b"whole, but too late")
     Training(tmp_path).run()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt", "previous.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "model.pt", "previous.ckpt"]
 
 
 def test_another_number_of_steps_per_epoch_is_refused(tmp_path):

@@ -257,7 +257,7 @@ def test_the_best_weights_are_kept_and_the_last_state(tmp_path):
     )
     engine.run()
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["weight"], weights[2])
-    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert torch.equal(last["network"]["weight"], weights[3])
     assert (last["best"], last["best_epoch"], last["trainer"]["iteration"]) == (0.9, 2, 6)
     assert not list(tmp_path.glob(".partial*"))
@@ -275,7 +275,7 @@ def test_without_a_finite_metric_the_final_weights_are_kept_with_a_warning(tmp_p
 def test_a_metric_that_is_not_finite_never_counts_as_best(tmp_path):
     engine, _, _, _ = training(tmp_path, [0.4, float("nan"), float("inf")], 3)
     engine.run()
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["best"] == 0.4
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["best"] == 0.4
 
 
 def test_one_epoch_and_a_resumed_second_are_two_epochs(tmp_path):
@@ -293,7 +293,7 @@ def test_one_epoch_and_a_resumed_second_are_two_epochs(tmp_path):
     torch.testing.assert_close(network.state_dict(), expected.state_dict())
     assert resumed.last_epoch == schedule.last_epoch
     assert (judge.state.best_metric, judge.state.best_metric_epoch) == (0.5, 1)
-    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["best"] == 0.5
+    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["best"] == 0.5
 
 
 def test_going_on_beyond_the_first_plan_follows_the_schedule_of_the_new_one(tmp_path):
@@ -306,7 +306,7 @@ def test_going_on_beyond_the_first_plan_follows_the_schedule_of_the_new_one(tmp_
 
 
 def test_nothing_to_resume_from_is_said_so(tmp_path):
-    with pytest.raises(WeightsError, match=r"nothing to resume from: no .*last.pt; train without --resume first"):
+    with pytest.raises(WeightsError, match=r"nothing to resume from: no .*last.ckpt; train without --resume first"):
         training(tmp_path, [0.5], 1, resume=True)[0].run()
 
 
@@ -321,13 +321,13 @@ def test_a_finished_training_says_how_to_go_on_and_is_left_as_it_is(tmp_path, ca
 
 def test_resuming_into_another_network_is_refused(tmp_path):
     training(tmp_path, [0.5], 1)[0].run()
-    with pytest.raises(WeightsError, match=r"last.pt does not fit"):
+    with pytest.raises(WeightsError, match=r"last.ckpt does not fit"):
         training(tmp_path, [0.5], 2, resume=True, network=nn.Linear(1, 3))[0].run()
 
 
 def test_an_unreadable_state_is_refused(tmp_path):
-    (tmp_path / "last.pt").write_bytes(b"half a file")
-    with pytest.raises(WeightsError, match=r"no sound checkpoint to resume from: .*last.pt is damaged"):
+    (tmp_path / "last.ckpt").write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match=r"no sound checkpoint to resume from: .*last.ckpt is damaged"):
         training(tmp_path, [0.5], 1, resume=True)[0].run()
 
 

@@ -148,8 +148,8 @@ def test_a_training_refuses_validation_cases_that_its_pretraining_was_trained_on
 
 def test_a_resumed_training_adds_to_its_record(tmp_path, cases):
     first = train(tmp_path, "classify", "class", cases(1), cases(3))
-    torch.save({"network": {}, "seen": records_of(first)}, tmp_path / "last.pt")
-    second = train(tmp_path, "classify", "class", cases(1, 2), cases(3), source=tmp_path / "last.pt")
+    torch.save({"network": {}, "seen": records_of(first)}, tmp_path / "last.ckpt")
+    second = train(tmp_path, "classify", "class", cases(1, 2), cases(3), source=tmp_path / "last.ckpt")
     assert [len(record["subjects"]) for record in records_of(second)] == [2, 1]
 
 

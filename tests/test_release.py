@@ -195,8 +195,8 @@ def test_the_state_of_a_training_is_released_as_its_network_alone(repository, we
     state = torch.load(checkpoint(weights, "classify"), weights_only=True)
     (tmp_path / "models").mkdir()
     shutil.copy(checkpoint(weights, "classify").parent / "settings.json", tmp_path / "models")
-    torch.save({"network": state, "optimizer": {"lr": 1.0}, "best": 0.5}, tmp_path / "models" / "last.pt")
-    chosen = Options(tmp_path / "models" / "last.pt", onnx=False)
+    torch.save({"network": state, "optimizer": {"lr": 1.0}, "best": 0.5}, tmp_path / "models" / "last.ckpt")
+    chosen = Options(tmp_path / "models" / "last.ckpt", onnx=False)
     files = read_package(build(repository, "sa_swin_classify", chosen, tmp_path))
     assert set(torch.load(io.BytesIO(files["models/model.pt"]), weights_only=True)) == set(state)
 

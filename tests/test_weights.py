@@ -53,7 +53,7 @@ def test_the_last_checkpoint_of_a_training_serves_too(tmp_path, small, pretraine
     optimizer = torch.optim.AdamW(pretrainer.parameters())
     content = {"network": pretrainer.state_dict(), "optimizer": optimizer.state_dict(), "best": 0.5}
     network = SASwinClassifier(**small)
-    assert transfer(network, load_checkpoint(saved(tmp_path / "last.pt", content))).share == 1
+    assert transfer(network, load_checkpoint(saved(tmp_path / "last.ckpt", content))).share == 1
     assert_same(network, pretrained(pretrainer))
 
 

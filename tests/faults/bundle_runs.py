@@ -119,7 +119,7 @@ def log_of(output, rank=None):
 
 def end_of(output):
     """Everything that a training leaves: its last state and its best weights, without their salted hashes."""
-    last = torch.load(output / "models" / "last.pt", weights_only=True)
+    last = torch.load(output / "models" / "last.ckpt", weights_only=True)
     del last["seen"]
     return {"last": last, "best": dict(torch.load(output / "models" / "model.pt", weights_only=True))}
 
