@@ -1,7 +1,30 @@
 """Errors that a user can mend, and how a bundle run reports them: the sentence last, not buried in tracebacks."""
 
+import re
 import sys
+from collections.abc import Iterator
 from types import TracebackType
+
+_GO_ON = "a training goes on from its last checkpoint with --resume True"
+_ADVICE = (
+    (
+        r"OutOfMemoryError|out of memory|not enough memory|can't allocate memory|MemoryError",
+        "the memory is full: make batch_size, num_samples, roi_size or feature_size smaller, or let the activations be "
+        "recomputed (--network_def::use_checkpoint True); in the host's memory, lower cache_rate or num_workers; on a "
+        f"GPU mixed precision is on already; {_GO_ON}",
+    ),
+    (
+        r"DataLoader worker .*(exited unexpectedly|killed by signal)",
+        "a data-loader worker was killed, most often because the host's memory is full: lower num_workers or "
+        f"cache_rate, and ask the scheduler for more memory; {_GO_ON}",
+    ),
+    (
+        r"Connection (closed|reset) by peer|[Gg]loo|NCCL|ProcessGroup|DistStoreError|DistNetworkError",
+        "another process of this run has ended or does not answer: its own log, or the scheduler's, says why; all "
+        f"processes must be started again together; {_GO_ON}",
+    ),
+)
+"""What an error of torch looks like, and what a user can do; the first that fits, so the closer ones first."""
 
 
 class UserError(ValueError):
@@ -10,17 +33,32 @@ class UserError(ValueError):
 
 def root_cause(error: BaseException) -> BaseException:
     """The first error of a chain: what MONAI wraps in `Failed to instantiate` and `applying transform`."""
-    seen = {id(error)}
-    while (cause := error.__cause__ or error.__context__) is not None and id(cause) not in seen:
-        if isinstance(error, UserError):
-            return error
-        seen.add(id(cause))
-        error = cause
-    return error
+    for item in chain_of(error):
+        if isinstance(item, UserError):
+            break
+    return item
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on to the first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def advice(error: BaseException) -> str:
+    """What a user can do about an error of torch, by its words and those it was raised from; empty where unknown."""
+    errors = [item for item in chain_of(error) if isinstance(item, RuntimeError | MemoryError)]
+    text = "\n".join(f"{type(item).__name__}: {item}" for item in errors)
+    return next((sentence for pattern, sentence in _ADVICE if re.search(pattern, text)), "")
 
 
 def report_errors() -> None:
     """From here on, let an uncaught error end in one sentence on stderr; a `UserError` without any traceback.
+
+    Full memory and killed processes have a traceback, too, and a sentence with what helps.
 
     The bundles' configs call it first of all in `run`.
     """
@@ -29,6 +67,7 @@ def report_errors() -> None:
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     cause = root_cause(error)
+    sentence = str(cause) if isinstance(cause, UserError) else advice(error)
     if not isinstance(cause, UserError):
         sys.__excepthook__(kind, error, traceback)
-    sys.stderr.write(f"error: {cause or type(cause).__name__}\n")
+    sys.stderr.write(f"error: {sentence or str(cause) or type(cause).__name__}\n")

@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: one row per case, means of the loss's parts, gradient clipping."""
+"""Ignite handlers that MONAI lacks: one row per case, means of the loss's parts, early stopping that can be resumed."""
 
 import json
 import math
@@ -10,8 +10,7 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
-from monai.handlers import EarlyStopHandler
+from ignite.handlers import EarlyStopping
 from torch import nn
 
 from custom.cohort import Case, CohortError, image_paths
@@ -115,12 +114,17 @@ def plane_columns(item: Mapping[str, Any]) -> Row:
 
 def gathered(rows: Sequence[Row]) -> list[Row]:
     """Rows of all ranks, each case once, ordered by subject and file."""
-    parts = [list(rows)]
-    if dist.is_initialized():
-        parts = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(parts, list(rows))
-    unique = {(row["subject"], row["image"]): row for part in parts for row in part}
+    unique = {(row["subject"], row["image"]): row for part in over_processes(list(rows)) for row in part}
     return [unique[key] for key in sorted(unique)]
+
+
+def over_processes(value: Any) -> list[Any]:
+    """What each process has, in order of rank: to be asked by all together."""
+    if not dist.is_initialized():
+        return [value]
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -137,7 +141,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _undefined(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class LossParts:
@@ -155,9 +159,20 @@ class LossParts:
         self.values: list[dict[str, float]] = []
 
     def attach(self, engine: Engine, name: str = "train_loss") -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self.values.clear)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def state_dict(self) -> dict[str, list[list[dict[str, float]]]]:
+        """The values of the epoch so far, of every process: to be asked by all together."""
+        return {"values": over_processes(self.values)}
+
+    def load_state_dict(self, state: Mapping[str, list[list[dict[str, float]]]]) -> None:
+        self.values[:] = state["values"][idist.get_rank()]
+
+    def start(self, engine: Engine) -> None:
+        if engine.state.iteration % engine.state.epoch_length == 0:  # not where a resumed epoch goes on
+            self.values.clear()
 
     def collect(self, engine: Engine) -> None:
         output = engine.state.output
@@ -166,14 +181,17 @@ class LossParts:
 
     def finish(self, engine: Engine) -> None:
         for name in self.values[0]:
-            mean = sum(values[name] for values in self.values) / len(self.values)
-            engine.state.metrics[f"train_{name}"] = idist.all_reduce(mean) / idist.get_world_size()
+            values = [step[name] for step in self.values if math.isfinite(step[name])]  # without skipped steps
+            total, number = (idist.all_reduce(value) for value in (sum(values, 0.0), float(len(values))))
+            engine.state.metrics[f"train_{name}"] = total / number if number else math.nan
 
 
 class StopEarly:
-    """MONAI's `EarlyStopHandler` on the evaluator's key metric, attached from the trainer's side.
+    """Ignite's `EarlyStopping` on the evaluator's key metric, attached from the trainer's side.
 
     In a config the evaluator exists before the trainer, so a handler of the evaluator cannot name the trainer to stop.
+    A metric that is not finite is no progress. A training that had stopped stays so when it is resumed, unless
+    `patience` is raised.
 
     Args:
         evaluator: whose key metric (higher is better) must make progress.
@@ -183,30 +201,20 @@ class StopEarly:
     def __init__(self, evaluator: Engine, patience: int) -> None:
         self.evaluator = evaluator
         self.patience = patience
+        self.stopping: EarlyStopping | None = None
 
     def attach(self, engine: Engine) -> None:
-        EarlyStopHandler(self.patience, self.score, trainer=engine).attach(self.evaluator)
+        self.stopping = EarlyStopping(self.patience, self.score, engine)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.stopping)
 
     def score(self, evaluator: Engine) -> float:
-        return evaluator.state.metrics[evaluator.state.key_metric_name]
+        value = evaluator.state.metrics[evaluator.state.key_metric_name]
+        return value if math.isfinite(value) else -math.inf
 
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.stopping.state_dict())
 
-class ClipGradients:
-    """Clip the norm of the gradients between backward pass and optimiser step, with mixed precision or without.
-
-    Args:
-        network: whose gradients to clip.
-        max_norm: largest norm, over all parameters together.
-    """
-
-    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
-        self.network = network
-        self.max_norm = max_norm
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        if engine.amp and engine.scaler is not None:
-            engine.scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stopping.load_state_dict(state)
+        if self.stopping.counter >= self.patience:
+            self.stopping.trainer.terminate()

@@ -10,6 +10,8 @@ from monai.losses import ContrastiveLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from custom.distributed import gather_batch
+
 PRETEXT_TASKS = ("inpainting", "rotation", "contrastive", "symmetry")
 
 OBJECTIVES: dict[str, dict[str, float]] = {
@@ -60,7 +62,8 @@ def symmetry_loss(embedding: Tensor, mirrored: Tensor, healthy: Tensor | None = 
 class PretextLoss(nn.Module):
     """Weighted sum of the inpainting, rotation, contrastive (NT-Xent) and symmetry losses.
 
-    After each call `parts` holds the unweighted value of every task with a weight, and `loss`, their weighted sum.
+    The contrastive loss is over the batches of all processes. After each call `parts` holds the unweighted value of
+    every task with a weight, and `loss`, their weighted sum.
 
     Args:
         objective: one of `OBJECTIVES`: `paper`, `label_free`, `no_symmetry` or `reconstruction`.
@@ -103,7 +106,7 @@ class PretextLoss(nn.Module):
         return F.cross_entropy(pred["rotation"], target["rotation"])
 
     def contrastive_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-        return self.contrastive(*pred["contrastive"].float().chunk(2))
+        return self.contrastive(*(gather_batch(view) for view in pred["contrastive"].float().chunk(2)))
 
     def symmetry_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         healthy = target["healthy"] if self.needs_healthy else None

@@ -136,9 +136,11 @@ def cohort_table(lists: Mapping[str, Sequence[Mapping[str, Any]]], largest: int 
     for name, entries in lists.items():
         row = {"list": name, "cases": str(len(entries))}
         row["subjects"] = str(len({str(entry.get("subject", entry["image"])) for entry in entries}))
+        if masks := sum(isinstance(entry.get("label"), str) for entry in entries):
+            row["masks"] = str(masks)
         for fact in dict.fromkeys(key for entry in entries for key in entry if key not in ("image", "subject", "fold")):
-            values = [str(entry.get(fact)) for entry in entries]
-            if len(set(values)) <= largest:
+            values = [str(entry.get(fact)) for entry in entries if not (fact == "label" and masks)]
+            if 0 < len(set(values)) <= largest:
                 counts = {value: values.count(value) for value in sorted(set(values))}
                 row[fact] = ", ".join(f"{value}: {count}" for value, count in counts.items())
         table.append(row)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from monai.config import DtypeLike, KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys
 
 from custom.files import below
@@ -27,7 +27,7 @@ def result_path(image: str, data_root_dir: str | Path, output_dir: str | Path, p
     return Path(output_dir) / place.with_name(f"{place.name.removesuffix('.gz').removesuffix('.nii')}_{postfix}.nii.gz")
 
 
-class SaveVolumed(MapTransform):
+class SaveVolumed(SaveImaged):  # MONAI Label, which answers with the mask itself, leaves out what is a SaveImaged
     """Write `(C, X, Y, Z)` on the grid it has; the file's path is put into its meta data under `saved_to`.
 
     Args:
@@ -50,7 +50,7 @@ class SaveVolumed(MapTransform):
         output_dtype: DtypeLike = np.float32,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = output_dir
         self.output_postfix = output_postfix
         self.data_root_dir = data_root_dir

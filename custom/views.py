@@ -161,6 +161,10 @@ class PrepareViews(PrepareBatch):
             )
         return torch.cat([holed, mirrored], dim=1), targets
 
+    def set_random_state(self, seed: int) -> None:
+        """Start the views anew from another seed, as MONAI's random transforms do."""
+        self.seed, self.generator = seed, None
+
     def random_generator(self, device: torch.device) -> torch.Generator:
         """One generator on the batch's device; started anew for every batch where views are repeated."""
         if self.generator is None or self.repeat:

@@ -1,8 +1,13 @@
 import itertools
+import queue
+import re
 import subprocess
 import sys
 
-from custom.errors import UserError, root_cause
+import pytest
+import torch
+
+from custom.errors import UserError, advice, root_cause
 
 
 def chained(*errors):
@@ -46,3 +51,45 @@ def test_any_other_error_keeps_its_traceback():
     done = run("raise KeyError('unexpected')")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+SYSTEM_ERRORS = {
+    "a GPU's memory": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "batch_size.*roi_size",
+    ),
+    "the host's memory": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        "cache_rate",
+    ),
+    "python's memory": (MemoryError(), "cache_rate"),
+    "a worker that vanished": (
+        chained(queue.Empty(), RuntimeError("DataLoader worker (pid(s) 41, 42) exited unexpectedly")),
+        "num_workers.*--resume True",
+    ),
+    "a worker that was killed": (
+        RuntimeError("DataLoader worker (pid 41) is killed by signal: Killed. "),
+        "num_workers.*--resume True",
+    ),
+    "another process": (
+        RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:37215"),
+        "another process of this run has ended.*--resume True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEM_ERRORS)
+def test_what_takes_memory_or_processes_away_has_advice(name):
+    error, pattern = SYSTEM_ERRORS[name]
+    assert re.search(pattern, advice(chained(error, ValueError("Failed to instantiate"))))
+
+
+def test_an_unknown_error_and_a_slow_file_server_have_no_advice():
+    assert advice(RuntimeError("shape mismatch")) == advice(TimeoutError("Connection timed out")) == ""
+
+
+def test_the_advice_comes_last_behind_the_traceback():
+    done = run("raise RuntimeError('DataLoader worker (pid 41) is killed by signal: Killed.')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: a data-loader worker was killed")

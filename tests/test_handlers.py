@@ -14,11 +14,12 @@ from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 
-from custom.checkpoints import Checkpoints
+from custom.checkpoints import Checkpoints, find_last
 from custom.cohort import CohortError
-from custom.handlers import CaseTable, ClipGradients, LossParts, StopEarly, gathered, write_csv
+from custom.handlers import CaseTable, LossParts, StopEarly, gathered, write_csv
 from custom.losses import PretextLoss
 from custom.metrics import classification_row, classification_summary
+from custom.step_guard import StepGuard
 from custom.weights import WeightsError
 
 CPU = torch.device("cpu")
@@ -193,7 +194,7 @@ def test_gradients_are_clipped_between_the_backward_pass_and_the_step():
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     trainer(
-        network, handlers=[ClipGradients(network, 0.5)], lr=1.0, steps=2, loss=lambda pred, label: 100 * pred.mean()
+        network, handlers=[StepGuard(network, 0.5)], lr=1.0, steps=2, loss=lambda pred, label: 100 * pred.mean()
     ).run()
     assert network.weight.item() == pytest.approx(-1.0, abs=1e-4)  # two steps of length 0.5
 
@@ -221,7 +222,7 @@ def training(tmp_path, scores, max_epochs, resume=False, network=None, extra=())
         LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
         ValidationHandler(1, judge, epoch_level=True),
         *(make(judge) for make in extra),
-        Checkpoints(tmp_path, network, judge, objects, resume),
+        Checkpoints(tmp_path, network, judge, objects, resume_from=find_last(tmp_path, resume)),
     ]
     engine = trainer(network, max_epochs, handlers, optimizer=optimizer)
     return engine, judge, network, schedule
@@ -288,10 +289,13 @@ def test_nothing_to_resume_from_is_said_so(tmp_path):
         training(tmp_path, [0.5], 1, resume=True)[0].run()
 
 
-def test_a_finished_training_says_how_to_go_on(tmp_path):
+def test_a_finished_training_says_how_to_go_on_and_is_left_as_it_is(tmp_path, caplog):
     training(tmp_path, [0.5, 0.5], 2)[0].run()
-    with pytest.raises(WeightsError, match=r"has 2 epochs already; to go on, raise --max_epochs above 2"):
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with caplog.at_level(logging.WARNING):
         training(tmp_path, [0.5], 2, resume=True)[0].run()
+    assert "has 2 epochs already; to go on, raise --max_epochs above 2" in caplog.text
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_resuming_into_another_network_is_refused(tmp_path):
@@ -302,7 +306,7 @@ def test_resuming_into_another_network_is_refused(tmp_path):
 
 def test_an_unreadable_state_is_refused(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"half a file")
-    with pytest.raises(WeightsError, match=r"last.pt is not"):
+    with pytest.raises(WeightsError, match=r"no sound checkpoint to resume from: .*last.pt is damaged"):
         training(tmp_path, [0.5], 1, resume=True)[0].run()
 
 

@@ -1,0 +1,44 @@
+"""What several processes must do together so that they train as one process with the whole batch would.
+
+DistributedDataParallel averages the gradients of the processes. That is the gradient of the whole batch where a loss is
+a mean over cases; where cases meet each other (NT-Xent, batch norm, class weights), they must be gathered first.
+"""
+
+import torch
+import torch.distributed as dist
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+
+def gather_batch(local: Tensor) -> Tensor:
+    """The batches of all processes, one behind the other, with gradients: `(B, ...)` to `(processes x B, ...)`.
+
+    Every process then computes the same loss. The gradients of all processes are summed on the way back, and
+    DistributedDataParallel's mean makes them those of that one loss.
+
+    Nothing is gathered without gradients: in an evaluation the processes may have different numbers of batches.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1 or not torch.is_grad_enabled():
+        return local
+    return torch.cat(all_gather(convert_to_tensor(local, track_meta=False)))
+
+
+def local_batch(gathered: Tensor, size: int) -> Tensor:
+    """This process's rows, `size` of them, of what `gather_batch` put together."""
+    return gathered if len(gathered) == size else gathered.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class GlobalBatchLoss(nn.Module):
+    """A loss over the batches of all processes, where it is not the mean of the losses of cases.
+
+    Args:
+        loss: of prediction and target, for example cross-entropy with class weights.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        return self.loss(gather_batch(pred), gather_batch(target))

@@ -1,0 +1,125 @@
+"""A training of a few milliseconds with all that the bundles' configs put together, to be stopped and resumed."""
+
+import os
+import signal
+
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.handlers import LrScheduleHandler, ValidationHandler
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd
+from torch import nn
+
+from custom.checkpoints import Checkpoints, find_last
+from custom.handlers import LossParts, StopEarly
+from custom.preemption import Preemption
+from custom.randomness import SampleOrder, SeededSamples, SeedSteps
+from custom.step_guard import StepGuard
+
+CPU = torch.device("cpu")
+EPOCHS, STEPS = 3, 3
+EVENTS = [e for e in (*Events, *IterationEvents) if e is not Events.EXCEPTION_RAISED]
+
+
+class Score:
+    """Key metric of the validation: minus the mean output, so that it depends on the weights."""
+
+    def attach(self, engine, name=None):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
+
+    def note(self, engine):
+        engine.state.metrics["auc"] = -engine.state.output[0]["pred"].mean().item()
+
+
+def samples(count):
+    generator = torch.Generator().manual_seed(7)
+    return [
+        {
+            "image": MetaTensor(torch.randn(4, 3, generator=generator), meta={"filename_or_obj": f"/data/{i}.nii.gz"}),
+            "label": torch.randn(4, 2, generator=generator),
+            "subject": f"sub-{i}",
+        }
+        for i in range(count)
+    ]
+
+
+class Training:
+    """All that the bundles' configs put together, on a network of two layers with batch norm and dropout."""
+
+    def __init__(self, folder, resume="auto", max_epochs=EPOCHS, patience=50, batch_size=2, **guard):
+        torch.manual_seed(3)
+        self.network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(5, 2))
+        noise = Compose([RandGaussianNoised("image", prob=0.7), RandScaleIntensityd("image", 0.5, prob=0.5)])
+        data = Dataset(samples(6), noise)
+        sampler = SampleOrder(data, batch_size)
+        loader = DataLoader(SeededSamples(data), sampler=sampler, batch_size=batch_size)
+        held_out = DataLoader(Dataset(samples(2)), batch_size=1)
+        self.evaluator = SupervisedEvaluator(CPU, held_out, self.network, key_val_metric={"auc": Score()})
+        optimizer = torch.optim.AdamW(self.network.parameters(), 0.05)
+        schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=max_epochs * STEPS)
+        self.loss, self.preemption = nn.MSELoss(), Preemption()
+        means = LossParts(self.loss)
+        handlers = [
+            LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+            SeedSteps(0),
+            ValidationHandler(1, self.evaluator),
+            Checkpoints(
+                folder,
+                self.network,
+                self.evaluator,
+                {"optimizer": optimizer, "lr_scheduler": schedule, "train_loss": means},
+                {"step_guard": StepGuard(self.network, **guard), "stop_early": StopEarly(self.evaluator, patience)},
+                find_last(folder, resume),
+                sampler=sampler,
+                preemption=self.preemption,
+            ),
+        ]
+        self.trainer = SupervisedTrainer(
+            CPU,
+            max_epochs,
+            loader,
+            self.network,
+            optimizer,
+            self.loss,
+            key_train_metric={"train_loss": means},
+            metric_cmp_fn=lambda loss, best: loss < best,
+            train_handlers=handlers,
+        )
+
+    def run(self, at=0, fault=None):
+        """Run; at the event with this number, of trainer or evaluator, do something. Returns how many there were."""
+        count = 0
+
+        def tick(*_):
+            nonlocal count
+            count += 1
+            if count == at:
+                fault()
+
+        for engine in (self.trainer, self.evaluator):
+            for event in EVENTS:
+                engine.add_event_handler(event, tick)
+        self.trainer.run()
+        return count
+
+    def ask_to_leave(self):
+        self.asked_in = self.trainer.state.iteration
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def content(folder):
+    """All that the checkpoints hold."""
+    return [torch.load(folder / name, weights_only=True) for name in ("last.pt", "model.pt")]
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
