@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import logging
 import resource
 
 import nibabel as nib
@@ -172,10 +173,14 @@ def fuzz(how, folder, sound):
     @how
     @given(volumes())
     def run(volume):
-        goes_through(*volume, folder, sound)
+        with bounded_memory(), np.errstate(all="ignore"):
+            goes_through(*volume, folder, sound)
 
-    with bounded_memory(), np.errstate(all="ignore"):
+    logging.disable()  # nibabel says much, and pytest keeps it
+    try:
         run()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_300_fuzzed_volume_files_end_in_a_sentence_or_in_a_sound_volume(tmp_path, sound):
