@@ -9,6 +9,7 @@ from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 
 from custom.errors import root_cause
+from custom.files import WriteError
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 class TolerantEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` that leaves out a batch in which something fails, with an error in the log.
 
-    So the other cases get their results. For handlers such a batch is one without cases: `engine.state.batch` and
+    So the other cases get their results; a full disk, which is no case's fault, ends the run. For handlers such a batch is one without cases: `engine.state.batch` and
     `engine.state.output` are empty lists. `custom.batch_inference.InferenceTable` names the missing cases at the end.
     The traceback is in the log at the level `DEBUG`.
     """
@@ -26,6 +27,8 @@ class TolerantEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         except Exception as error:
             cause = root_cause(error)
+            if isinstance(cause, WriteError):  # the results of the other cases could not be written either
+                raise
             files, reason = ", ".join(_files(batchdata)), str(cause) or type(cause).__name__
             logger.error("left out: %s", reason if files in reason else f"{files}: {reason}")
             logger.debug("its traceback", exc_info=error)

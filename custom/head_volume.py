@@ -144,7 +144,9 @@ def otsu(values: Tensor, bins: int = 256) -> float:
 
 def _head_mask(overview: Tensor, known: Tensor) -> Tensor:
     values = overview[known > 0.5]
-    bright = values[values > otsu(values)]
+    bright = values[values > otsu(values)] if values.numel() else values
+    if bright.numel() == 0:
+        raise NoHeadError("no head found: the field of view is too small, or uniform")
     # fat and vessels far brighter than the brain would lift the threshold above the brain
     threshold = otsu(values.clamp_max(bright.median()))
     mask = _without_holes(((overview > threshold) & (known > 0.5)).float())

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.head_volume import WORK_SPACING, HeadVolume
+from custom.head_volume import WORK_SPACING, HeadVolume, NoHeadError
 
 FEATURE_WINDOWS = {8: 24.0, 4: 20.0, 2: 14.0}
 """Millimetres of the local normalisation's window at each spacing (mm)."""
@@ -181,6 +181,9 @@ def paired_points(level: Level, normal: Tensor, point: Tensor, count: int) -> tu
 
     Returns:
         points `(K, 3, N)` in the planes' frames, mm, and the block `(K, N)` of `BLOCK` mm that each belongs to.
+
+    Raises:
+        NoHeadError: when a plane has nothing beside it.
     """
     step = max(level.spacing, FINEST_LATTICE)
     size = [round(n * level.spacing / step) for n in level.head.shape[:0:-1]]
@@ -190,6 +193,8 @@ def paired_points(level: Level, normal: Tensor, point: Tensor, count: int) -> tu
         level.head, level.center, level.spacing, point[:, :, None] + frame(normal) @ _both_sides(local)[:, None]
     )[0]
     inside = head.sum(0) > 0.5
+    if not inside.any(1).all():
+        raise NoHeadError("no head found: too little of it lies beside its plane to compare two sides")
     count = min(count, int(inside.sum(1).amax()))
     points = torch.stack([local[:, _spread(candidate.nonzero().flatten(), count)] for candidate in inside])
     cell = ((points - local.amin(1)[:, None]) / BLOCK).long()

@@ -26,6 +26,8 @@ SMALLEST_RATIO = 1 / 1032
 """Of gzip: no compressed file is smaller than this share of its content (zlib's documentation, "Maximum expansion")."""
 SPACING_MM = (0.1, 12.0)
 """Of one axis, in a scan of a head."""
+LARGEST_VALUE = 1e12
+"""Beyond it, no scan has values, and their variance is soon none that single precision holds."""
 FARTHEST_MM = 1e4
 """From the world's origin."""
 FLATTEST = 0.1
@@ -148,24 +150,38 @@ def _check_start(path: str | Path) -> None:
     if not name.endswith((".nii", ".nii.gz")):
         return
     with gzip.open(path) if name.endswith("gz") else open(path, "rb") as file:
-        start = file.read(540)
-    for order in "<>":
-        header = nib.Nifti1Header if _int32(start, order) == 348 else nib.Nifti2Header
-        if _int32(start, order) in (348, 540) and len(start) >= header.template_dtype.itemsize:
-            _check_fields(header(start[: header.template_dtype.itemsize], order, check=False))
+        start = file.read(544)
+        for order in "<>":
+            header = nib.Nifti1Header if _int32(start, order) == 348 else nib.Nifti2Header
+            size = header.template_dtype.itemsize
+            if _int32(start, order) in (348, 540) and len(start) >= size:
+                offset = _checked_offset(header(start[:size], order, check=False))
+                if start[size : size + 1].strip(b"\0"):  # extensions follow
+                    _check_extensions(start + file.read(max(0, offset - len(start))), size + 4, offset, order)
 
 
 def _int32(start: bytes, order: str) -> int:
-    return int.from_bytes(start[:4], "little" if order == "<" else "big")
+    return int.from_bytes(start[:4], "little" if order == "<" else "big", signed=True)
 
 
-def _check_fields(header: nib.Nifti1Header) -> None:
+def _check_extensions(start: bytes, place: int, end: int, order: str) -> None:
+    """Refuse extensions that are longer than the room for them: nibabel reads as much as they claim."""
+    while place + 8 <= end:
+        size = _int32(start[place:], order)
+        if not 8 <= size <= end - place:
+            raise VolumeFileError("claims", f"an extension of its header claims {size} bytes; get the file anew")
+        place += size
+
+
+def _checked_offset(header: nib.Nifti1Header) -> int:
+    """Byte where the voxels begin."""
     offset, slope, inter = (float(header[name]) for name in ("vox_offset", "scl_slope", "scl_inter"))
     if not 0 <= offset <= MOST_BEFORE:
         problem = f"its header puts the voxels at byte {offset:g}, expected {MOST_BEFORE} at most; get the file anew"
         raise VolumeFileError("claims", problem)
     if math.isinf(slope) or (math.isfinite(slope) and slope and not math.isfinite(inter)):
         raise VolumeFileError("scale", f"its header scales values by {slope:g} and adds {inter:g}; mend the header")
+    return int(offset)
 
 
 def _check_shape(image: Any) -> None:

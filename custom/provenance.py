@@ -22,10 +22,12 @@ from torch import Tensor
 from custom.cohort.case import Case, CohortError, image_paths, subject_of
 from custom.cohort.contents import contents_of
 from custom.errors import UserError
-from custom.weights import read_checkpoint
+from custom.weights import read_checkpoint, weights_digest
 
 Record = dict[str, Any]
 """`stage`, `section`, `label` (`none`, `healthy`, `class`, `mask`, `unknown`), `salt`, `subjects`, `images`."""
+
+_TEXTS, _LISTS = ("stage", "section", "label", "salt"), ("subjects", "images")
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class LeakageError(CohortError):
     """Cases to be measured on that were seen with a label before."""
 
 
-def digest(salt: str, text: str) -> str:
+def salted(salt: str, text: str) -> str:
     """The salted hash of a subject's id or an image's content."""
     return hashlib.sha256(f"{salt}:{text}".encode(errors="surrogatepass")).hexdigest()[:20]
 
@@ -59,9 +61,19 @@ def records_of(path: str | Path) -> list[Record]:
     records = _in_metadata(path) if Path(path).suffix == ".safetensors" else getattr(content, "seen", None)
     if records is None and isinstance(content, Mapping):
         records = content.get("seen")
-    if isinstance(records, list) and records:
+    if isinstance(records, list) and records and all(map(_is_record, records)):
         return records
-    return [_record(f"unknown ({Path(path).name})", "unknown", "unknown")]
+    return [_record(f"unknown (SHA-256 {weights_digest(path)[:12]})", "unknown", "unknown")]
+
+
+def _is_record(record: Any) -> bool:
+    """Whether weights from elsewhere carry a record that can be read."""
+    if not isinstance(record, Mapping) or not {*_TEXTS, *_LISTS} <= record.keys():
+        return False
+    if not all(isinstance(record[name], list) for name in _LISTS):
+        return False
+    texts = [record[name] for name in _TEXTS] + [text for name in _LISTS for text in record[name]]
+    return all(isinstance(text, str) for text in texts)
 
 
 def as_metadata(records: Sequence[Record]) -> dict[str, str]:
@@ -101,8 +113,8 @@ def record_of(
     """The record of a list of cases."""
     values = {value for case in cases for path in image_paths(case) for value in contents[path]}
     return _record(stage, section, label, salt) | {
-        "subjects": sorted({digest(salt, subject_of(case)) for case in cases}),
-        "images": sorted(digest(salt, value) for value in values),
+        "subjects": sorted({salted(salt, subject_of(case)) for case in cases}),
+        "images": sorted(salted(salt, value) for value in values),
     }
 
 
@@ -117,8 +129,8 @@ def overlaps(
             if i in found:
                 continue
             own = {value for path in image_paths(case) for value in contents[path]}
-            by_subject = digest(record["salt"], subject_of(case)) in subjects
-            if by_subject or any(digest(record["salt"], value) in images for value in own):
+            by_subject = salted(record["salt"], subject_of(case)) in subjects
+            if by_subject or any(salted(record["salt"], value) in images for value in own):
                 what = f"subject {subject_of(case)}" if by_subject else "this image, under another name,"
                 label = "without a label" if record["label"] == "none" else f"with its {record['label']} label"
                 where = f"{what} was in the {record['section']} list of {record['stage']}, {label}"

@@ -27,6 +27,7 @@ from custom.losses import PRETEXT_TASKS
 from custom.metrics import auc
 from custom.report_cases import Row, Run, chosen, cohort_table, datalist, pictured
 from custom.report_html import note, picture, short, table_html, words
+from custom.report_privacy import numbered, without_places
 from custom.report_training import curves_section
 
 BATCH_LOSSES = ("loss", *PRETEXT_TASKS)
@@ -52,8 +53,8 @@ pre { font-size: 12px; overflow-x: auto; background: #f7f7f7; padding: 1em }
 """
 
 
-def read_run(folder: Path) -> Run:
-    """What a run left in its folder.
+def read_run(folder: Path, ids: bool = False) -> Run:
+    """What a run left in its folder; cases go by their number in its table unless `ids` names their subjects.
 
     Raises:
         UserError: when there is nothing of a run.
@@ -69,7 +70,10 @@ def read_run(folder: Path) -> Run:
         )
     summary = folder / "cases.json"
     content = json.loads(summary.read_text()) if summary.is_file() else {}
-    return Run(folder, rows, _table(folder / "findings.csv"), content, records)
+    findings = _table(folder / "findings.csv")
+    if not ids:
+        rows, findings = numbered(rows, findings)
+    return Run(folder, rows, findings, content, records, ids)
 
 
 def _table(path: Path) -> list[Row]:
@@ -82,7 +86,8 @@ def _table(path: Path) -> list[Row]:
 def page(run: Run) -> str:
     """The report of a run, as HTML."""
     parts = [part for section in SECTIONS for part in section(run)]
-    title = ": ".join(filter(None, (run.record.get("bundle"), run.folder.resolve().name)))
+    name = run.folder.resolve().name if run.ids else ""
+    title = ": ".join(filter(None, (run.record.get("bundle"), name))) or "a run"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
@@ -101,7 +106,8 @@ def figures_section(run: Run) -> Iterator[str]:
     metrics = run.summary.get("metrics", {})
     if metrics:
         yield "<details><summary>cases.json</summary>"
-        content = {**metrics, **{name: value for name, value in run.summary.items() if name != "metrics"}}
+        facts = {name: value for name, value in run.summary.items() if name != "metrics"}
+        content = {**metrics, **(facts if run.ids else without_places(facts, places(run)))}
         yield table_html([{"": name, "value": short(value)} for name, value in content.items()]) + "</details>"
 
 
@@ -181,6 +187,8 @@ def cases_section(run: Run) -> Iterator[str]:
             yield note(f"{len(picked) - len(cases)} further image(s) are not at their place any more.")
     if run.rows:
         yield "<h2>All cases</h2>" + table_html([_shown(row) for row in run.rows])
+        if not run.ids:
+            yield note("Cases by their number in cases.csv. With --ids True the page names subjects and paths.")
     if run.findings:
         yield "<h2>Findings</h2>" + table_html([_shown(row) for row in run.findings])
         yield note("Connected components. Sides are the patient's; asymmetry index: (right - left) / (right + left).")
@@ -199,7 +207,7 @@ def alignment_section(run: Run) -> Iterator[str]:
     prepared = Path(run.record.get("paths", {}).get("dataset_dir", "")) / "planes.csv"
     source = f"of the {len(rows)} cases of this run whose plane was estimated and trusted"
     if not rows and prepared.is_file():
-        rows = [row for row in _table(prepared) if row["status"] == "aligned"]
+        rows = [row for row in numbered(_table(prepared), [])[0] if row["status"] == "aligned"]
         source = f"of the {len(rows)} volumes that custom.prepare aligned"
     if not rows:
         return
@@ -209,7 +217,8 @@ def alignment_section(run: Run) -> Iterator[str]:
     yield picture(report_plots.histograms(titled), "quality of the midsagittal planes")
     yield note(f"Planes {source}. The least similar halves:")
     worst = sorted(rows, key=lambda row: float(row["similarity"]))[:5]
-    yield table_html([{"case": row.get("subject") or row["image"], **{n: row[n] for n in columns}} for row in worst])
+    whose = "image" if run.ids and not estimated else "subject"
+    yield table_html([{"case": row[whose], **{n: row[n] for n in columns}} for row in worst])
     if untrusted := [row["subject"] for row in run.rows if row.get("plane", "estimated") != "estimated"]:
         yield note(f"Taken as they lie in the file, {len(untrusted)}: {html.escape(', '.join(untrusted[:50]))}")
 
@@ -221,9 +230,15 @@ def cohort_section(run: Run) -> Iterator[str]:
         yield "<h2>Cohort</h2>" + table_html(rows)
 
 
+def places(run: Run) -> list[str]:
+    """The paths that the records of a run name."""
+    return [str(path) for record in run.records.values() for path in record["paths"].values()]
+
+
 def record_section(run: Run) -> Iterator[str]:
     """Configuration, versions, seed, commit of every run whose record lies in the folder."""
-    for workflow, record in run.records.items():
+    for workflow, own in run.records.items():
+        record = own if run.ids else {**without_places(own, places(run)), "paths": {}}
         yield f"<h2>Record: {html.escape(workflow)}</h2>"
         facts = {name: record.get(name) for name in ("bundle", "started", "commit", "seed")}
         yield table_html([{"": k, "value": short(v)} for part in (facts, record["paths"]) for k, v in part.items()])
@@ -240,17 +255,18 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def main(run_dir: str, output: str | None = None) -> None:
+def main(run_dir: str, output: str | None = None, ids: bool = False) -> None:
     """Write one self-contained HTML page on a training, an evaluation or an inference. Not for clinical use.
 
     Args:
         run_dir: the output_dir of the run.
         output: file to write; by default RUN_DIR/report.html.
+        ids: name subjects, files and folders; by default cases have numbers, so that the page can be shared.
     """
     folder = Path(run_dir)
     target = Path(output) if output else folder / "report.html"
     try:
-        write_whole(target, page(read_run(folder)))
+        write_whole(target, page(read_run(folder, ids)))
     except (UserError, OSError) as error:
         sys.exit(f"custom.report: {error}")
     print(target)

@@ -25,13 +25,14 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of results: its rows, findings, record, and what a record says of the data."""
+    """A folder of results: its rows, findings, record, and what a record says of the data; `ids` shows whose it is."""
 
     folder: Path
     rows: list[Row]
     findings: list[Row]
     summary: dict[str, Any]
     records: dict[str, dict[str, Any]]
+    ids: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -131,7 +132,10 @@ def datalist(paths: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def cohort_table(lists: Mapping[str, Sequence[Mapping[str, Any]]], largest: int = 6) -> list[Row]:
-    """One row per list: cases, subjects, and how often each value of an entry's few-valued facts occurs."""
+    """One row per list: cases, subjects, and how often each value of an entry's few-valued facts occurs.
+
+    A fact that is another one for every entry may say whose it is, and is left out.
+    """
     table = []
     for name, entries in lists.items():
         row = {"list": name, "cases": str(len(entries))}
@@ -140,7 +144,7 @@ def cohort_table(lists: Mapping[str, Sequence[Mapping[str, Any]]], largest: int 
             row["masks"] = str(masks)
         for fact in dict.fromkeys(key for entry in entries for key in entry if key not in ("image", "subject", "fold")):
             values = [str(entry.get(fact)) for entry in entries if not (fact == "label" and masks)]
-            if 0 < len(set(values)) <= largest:
+            if 0 < len(set(values)) <= largest and not len(values) == len(set(values)) > 2:
                 counts = {value: values.count(value) for value in sorted(set(values))}
                 row[fact] = ", ".join(f"{value}: {count}" for value, count in counts.items())
         table.append(row)

@@ -7,6 +7,7 @@ import datetime
 import inspect
 import json
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,10 +43,14 @@ def merged_config(parser: ConfigParser | None) -> dict[str, Any]:
 
 
 def settings(**further: Any) -> dict[str, Any]:
-    """The knobs of the config that the caller is made by, those that stand above `bundle_root`, and further facts."""
+    """The knobs of the config that the caller is made by, those that stand above `bundle_root`, and further facts.
+
+    They lie beside weights that are passed on: of a knob that is a path, only that it was given is told.
+    """
     parser = calling_parser()
     names = list(parser.get())
-    return {name: parser.get_parsed_content(name) for name in names[: names.index("bundle_root")]} | further
+    knobs = {name: parser.get_parsed_content(name) for name in names[: names.index("bundle_root")]}
+    return {n: "(a path)" if isinstance(v, str) and re.search(r"[/\\]", v) else v for n, v in knobs.items()} | further
 
 
 def versions() -> dict[str, str]:

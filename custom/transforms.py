@@ -27,6 +27,7 @@ from custom.aligned_grid import RESAMPLE, aligned_grid, central_affine, from_gri
 from custom.errors import UserError
 from custom.intensity import CT_WINDOW, standardize_mr, window_ct
 from custom.loading import LoadVolumed
+from custom.nifti import LARGEST_VALUE
 from custom.symmetry import symmetric_pair
 
 SPATIAL_SIZE = (192, 224, 192)
@@ -134,7 +135,7 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
 
 
 class CheckVolumed(MapTransform):
-    """Refuse what would spoil a training silently: a wrong number of channels, not 3D, not finite.
+    """Refuse what would spoil a training silently: a wrong number of channels, not 3D, values that are none.
 
     Args:
         keys: the image.
@@ -156,9 +157,9 @@ class CheckVolumed(MapTransform):
                 raise VolumeError(
                     f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}"
                 )
-            if not torch.isfinite(image).all():
+            if bad := int((~(image.as_tensor().abs() <= LARGEST_VALUE)).sum()):  # NaN is no less
                 raise VolumeError(
-                    f"{name}: {(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file"
+                    f"{name}: {bad} voxels are not finite, or beyond {LARGEST_VALUE:g}; repair or leave out the file"
                 )
         return dict(data)
 

@@ -111,7 +111,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return renamed(tensors)
 
 
-def digest(path: str | Path) -> str:
+def weights_digest(path: str | Path) -> str:
     """SHA-256 of the weights in a checkpoint: the same for `.pt` and `.safetensors`, nested or flat, in any order."""
     out = hashlib.sha256()
     for name, tensor in sorted(load_checkpoint(path).items()):

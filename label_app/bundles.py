@@ -21,7 +21,7 @@ from custom.release.configs import NOT_OF_THE_WEIGHTS, knob_names, with_settings
 from custom.release.metadata import fitted
 from custom.release.model import as_pt, fill, network_of, settings_of
 from custom.release.verification import verify
-from custom.weights import digest, load_checkpoint
+from custom.weights import load_checkpoint, weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("sa_swin_segment", "sa_swin_classify")
@@ -130,5 +130,5 @@ def _write(files: Files, target: Path) -> bool:
     model, source = target / MODEL, target / SOURCE
     if not model.is_file():
         write_whole(model, files[MODEL])
-        write_whole(source, json.dumps({"weights": digest(model)}))
-    return digest(model) != json.loads(source.read_text())["weights"]
+        write_whole(source, json.dumps({"weights": weights_digest(model)}))
+    return weights_digest(model) != json.loads(source.read_text())["weights"]

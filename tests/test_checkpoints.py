@@ -191,11 +191,11 @@ def test_a_kill_between_two_renames_leaves_the_one_before(never_stopped, tmp_pat
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_sound_one(never_stopped, tmp_path, monkeypatch):
     Training(tmp_path, max_epochs=EPOCHS - 1).run()
-    (tmp_path / "last.pt").write_bytes(b"half a file")
+    (tmp_path / "last.ckpt").write_bytes(b"half a file")
     genuine = os.replace
 
     def before_the_last(source, target):
-        if str(target).endswith("last.pt"):
+        if str(target).endswith("last.ckpt"):
             raise KilledError
         genuine(source, target)
 
@@ -212,8 +212,8 @@ def test_a_training_from_the_start_does_not_fall_back_on_another_one(tmp_path):
     training = Training(tmp_path, resume=False)
     with pytest.raises(KilledError):
         training.run(50, killed)
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == STEPS
-    assert not (tmp_path / "previous.pt").exists()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["trainer"]["iteration"] == STEPS
+    assert not (tmp_path / "previous.ckpt").exists()
 
 
 def test_no_sound_checkpoint_is_an_error_that_names_both(tmp_path):

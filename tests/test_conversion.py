@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from custom.conversion import convert, convert_file, input_channels, sizes, table
 from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
-from custom.weights import WeightsError, digest, load_checkpoint, transfer
+from custom.weights import WeightsError, load_checkpoint, transfer, weights_digest
 
 
 def brats_style(network):
@@ -136,7 +136,7 @@ def test_safetensors_go_both_ways(tmp_path, small):
     convert_file(tmp_path / "source.safetensors", "encoder", tmp_path / "a.pt")
     convert_file(tmp_path / "a.pt", "encoder", tmp_path / "b.safetensors")
     assert set(load_file(tmp_path / "b.safetensors")) == {n for n in weights_of(source) if n.startswith("swinViT.")}
-    assert digest(tmp_path / "a.pt") == digest(tmp_path / "b.safetensors")
+    assert weights_digest(tmp_path / "a.pt") == weights_digest(tmp_path / "b.safetensors")
 
 
 def test_the_digest_is_that_of_the_weights_alone(tmp_path, small):
@@ -150,11 +150,11 @@ def test_the_digest_is_that_of_the_weights_alone(tmp_path, small):
     digests = set()
     for name, content in files.items():
         torch.save(content, tmp_path / f"{name}.pt")
-        digests.add(digest(tmp_path / f"{name}.pt"))
+        digests.add(weights_digest(tmp_path / f"{name}.pt"))
     assert len(digests) == 1
     state["head.0.bias"][0] += 1
     torch.save(state, tmp_path / "changed.pt")
-    assert digest(tmp_path / "changed.pt") not in digests
+    assert weights_digest(tmp_path / "changed.pt") not in digests
 
 
 @pytest.mark.parametrize(

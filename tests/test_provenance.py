@@ -19,7 +19,7 @@ from custom.provenance import (
     records_of,
     with_records,
 )
-from custom.weights import load_checkpoint, transfer
+from custom.weights import load_checkpoint, transfer, weights_digest
 
 
 @pytest.fixture
@@ -121,9 +121,10 @@ def test_leakage_can_be_allowed_and_the_report_says_so(tmp_path, cases, caplog):
 def test_weights_that_say_nothing_are_unknown_also_after_fine_tuning(tmp_path, cases, caplog):
     torch.save({"weight": torch.ones(2)}, tmp_path / "foreign.pt")
     assert "unknown" in ask(tmp_path, cases(4), tmp_path / "foreign.pt")["verdict"]
-    assert "it is not known what unknown (foreign.pt) saw" in caplog.text
+    unknown = f"unknown (SHA-256 {weights_digest(tmp_path / 'foreign.pt')[:12]})"
+    assert f"it is not known what {unknown} saw" in caplog.text
     tuned = train(tmp_path, "classify", "class", cases(1), cases(3), source=tmp_path / "foreign.pt")
-    assert "unknown (foreign.pt)" in ask(tmp_path, cases(4), tuned)["verdict"]
+    assert unknown in ask(tmp_path, cases(4), tuned)["verdict"]
     with pytest.raises(LeakageError, match="subject 1 was"):
         ask(tmp_path, cases(1), tuned)
 
@@ -162,22 +163,25 @@ def test_a_released_checkpoint_names_nobody_and_two_cannot_be_joined(tmp_path, c
     assert not seen[0] & seen[1]
 
 
+RECORD = {"stage": "classify", "section": "training", "label": "class", "salt": "s", "subjects": ["a"], "images": []}
+
+
 def test_weights_with_a_record_load_as_any_flat_state_dict(tmp_path):
     network = torch.nn.Linear(2, 3)
-    torch.save(with_records(network.state_dict(), [{"stage": "classify"}]), tmp_path / "model.pt")
+    torch.save(with_records(network.state_dict(), [RECORD]), tmp_path / "model.pt")
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     assert set(content) == {"weight", "bias"}
     other = torch.nn.Linear(2, 3)
     other.load_state_dict(content)
     torch.testing.assert_close(other.weight, network.weight)
     assert transfer(other, load_checkpoint(tmp_path / "model.pt"), ("",), 1.0).share == 1
-    assert records_of(tmp_path / "model.pt") == [{"stage": "classify"}]
+    assert records_of(tmp_path / "model.pt") == [RECORD]
 
 
 def test_a_safetensors_file_can_carry_the_record_too(tmp_path):
     tensors = {"weight": torch.ones(2)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata=as_metadata([{"stage": "classify"}]))
-    assert records_of(tmp_path / "model.safetensors") == [{"stage": "classify"}]
+    save_file(tensors, tmp_path / "model.safetensors", metadata=as_metadata([RECORD]))
+    assert records_of(tmp_path / "model.safetensors") == [RECORD]
     save_file(tensors, tmp_path / "other.safetensors")
     assert records_of(tmp_path / "other.safetensors")[0]["label"] == "unknown"
 
@@ -284,3 +288,9 @@ def test_every_bundle_refuses_its_own_validation_list_as_a_test(task, tiny_cohor
     assert f"was in the validation list of {task}" in str(root_cause(raised.value))
     run(task, "evaluate", tiny_cohort, tmp_path)
     assert report(tmp_path)["cases_seen_with_label"] == 0
+
+
+@pytest.mark.parametrize("record", [{"stage": "x"}, [], None, "x", RECORD | {"subjects": 3}, RECORD | {"images": [3]}])
+def test_a_record_of_another_form_is_as_good_as_none(tmp_path, record):
+    torch.save(with_records({"weight": torch.ones(2)}, [record]), tmp_path / "model.pt")
+    assert [found["label"] for found in records_of(tmp_path / "model.pt")] == ["unknown"]

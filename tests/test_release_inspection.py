@@ -80,7 +80,7 @@ def test_callables_from_elsewhere_are_marked():
     text = report(findings)
     assert "! os.system\n      train.yaml handlers::0::inner::deep::0\n" in text
     assert "  custom.networks.SASwinUNETR\n" in text
-    assert text.splitlines()[-1].startswith("3 callables from elsewhere than monai, torch")
+    assert text.splitlines()[-1].startswith("3 things from elsewhere than monai, torch")
 
 
 def test_a_config_that_cannot_be_read_is_named():

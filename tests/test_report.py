@@ -146,7 +146,7 @@ def evaluation(tmp_path):
 
 
 def test_the_page_holds_everything_and_loads_nothing(evaluation):
-    text = page(read_run(evaluation))
+    text = page(read_run(evaluation, ids=True))
     assert "Not for clinical use" in text
     assert not re.search(r"https?:|<script|<link|@import|url\(", text)
     sources = re.findall(r'src="([^"]{0,30})', text)

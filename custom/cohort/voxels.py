@@ -11,7 +11,7 @@ import numpy as np
 from custom.cohort.case import Case, image_paths
 from custom.cohort.contents import Voxels
 from custom.cohort.headers import Finding, case_findings, left_right_findings
-from custom.nifti import VolumeFileError, read_volume
+from custom.nifti import LARGEST_VALUE, VolumeFileError, read_volume
 
 EXTENT_MM = (60.0, 700.0)  # of one axis: a slab of a head, a whole-body scanner's field of view
 MIN_VOXELS = 10  # along an axis
@@ -83,12 +83,14 @@ def _read(path: str, checked: Checked) -> tuple[Any, Voxels] | None:
 
 
 def value_findings(path: str, voxels: Voxels) -> list[Finding]:
-    """Voxel values that are not finite in single precision, in which networks compute, or all alike."""
+    """Voxel values that are not finite, or beyond what a scan has, or all alike."""
     array = voxels.stored
-    largest = (np.finfo(np.float32).max - abs(voxels.inter)) / max(1, abs(voxels.slope))
-    bad = int(array.size - (np.abs(array) <= largest).sum()) if array.dtype.kind == "f" else 0
-    if bad:
-        problem = f"{bad} of {array.size} voxels are not finite; repair the file or leave it out"
+    largest = (LARGEST_VALUE - abs(voxels.inter)) / (abs(voxels.slope) or 1)
+    if not (-largest <= array.min() and array.max() <= largest):  # NaN is neither
+        bad = int(array.size - ((array >= -largest) & (array <= largest)).sum())
+        problem = (
+            f"{bad} of {array.size} voxels are not finite, or beyond {LARGEST_VALUE:g}; repair the file or leave it out"
+        )
         return [Finding(path, "not_finite", problem)]
     if array.size and array.min() == array.max():
         return [Finding(path, "constant", f"all voxels are {array.min():g}; there is no image in it, leave it out")]

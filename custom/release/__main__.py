@@ -10,7 +10,7 @@ from custom.errors import UserError
 from custom.release.archive import read_package
 from custom.release.build import Options, build
 from custom.release.errors import ReleaseError
-from custom.release.inspection import inspect, report
+from custom.release.inspection import inspect, is_read, report
 from custom.release.verification import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ class Commands:
         Args:
             package: the zip, or its unpacked folder.
         """
-        sys.stdout.write(report(inspect(read_package(Path(package)))))
+        sys.stdout.write(report(inspect(read_package(Path(package), is_read))))
 
 
 def _say(text: str) -> None:

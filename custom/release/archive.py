@@ -4,9 +4,10 @@ import hashlib
 import io
 import re
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from custom.files import write_whole
@@ -14,8 +15,13 @@ from custom.release.errors import ReleaseError
 
 CHECKSUMS = "SHA256SUMS"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest time
-_WATCHED = ("configs", "custom", "docs", "models")
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error)
+_LEFT_BY_A_RUN = ("eval", "__pycache__")
 _LARGEST = 16 * 2**30  # bytes that a package may claim, unpacked
+_DENSEST = 100  # times its size that a package of more than _SMALL bytes may claim: weights hardly shrink
+_SMALL = 2**28
+_MOST_FILES = 10_000
+_LARGEST_TEXT = 2**24  # bytes of a config or of code
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
@@ -36,39 +42,67 @@ def write_zip(path: Path, name: str, files: Mapping[str, bytes]) -> None:
     write_whole(path, stream.getvalue())
 
 
-def read_package(path: Path) -> dict[str, bytes]:
+def read_package(path: Path, wanted: Callable[[str], bool] | None = None) -> dict[str, bytes]:
     """Files of a package, from its zip or its folder: path below `<name>/` to content; nothing is run or unpacked.
 
     Of a folder, what Python and a run leave there (`__pycache__`, `eval`) is passed over.
+
+    Args:
+        path: zip or folder.
+        wanted: which files to read, texts of some MB; the others come without content. None reads all.
 
     Raises:
         ReleaseError: no package there, or a zip whose members are not plain files below one folder.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, wanted)
     if not zipfile.is_zipfile(path):
         raise ReleaseError(f"no package at {path}: expected a zip or its unpacked folder")
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path)
-            return {name: archive.read(member) for name, member in members.items()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+            sizes = {name: member.file_size for name, member in members.items()}
+            _check_texts(path, sizes, wanted)
+            return {n: archive.read(member) if wanted is None or wanted(n) else b"" for n, member in members.items()}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        struct.error,
+    ) as error:
         raise ReleaseError(f"{path} is damaged: {error}") from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """Files of a zip below its one folder, checked before anything is read."""
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    top = PurePosixPath(entries[0].filename).parts[0] if entries else path.stem
-    if (claimed := sum(entry.file_size for entry in entries)) > _LARGEST:
-        raise ReleaseError(f"{path} claims {claimed / 2**30:.0f} GB unpacked; no package is that large")
+    top = entries[0].filename.split("/")[0] if entries else path.stem
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > _LARGEST or (claimed > _SMALL and claimed > _DENSEST * path.stat().st_size):
+        raise ReleaseError(f"{path} claims {claimed / 2**30:.1f} GB unpacked; no package of its size does")
+    if len(entries) > _MOST_FILES:
+        raise ReleaseError(f"{path} holds {len(entries)} files; no package does")
     members: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
         parts = PurePosixPath(entry.filename).parts
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise ReleaseError(f"{path} holds a symlink: {entry.filename}")
-        if len(parts) < 2 or parts[0] != top or top == "/" or ".." in parts or re.search(r"[\\:\0]", entry.filename):
+        if not entry.filename.isprintable():
+            raise ReleaseError(f"{path} holds a file whose name is not printable: {entry.filename!a}")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            kind = "a symlink" if stat.S_ISLNK(entry.external_attr >> 16) else "what is no plain file"
+            raise ReleaseError(f"{path} holds {kind}: {entry.filename}")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ReleaseError(f"{path} holds {entry.filename}, compressed as no package is")
+        if (
+            len(parts) < 2
+            or parts[0] != top
+            or top in ("", "/")
+            or ".." in parts
+            or re.search(r"[\\:]", entry.filename)
+        ):
             raise ReleaseError(f"{path} holds {entry.filename}, which is not below one folder")
         if (name := "/".join(parts[1:])) in members:
             raise ReleaseError(f"{path} holds {name} twice")
@@ -76,15 +110,25 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     return members
 
 
-def _read_folder(path: Path) -> dict[str, bytes]:
-    files = {}
+def _read_folder(path: Path, wanted: Callable[[str], bool] | None) -> dict[str, bytes]:
+    found: dict[str, Path] = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if file.is_symlink():
-            raise ReleaseError(f"{path} holds a symlink: {name}")
-        if file.is_file() and "__pycache__" not in file.parts and ("/" not in name or name.split("/")[0] in _WATCHED):
-            files[name] = file.read_bytes()
-    return files
+        if name.split("/")[0] in _LEFT_BY_A_RUN or "__pycache__" in name.split("/"):
+            continue
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            kind = "a symlink" if file.is_symlink() else "what is no plain file"
+            raise ReleaseError(f"{path} holds {kind}: {name}")
+        if file.is_file():
+            found[name] = file
+    _check_texts(path, {name: file.stat().st_size for name, file in found.items()}, wanted)
+    return {name: file.read_bytes() if wanted is None or wanted(name) else b"" for name, file in found.items()}
+
+
+def _check_texts(path: Path, sizes: Mapping[str, int], wanted: Callable[[str], bool] | None) -> None:
+    for name, size in sizes.items():
+        if wanted and wanted(name) and size > _LARGEST_TEXT:
+            raise ReleaseError(f"{path} holds {name} of {size / 2**20:.0f} MB; no config or code is that large")
 
 
 def check(files: Mapping[str, bytes]) -> list[str]:

@@ -21,7 +21,7 @@ from custom.release.metadata import check_changelog, fitted
 from custom.release.onnx_export import OnnxModel, export
 from custom.release.privacy import check_privacy
 from custom.vendored import code_digest
-from custom.weights import digest, load_checkpoint
+from custom.weights import load_checkpoint, weights_digest
 
 Say = Callable[[str], None]
 
@@ -116,7 +116,7 @@ def _evaluation(bundle: str, options: Options, say: Say) -> Evaluation | None:
     if options.evaluation is None:
         return None
     say("confidence intervals")
-    return read_evaluation(options.evaluation, bundle, digest(options.weights))
+    return read_evaluation(options.evaluation, bundle, weights_digest(options.weights))
 
 
 def _onnx(network: nn.Module, config: Mapping[str, Any], options: Options, say: Say) -> OnnxModel | None:

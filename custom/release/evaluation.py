@@ -51,7 +51,7 @@ def read_evaluation(folder: Path, bundle: str, weights_sha256: str) -> Evaluatio
     Args:
         folder: the output folder of an evaluation.
         bundle: name of the bundle.
-        weights_sha256: `custom.weights.digest` of the weights that are released.
+        weights_sha256: `custom.weights.weights_digest` of the weights that are released.
 
     Raises:
         ReleaseError: no such evaluation, one of other weights, or one whose figures are not those of its cases.
