@@ -285,12 +285,25 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
 
     def forward(self, pair: Tensor) -> Tensor:
         hidden, mirrored = self.encode(pair)
+        return self.decode(self.encoder_input(*split_pair(pair)), hidden, mirrored)
+
+    def predict_both(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the pair, and of the pair with its halves swapped (the mirrored brain), from one encoder pass."""
+        image, mirrored = split_pair(pair)
+        images = torch.cat([self.encoder_input(image, mirrored), self.encoder_input(mirrored, image)])
+        hidden = self.swinViT(images)
+        counterparts = None if self.symmetry is None else hidden[BOTTLENECK].roll(len(pair), dims=0)
+        logits, swapped = self.decode(images, hidden, counterparts).chunk(2)
+        return logits, swapped
+
+    def decode(self, images: Tensor, hidden: Sequence[Tensor], mirrored: Tensor | None) -> Tensor:
+        """Logits, from what the encoder saw, its features, and the counterparts' at the bottleneck."""
         x = self.encoder10(self.join(hidden[BOTTLENECK], mirrored))
         x = self.decoder5(x, hidden[3])
         x = self.decoder4(x, self.encoder4(hidden[2]))
         x = self.decoder3(x, self.encoder3(hidden[1]))
         x = self.decoder2(x, self.encoder2(hidden[0]))
-        return self.out(self.decoder1(x, self.encoder1(self.encoder_input(*split_pair(pair)))))
+        return self.out(self.decoder1(x, self.encoder1(images)))
 
 
 def pool(features: Tensor) -> Tensor:

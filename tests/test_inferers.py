@@ -1,15 +1,18 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
+from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from custom.handlers import CaseTable
-from custom.inferers import PretextEvaluation, WindowedEmbedding
+from custom.inferers import MirroredSlidingWindow, PretextEvaluation, WindowedEmbedding, symmetric_starts
 from custom.losses import PretextLoss
 from custom.metrics import asymmetry_score, pretext_row, pretext_summary
-from custom.networks import SASwinPretrainer
-from custom.symmetry import symmetric_pair
+from custom.networks import SASwinPretrainer, SASwinUNETR
+from custom.symmetry import mirror, symmetric_pair
 from custom.views import PrepareViews
 
 
@@ -61,6 +64,75 @@ def test_a_lesion_in_both_hemispheres_is_symmetric(lesion):
 def test_a_volume_smaller_than_the_window_is_embedded_whole(lesion):
     result = WindowedEmbedding((64, 64, 64))(lesion, Extremes())
     torch.testing.assert_close(result["embedding"], Extremes()(lesion)[:, :2])
+
+
+@pytest.fixture
+def segmenter(small):
+    """A segmenter that notices its counterpart, in eval mode."""
+    network = SASwinUNETR(2, depths=(1, 1, 1, 1), **small).eval()
+    for parameter in network.symmetry.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["gaussian", "constant"])
+def test_where_the_windows_are_monais_the_logits_are_monais(segmenter, mode):
+    pair = symmetric_pair(torch.randn(2, 1, 96, 64, 32))  # windows of 64 at 0 and 32: symmetric, and MONAI's own
+    arguments = {"roi_size": (64, 32, 32), "sw_batch_size": 2, "overlap": 0.5, "mode": mode}
+    expected = SlidingWindowInferer(**arguments)(pair, segmenter)
+    found = MirroredSlidingWindow(**arguments, mirrored=False)(pair, segmenter)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    swapped = mirror(SlidingWindowInferer(**arguments)(pair.flip(1), segmenter))
+    both = MirroredSlidingWindow(**arguments)(pair, segmenter)
+    torch.testing.assert_close(both, (expected + swapped) / 2, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(both, expected, atol=1e-2)
+
+
+@torch.no_grad()
+def test_with_the_mirrored_brain_mirroring_the_input_mirrors_the_logits(segmenter):
+    pair = symmetric_pair(torch.randn(1, 1, 71, 32, 32))  # an odd width, and windows that MONAI would not lay evenly
+    inferer = MirroredSlidingWindow((64, 32, 32), sw_batch_size=3)
+    torch.testing.assert_close(mirror(inferer(pair, segmenter)), inferer(pair.flip(1), segmenter), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_every_window_is_encoded_once(segmenter, monkeypatch):
+    encoded = []
+    hidden = segmenter.swinViT.hidden
+    monkeypatch.setattr(segmenter.swinViT, "hidden", lambda images: encoded.append(len(images)) or hidden(images))
+    MirroredSlidingWindow((64, 32, 32), overlap=0.5)(symmetric_pair(torch.randn(1, 1, 96, 32, 32)), segmenter)
+    assert encoded == [2, 2]  # two windows, two halves each
+
+
+@torch.no_grad()
+def test_in_half_precision_the_logits_are_nearly_the_same_and_in_fp32(segmenter):
+    pair = symmetric_pair(torch.randn(1, 1, 64, 32, 32))
+    exact, half = (MirroredSlidingWindow((64, 32, 32), half=half)(pair, segmenter) for half in (False, True))
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).norm() / exact.norm() < 0.02
+
+
+@torch.no_grad()
+def test_the_logits_keep_the_place_of_a_volume_in_space(segmenter):
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    pair = MetaTensor(torch.randn(1, 2, 64, 32, 32), affine=affine)
+    assert torch.equal(MirroredSlidingWindow((64, 32, 32))(pair, segmenter).affine, affine)
+
+
+def test_a_network_without_both_predictions_is_not_mirrored():
+    with pytest.raises(ValueError, match="needs a network with predict_both, got Extremes"):
+        MirroredSlidingWindow((4, 4, 4))(torch.zeros(1, 2, 4, 4, 4), Extremes())
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+def test_windows_lie_symmetrically_reach_both_edges_and_overlap_enough(overlap):
+    for size in range(16, 90):
+        starts = symmetric_starts(size, 16, overlap)
+        assert starts == [size - 16 - start for start in reversed(starts)] == sorted(set(starts))
+        assert starts[0] == 0
+        assert max((b - a for a, b in pairwise(starts)), default=0) <= 16 * (1 - overlap)
+        assert len(starts) <= -(-(size - 16) // int(16 * (1 - overlap))) + 2
 
 
 @pytest.fixture

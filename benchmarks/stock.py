@@ -1,0 +1,91 @@
+"""The three tasks composed of stock MONAI 1.6.1 parts: what its user would write, with this project's parameters.
+
+Each network is ours with MONAI's own `SwinTransformer`, so that parameters, losses and heads are the same. `separate`
+runs one forward pass per view and per half of the pair, as the reference does; else both halves of all views share one.
+"""
+
+from itertools import chain
+
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
+from torch import Tensor, nn
+
+from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, pool
+from custom.symmetry import split_pair
+
+
+class StockEncoding:
+    """Mixin: MONAI's encoder in place of ours."""
+
+    separate: bool
+
+    def use_stock_encoder(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
+        self.separate = separate
+        self.swinViT = SwinTransformer(
+            in_chans=1,
+            embed_dim=feature_size,
+            window_size=(7, 7, 7),
+            patch_size=(2, 2, 2),
+            depths=(2, 2, 2, 2),
+            num_heads=(3, 6, 12, 24),
+            use_checkpoint=use_checkpoint,
+            use_flash_attention=not separate,  # MONAI's best setting; it acts without gradients only
+        )
+
+    def encode(self, pair: Tensor, with_mirrored: bool = False) -> tuple[list[Tensor], Tensor]:
+        halves = split_pair(pair)
+        if self.separate:
+            image, mirrored = (self.swinViT(half) for half in halves)
+            return image, mirrored[BOTTLENECK]
+        both = self.swinViT(torch.cat(halves))
+        return [features.chunk(2)[0] for features in both], both[BOTTLENECK].chunk(2)[1]
+
+    def encode_bottleneck(self, pair: Tensor, with_mirrored: bool = False) -> tuple[Tensor, Tensor]:
+        hidden, mirrored = self.encode(pair)
+        return hidden[BOTTLENECK], mirrored
+
+
+class StockPretrainer(StockEncoding, SASwinPretrainer):
+    """Four encoder passes a step if `separate`: two views, two halves each."""
+
+    def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
+        super().__init__(feature_size=feature_size)
+        self.use_stock_encoder(feature_size, separate, use_checkpoint)
+
+    def pretext(self, pair: Tensor) -> dict[str, Tensor]:
+        encoded = [self.encode_bottleneck(view) for view in (pair.chunk(2) if self.separate else [pair])]
+        joined = [self.join(*halves) for halves in encoded]
+        pooled = torch.cat([pool(features) for features in joined])
+        decoded = [nn.Sequential.forward(self.decoder, features) for features in joined]
+        embedding, mirrored = self.embed_pair(*(torch.cat(half) for half in zip(*encoded, strict=True)))
+        return {
+            "inpainting": torch.cat(decoded),
+            "rotation": self.rotation_head(pooled),
+            "contrastive": self.contrastive_head(pooled),
+            "embedding": embedding,
+            "mirrored": mirrored,
+        }
+
+
+class StockClassifier(StockEncoding, SASwinClassifier):
+    """Two encoder passes a step if `separate`."""
+
+    def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
+        super().__init__(feature_size=feature_size)
+        self.use_stock_encoder(feature_size, separate, use_checkpoint)
+
+
+class StockUNETR(StockEncoding, SASwinUNETR):
+    """Two encoder passes a step if `separate`."""
+
+    def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
+        super().__init__(out_channels=2, feature_size=feature_size)
+        self.use_stock_encoder(feature_size, separate, use_checkpoint)
+
+
+def same_parameters(stock: nn.Module, ours: nn.Module) -> None:
+    """Give a stock network the parameters and buffers of ours, in place."""
+    own = dict(chain(stock.named_parameters(), stock.named_buffers()))
+    with torch.no_grad():
+        for name, tensor in chain(ours.named_parameters(), ours.named_buffers()):
+            own[name].copy_(tensor)
