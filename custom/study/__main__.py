@@ -4,7 +4,6 @@
 study's JSON; `python -m custom.study evidence` makes `docs/evidence.md` from all of them.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path

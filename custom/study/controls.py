@@ -42,12 +42,11 @@ def misaligned(counterpart: Tensor, spacing: Sequence[float], shift_mm: float = 
         shift_mm: towards the right.
         degrees: of the turn, about the centre of the volume.
     """
-    scale = np.diag([*spacing, 1.0])
+    centre = create_translate(3, [(size - 1) / 2 for size in counterpart.shape[1:]])
+    scale = np.diag([*spacing, 1.0]) @ np.linalg.inv(centre)  # voxels to mm from the centre
     move = create_translate(3, (shift_mm, 0.0, 0.0)) @ create_rotate(3, (0.0, 0.0, np.deg2rad(degrees)))
-    matrix = np.linalg.inv(scale) @ np.linalg.inv(move) @ scale  # of voxels about the centre, from target to source
-    sample = AffineTransform(
-        normalized=False, mode="bilinear", padding_mode="border", align_corners=True, zero_centered=True
-    )
+    matrix = np.linalg.inv(scale) @ np.linalg.inv(move) @ scale  # of voxels, from target to source
+    sample = AffineTransform(normalized=False, mode="bilinear", padding_mode="border", align_corners=True)
     return sample(counterpart[None].float(), torch.as_tensor(matrix, dtype=torch.float32)[None])[0]
 
 

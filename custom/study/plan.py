@@ -188,7 +188,9 @@ class Study:
     def settings(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Overrides of the arm's bundle; a variant's settings for other bundles are passed over."""
         parts = [self.content.get("settings", {}), self.content["grid"], self.content.get(arm.task, {})]
-        parts.append({key: value for key, value in self.named["variant"][arm.variant].items() if key in knobs(arm.task)})
+        parts.append(
+            {key: value for key, value in self.named["variant"][arm.variant].items() if key in knobs(arm.task)}
+        )
         if arm.task == "pretrain":
             parts.append(self.named["pretraining"][arm.pretraining])
         merged = {key: value for part in parts for key, value in part.items()} | {"seed": seed}

@@ -42,7 +42,9 @@ def figure_interval(figure: Figure, truth: np.ndarray, scores: np.ndarray) -> tu
     return float(low), float(high)
 
 
-def difference_interval(figure: Figure, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+def difference_interval(
+    figure: Figure, truth: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[float, float]:
     """95 % interval of the first arm's figure less the second's: the same cases and seeds are drawn for both."""
     samples = []
     for cases, seeds in zip(*nested_draws(truth, len(first)), strict=True):
@@ -67,7 +69,8 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
 
     Args:
         truth: `(N,)` bool.
-        first, second: scores `(S, N)` each.
+        first: scores `(S, N)` of one arm.
+        second: and of the other.
 
     References:
         DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845.
@@ -87,7 +90,8 @@ def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p-value of a mean difference per case, by exchanging the arms in random cases (10 000 times).
 
     Args:
-        first, second: `(S, N)` each; a case's difference is the mean over its seeds.
+        first: `(S, N)` of one arm; a case's difference is the mean over its seeds.
+        second: `(S, N)` of the other.
     """
     result = stats.permutation_test(
         (first.mean(axis=0), second.mean(axis=0)),

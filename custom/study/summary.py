@@ -64,7 +64,9 @@ def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
         if all(found):
             row = {"task": first.task, "arm": first.name, "against": second.name, "group": group or "all"}
             compared.append(row | compare(*found, collected["facts"], groups[group or "all"]))
-    for row, value in zip(compared, false_discovery_control([r["p"] for r in compared]) if compared else [], strict=True):
+    for row, value in zip(
+        compared, false_discovery_control([r["p"] for r in compared]) if compared else [], strict=True
+    ):
         row["q"] = float(value)
     return {"arms": rows, "comparisons": compared}
 
@@ -98,7 +100,7 @@ def figures(
         "seeds": [figure(truth, own[None]) for own in scores],
         "n": len(truth),
         "n_patients": int(truth.sum()),
-        "cpu_seconds": float(np.mean(arm["seconds"])),
+        "seconds": float(np.mean(arm["seconds"])),
     }
 
 
