@@ -55,7 +55,7 @@ class Arm:
         return ", ".join([self.variant, *pretrained, *further])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One bundle run: an arm with a seed, the settings that it comes to, and the pretraining it starts from.
 

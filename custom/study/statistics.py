@@ -65,7 +65,7 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p-value of a difference between two AUCs of the same cases, each a mean over seeds.
 
     The structural components are averaged over the seeds, as the AUC is, so that the variance is that of the mean AUC
-    of these trainings over other cases; it does not cover other trainings.
+    of these trainings over other cases; other trainings are not in it. With fewer than two cases of a class it is 1.
 
     Args:
         truth: `(N,)` bool.
@@ -79,6 +79,8 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     for scores in (first, second):
         parts.append([np.mean(part, axis=0) for part in zip(*(placements(truth, own) for own in scores), strict=True)])
     of_positives, of_negatives = (a - b for a, b in zip(*parts, strict=True))
+    if min(len(of_positives), len(of_negatives)) < 2:
+        return 1.0  # no variance, hence no evidence
     difference = of_positives.mean()
     variance = of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives)
     if variance == 0:
