@@ -180,6 +180,16 @@ def test_a_control_changes_the_scores(finished):
     assert collected["saca"]["scores"] != collected["saca, wrong_axis"]["scores"]
 
 
+def test_reflected_brains_are_measured_where_there_is_no_control(finished):
+    plan, folder, _ = finished
+    collected = {arm["name"]: arm for arm in collect(plan, folder)["arms"]}
+    assert {name for name, arm in collected.items() if "reflected" in arm} == {"plain", "saca"}
+    rows = {row["arm"]: row for row in summarize(plan, collect(plan, folder))["arms"] if row["group"] == "all"}
+    by_hand = np.abs(np.subtract(collected["plain"]["scores"], collected["plain"]["reflected"])).mean()
+    assert rows["plain"]["inconsistency"] == pytest.approx(by_hand)
+    assert by_hand > 0
+
+
 def test_one_bad_cell_does_not_lose_the_others(finished, tmp_path):
     plan, folder, _ = finished
     bad = plan.cell(Arm("classify", "plain"), 0)

@@ -6,7 +6,7 @@ import torch
 
 from custom.errors import UserError
 from custom.study.controls import ControlledContract, misaligned, next_images, own_image, wrong_axis
-from custom.symmetry import mirror, split_pair
+from custom.symmetry import mirror, split_pair, symmetric_pair
 
 SIZE = {"spacing": 6.0, "spatial_size": [32, 64, 64], "align": False}
 
@@ -84,6 +84,12 @@ def test_a_mask_goes_through_a_controlled_contract_unchanged(tiny_cohort):
     results = [ControlledContract(kind, label_key="label", **SIZE)(data) for kind in ("none", "misaligned")]
     torch.testing.assert_close(results[0]["label"], results[1]["label"])
     assert results[0]["label"].sum() > 0
+
+
+def test_the_pair_of_the_reflected_brain_is_that_of_its_reflected_image(tiny_cohort):
+    entry = data_of(tiny_cohort, cases(tiny_cohort)["training"][0])
+    image, _ = split_pair(ControlledContract(**SIZE)(entry)["image"])
+    torch.testing.assert_close(ControlledContract("reflected", **SIZE)(entry)["image"], symmetric_pair(mirror(image)))
 
 
 def test_an_unknown_control_is_refused():

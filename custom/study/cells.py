@@ -26,7 +26,7 @@ SCORES = {"pretrain": "asymmetry", "classify": "probability_1", "segment": "dice
 
 
 def run_cell(cell: Cell, folder: Path, device: str) -> None:
-    """Train and evaluate a cell; its `result.json` is written last. A finished cell is left alone.
+    """Train and evaluate a cell, a classifier without a control on the reflected brains, too; what is done stays.
 
     Args:
         cell: the cell.
@@ -34,20 +34,34 @@ def run_cell(cell: Cell, folder: Path, device: str) -> None:
         device: such as `cpu` or `cuda:0`.
     """
     home = folder / "cells" / cell.digest
-    if (home / "result.json").exists():
-        return
     home.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
     settings = overrides(cell, folder, device)
-    with (home / "log.txt").open("w") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
-        for workflow in CONFIGS:
-            run_bundle(cell.arm.task, workflow, settings)
+    with (home / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+        if not (home / "result.json").exists():
+            train_and_evaluate(cell, home, settings)
+        if cell.arm.task == "classify" and not cell.control and not (home / "reflected.json").exists():
+            evaluate_reflected(home, settings)
+
+
+def train_and_evaluate(cell: Cell, home: Path, settings: Mapping[str, Any]) -> None:
+    """Train a cell, measure it on the test subjects, and leave `result.json` in its folder."""
+    started = time.monotonic()
+    for workflow in CONFIGS:
+        run_bundle(cell.arm.task, workflow, settings)
     seconds = time.monotonic() - started
     cases = read_cases(home / "evaluate" / "cases.csv", SCORES[cell.arm.task])
     for path in (home / "models").glob("last*.pt"):
         path.unlink()
     result = {"cell": cell.name, "seconds": round(seconds, 1), "commit": commit(), "cases": cases}
     write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def evaluate_reflected(home: Path, settings: Mapping[str, Any]) -> None:
+    """Measure a trained classifier on the reflected test brains, and leave `reflected.json` in its folder."""
+    reflected = {"contract::kind": "reflected", "output_dir": str(home / "reflected")}
+    run_bundle("classify", "evaluate", {**settings, **reflected})
+    cases = read_cases(home / "reflected" / "cases.csv", SCORES["classify"])
+    write_whole(home / "reflected.json", json.dumps(cases, indent=1) + "\n")
 
 
 def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from custom.errors import UserError
 from custom.symmetry import mirror, split_pair
 from custom.transforms import InputContract
 
-KINDS = ("none", "other_subject", "wrong_axis", "own_image", "misaligned")
+KINDS = ("none", "other_subject", "wrong_axis", "own_image", "misaligned", "reflected")
 
 
 def wrong_axis(counterpart: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ class ControlledContract(InputContract):
     """The input contract with a mirrored counterpart that a control has replaced; prepared volumes stay in memory.
 
     Args:
-        kind: one of `KINDS`; `other_subject` takes the mirror image of the next subject in the same list.
+        kind: one of `KINDS`; `other_subject` takes the mirror image of the next subject in the same list; `reflected`
+            is no control but the pair of the reflected brain.
         datalist: lists of the cohort's images, for `other_subject`.
         dataset_dir: what their paths are relative to.
         shift_mm, degrees: of `misaligned`.
@@ -91,8 +92,12 @@ class ControlledContract(InputContract):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.load(data).items()}
-        if self.kind != "none":
-            image, counterpart = split_pair(result["image"])
+        if self.kind == "none":
+            return result
+        image, counterpart = split_pair(result["image"])
+        if self.kind == "reflected":
+            result["image"] = torch.cat([counterpart, image], dim=0)
+        else:
             result["image"] = torch.cat([image, self.counterpart(str(data["image"]), counterpart)], dim=0)
         return result
 

@@ -164,13 +164,18 @@ def arms_table(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
     """Figures of the arms, a column per group of cases."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
     numbers = {row["group"]: f"n = {row['n']}" for row in rows}
+    measured = any("inconsistency" in row for row in rows)
     head = ["arm", *(f"{figure}, {group} ({numbers[group]})" for group in groups), "seeds (all)", "seconds per run"]
+    head += ["change when reflected"] if measured else []
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = {row["group"]: row for row in rows if row["arm"] == arm}
         values = [f"{own[group]['value']:.3f} {interval(own[group])}" for group in groups]
         seeds = ", ".join(f"{value:.3f}" for value in own["all"]["seeds"])
-        lines.append(f"| {' | '.join([arm, *values, seeds, format(own['all']['seconds'], '.0f')])} |")
+        cells = [arm, *values, seeds, format(own["all"]["seconds"], ".0f")]
+        if measured:
+            cells.append(format(own["all"]["inconsistency"], ".3f") if "inconsistency" in own["all"] else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -44,9 +44,19 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
                 "subjects": subjects,
                 "scores": [[result["cases"][subject] for subject in subjects] for result in results],
             }
+            | reflected(paths, subjects)
         )
     sizes = cohort.sizes(folder)
     return {"study": study.content, "sizes": sizes, "facts": facts, "arms": arms, "missing": missing}
+
+
+def reflected(paths: Sequence[Path], subjects: Sequence[str]) -> dict[str, Any]:
+    """Scores of the reflected brains, where they were measured with every seed."""
+    own = [path.with_name("reflected.json") for path in paths]
+    if not all(path.exists() for path in own):
+        return {}
+    cases = [json.loads(path.read_text()) for path in own]
+    return {"reflected": [[scores[subject] for subject in subjects] for scores in cases]}
 
 
 def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +111,14 @@ def figures(
         "n": len(truth),
         "n_patients": int(truth.sum()),
         "seconds": float(np.mean(arm["seconds"])),
-    }
+    } | inconsistency(arm)
+
+
+def inconsistency(arm: Mapping[str, Any]) -> dict[str, float]:
+    """Mean change of the probability of a brain when it is reflected, where it was measured."""
+    if "reflected" not in arm:
+        return {}
+    return {"inconsistency": float(np.mean(np.abs(np.array(arm["scores"]) - np.array(arm["reflected"]))))}
 
 
 def compare(
