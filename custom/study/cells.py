@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.utils import ensure_tuple_rep
 
 from custom.errors import UserError, root_cause
 from custom.files import write_whole
+from custom.normative import NormativeAsymmetry
 from custom.run_record import commit
+from custom.study.cohort import read_lists
+from custom.study.controls import ControlledContract
 from custom.study.plan import BUNDLES, Cell
 
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate")}
@@ -35,25 +39,41 @@ def run_cell(cell: Cell, folder: Path, device: str) -> None:
     """
     home = folder / "cells" / cell.digest
     home.mkdir(parents=True, exist_ok=True)
-    settings = overrides(cell, folder, device)
+    settings = {} if cell.arm.task == "normative" else overrides(cell, folder, device)
     with (home / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
         if not (home / "result.json").exists():
-            train_and_evaluate(cell, home, settings)
+            started = time.monotonic()
+            measure = normative_cases if cell.arm.task == "normative" else train_and_evaluate
+            cases = measure(cell, folder, settings)
+            seconds = round(time.monotonic() - started, 1)
+            result = {"cell": cell.name, "seconds": seconds, "commit": commit(), "cases": cases}
+            write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
         if cell.arm.task == "classify" and not cell.control and not (home / "reflected.json").exists():
             evaluate_reflected(home, settings)
 
 
-def train_and_evaluate(cell: Cell, home: Path, settings: Mapping[str, Any]) -> None:
-    """Train a cell, measure it on the test subjects, and leave `result.json` in its folder."""
-    started = time.monotonic()
+def train_and_evaluate(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Train a cell and measure it on the test subjects: their scores by subject."""
+    home = folder / "cells" / cell.digest
     for workflow in CONFIGS:
         run_bundle(cell.arm.task, workflow, settings)
-    seconds = time.monotonic() - started
-    cases = read_cases(home / "evaluate" / "cases.csv", SCORES[cell.arm.task])
     for path in (home / "models").glob("last*.pt"):
         path.unlink()
-    result = {"cell": cell.name, "seconds": round(seconds, 1), "commit": commit(), "cases": cases}
-    write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
+    return read_cases(home / "evaluate" / "cases.csv", SCORES[cell.arm.task])
+
+
+def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Normative asymmetry of the test subjects against the healthy training subjects, by subject."""
+    dataset_dir = folder / ("aligned" if cell.align else "cohort")
+    lists = read_lists(dataset_dir / "datalists" / "classify.json")
+    contract = ControlledContract(**control_of(cell, dataset_dir), **cell.settings, align=False)
+    spacing = tuple(ensure_tuple_rep(cell.settings["spacing"], 3))
+
+    def pair(entry: Mapping[str, Any]) -> torch.Tensor:
+        return contract({"image": str(dataset_dir / entry["image"])})["image"].as_tensor()
+
+    norm = NormativeAsymmetry.of((pair(entry) for entry in lists["training"] if entry["healthy"]), spacing)
+    return {entry["subject"]: round(norm.score(pair(entry)), 6) for entry in lists["testing"]}
 
 
 def evaluate_reflected(home: Path, settings: Mapping[str, Any]) -> None:
@@ -68,9 +88,6 @@ def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     """The bundle's settings for a cell, with its paths."""
     home = folder / "cells" / cell.digest
     dataset_dir = folder / ("aligned" if cell.align else "cohort")
-    control = dict(cell.control)
-    if control.get("kind") == "other_subject":
-        control |= {"datalist": str(dataset_dir / "datalists" / "classify.json"), "dataset_dir": str(dataset_dir)}
     return {
         **FIXED,
         **cell.settings,
@@ -83,8 +100,16 @@ def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
         "pretrained": str(folder / "cells" / cell.start.digest / "models" / "model.pt") if cell.start else "",
         "device": f"$torch.device({device!r})",
         "contract::_target_": "custom.study.controls.ControlledContract",
-        **{f"contract::{name}": value for name, value in control.items()},
+        **{f"contract::{name}": value for name, value in control_of(cell, dataset_dir).items()},
     }
+
+
+def control_of(cell: Cell, dataset_dir: Path) -> dict[str, Any]:
+    """Keyword arguments of the cell's control, with what it needs of the cohort."""
+    if cell.control.get("kind") != "other_subject":
+        return dict(cell.control)
+    datalist = str(dataset_dir / "datalists" / "classify.json")
+    return {**cell.control, "datalist": datalist, "dataset_dir": str(dataset_dir)}
 
 
 def run_bundle(task: str, workflow: str, settings: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from custom.errors import UserError
 from custom.files import write_whole
 from custom.study.plots import forest, label_curve, save_svg
 
-FIGURES = {"pretrain": "zero-shot AUC", "classify": "AUC", "segment": "Dice"}
+FIGURES = {"pretrain": "zero-shot AUC", "normative": "normative AUC", "classify": "AUC", "segment": "Dice"}
 SIGNIFICANT = 0.05
 HEAD = """# Evidence
 

@@ -14,13 +14,14 @@ import yaml
 from custom.errors import UserError
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-TASKS = ("pretrain", "classify", "segment")
+BUNDLE_TASKS = ("pretrain", "classify", "segment")
+TASKS = (*BUNDLE_TASKS, "normative")
 AXES = ("task", "variant", "pretraining", "control", "label_percent")
 """What an arm is one combination of. Its cells differ by their seed alone."""
 PLAIN = {"pretraining": "none", "control": "none", "label_percent": 100}
 PARTS = {
     "name", "title", "about", "cohort", "grid", "settings", "variants", "pretraining", "controls", "groups", "seeds",
-    "arms", "comparisons", *TASKS,
+    "arms", "comparisons", *BUNDLE_TASKS,
 }  # fmt: skip
 
 
@@ -33,7 +34,8 @@ class Arm:
     """One combination of the study's axes.
 
     Args:
-        task: `classify`, `segment`, or `pretrain` for the zero-shot score of a pretrained network.
+        task: `classify`, `segment`, `pretrain` for the zero-shot score of a pretrained network, or `normative` for
+            that of `custom.normative`, which trains nothing.
         variant: name of a variant of the network.
         pretraining: name of a pretraining, or `none`.
         control: name of a control, or `none`.
@@ -178,11 +180,13 @@ class Study:
     def cell(self, arm: Arm, seed: int) -> Cell:
         """An arm's cell with a seed."""
         control = dict(self.named["control"][arm.control])
+        align = control.pop("align", True)
+        if arm.task == "normative":  # nothing is drawn: every seed is the same cell
+            return Cell(arm, 0, dict(self.content["grid"]), control, align, self.cohort)
         settings = self.settings(arm, seed)
         start = None
         if arm.task != "pretrain" and arm.pretraining != "none":
             start = self.cell(Arm("pretrain", arm.variant, arm.pretraining, arm.control), seed)
-        align = control.pop("align", True)
         return Cell(arm, seed, settings, control, align, self.cohort, start)
 
     def settings(self, arm: Arm, seed: int) -> dict[str, Any]:

@@ -9,10 +9,8 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from custom.study import cohort
-from custom.study.plan import Arm, Study, describe, members
+from custom.study.plan import Study, describe, members
 from custom.study.statistics import delong, difference_interval, figure_interval, mean_auc, mean_score, sign_flip
-
-FIGURES = {"pretrain": "zero-shot AUC", "classify": "AUC", "segment": "Dice"}
 
 
 def collect(study: Study, folder: Path) -> dict[str, Any]:
@@ -141,6 +139,3 @@ def compare(
     p = sign_flip(one, other) if first["task"] == "segment" else delong(other_truth, one, other)
     difference = figure(truth, one) - figure(truth, other)
     return {"difference": difference, "low": low, "high": high, "p": p, "n": len(truth)}
-
-
-__all__ = ["FIGURES", "Arm", "collect", "summarize"]
