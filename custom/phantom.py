@@ -17,19 +17,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from custom.cohort.splits import split_subjects
 from custom.files import WriteError, write_whole
 from custom.phantom_subject import FINDINGS, Config, Subject, make_subject
 
-SPLITS = {"training": 0.6, "validation": 0.15, "testing": 0.25}
+SPLITS = ("training", "validation", "testing")
 FOLDS = 5
 COLUMNS = {
     "participant_id": "Subject",
     "diagnosis": "healthy, or the kind of lesion: tumour, infarct, atrophy, haemorrhage",
     "healthy": "Whether there is no lesion: true or false",
-    "side": "The subject's side of the lesion, from the affine (RAS): left or right; n/a in the healthy",
+    "side": "The subject's side of the lesion, from the affine (RAS): left or right, both where it has a twin at the "
+    "mirrored place; n/a in the healthy",
     "lesion_ml": "Volume of the lesion mask in millilitres",
     "site": "Made-up site, which decides the storage orientation and the scale of MR values",
     "skull": "Whether skull and scalp are in the image: true or false",
+    "anatomy": "Number of the label map the head was painted on; a map's subjects are all in one part of the split",
 }
 README = """A cohort made by custom.phantom of sa-swin, for tests, demonstrations and benchmarks: painted, not real.
 
@@ -119,30 +122,54 @@ def reason(task: Callable[[], object]) -> str | None:
     return None
 
 
-def splits(participants: list[dict[str, object]], seed: int) -> dict[str, tuple[str, int]]:
-    """Split and fold of every subject, both stratified: healthy and patients apart, the latter by diagnosis.
+def splits(
+    participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
+) -> dict[str, tuple[str, int]]:
+    """Split and fold of every subject, both stratified.
 
-    Subjects take turns: each goes to the split that lags most behind its share.
+    Healthy and patients apart, the latter by diagnosis and by whether both sides are affected.
+
+    Subjects take turns: each goes to the split that lags most behind its share. Those painted on one of several label
+    maps stay together.
     """
+    if len({row["anatomy"] for row in participants}) > 1:
+        return grouped_splits(participants, seed, shares)
+    wanted = dict(zip(SPLITS, shares, strict=True))
     generator = np.random.default_rng([seed, 0])
     order = [participants[i] for i in generator.permutation(len(participants))]
-    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"]))
+    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"], row["side"] == "both"))
     assigned: dict[str, tuple[str, int]] = {}
     for healthy in (True, False):
         counts = dict.fromkeys(SPLITS, 0)
         for position, row in enumerate(row for row in order if row["healthy"] == healthy):
-            name = max(SPLITS, key=lambda split: SPLITS[split] * (position + 1) - counts[split])
+            name = max(SPLITS, key=lambda split: wanted[split] * (position + 1) - counts[split])
             counts[name] += 1
             assigned[str(row["participant_id"])] = (name, position % FOLDS)
     return assigned
 
 
+def grouped_splits(
+    participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
+) -> dict[str, tuple[str, int]]:
+    """Split and fold of every subject, where the subjects of one anatomy stay together."""
+    strata = {str(row["participant_id"]): (row["healthy"], row["side"] == "both") for row in participants}
+    groups: dict[object, list[str]] = {}
+    for row in participants:
+        groups.setdefault(row["anatomy"], []).append(str(row["participant_id"]))
+    parts = split_subjects(strata, dict(zip(SPLITS, shares, strict=True)), list(groups.values()), seed)
+    folds = split_subjects(strata, dict.fromkeys(range(FOLDS), 1 / FOLDS), list(groups.values()), seed)
+    return {subject: (parts[subject], folds[subject]) for subject in strata}
+
+
 def datalists(
-    participants: list[dict[str, object]], modalities: tuple[str, ...], seed: int
+    participants: list[dict[str, object]],
+    modalities: tuple[str, ...],
+    seed: int,
+    shares: tuple[float, float, float],
 ) -> dict[str, dict[str, list]]:
     """Datalists in the Decathlon's manner for the three bundles, by bundle; paths are relative to the cohort."""
     lists = {bundle: {split: [] for split in SPLITS} for bundle in ("pretrain", "classify", "segment")}
-    assigned = splits(participants, seed)
+    assigned = splits(participants, seed, shares)
     for row in participants:
         subject = str(row["participant_id"])
         split, fold = assigned[subject]
@@ -185,7 +212,7 @@ def write_tables(root: Path, config: Config, participants: list[dict[str, object
     write_whole(root / "README", README.format(healthy=len(participants) - patients, patients=patients))
     write_whole(root / ".bidsignore", "cohort.json\ndatalists/\n*_CT.nii.gz\n")
     write_json(root / "participants.json", {name: {"Description": text} for name, text in COLUMNS.items()})
-    for bundle, lists in datalists(participants, config.modality, config.seed).items():
+    for bundle, lists in datalists(participants, config.modality, config.seed, config.shares).items():
         write_json(root / "datalists" / f"{bundle}.json", lists)
     lines = ["\t".join(COLUMNS), *("\t".join(cell(row[name]) for name in COLUMNS) for row in participants)]
     write_whole(root / "participants.tsv", "\n".join(lines) + "\n")
@@ -244,8 +271,10 @@ def main(
     anatomies: str | None = None,
     lesions: str | None = None,
     lesion_ml: tuple[float, float] | None = None,
+    bilateral: float = 0.0,
+    shares: tuple[float, float, float] = (0.6, 0.15, 0.25),
 ) -> None:
-    """Make a cohort of brains with and without one-sided lesions: a BIDS folder with masks, planes and datalists.
+    """Make a cohort of brains with and without lesions: a BIDS folder with masks, planes and datalists.
 
     The same options give the same files, byte for byte. An interrupted run goes on where it stopped.
 
@@ -264,6 +293,8 @@ def main(
         anatomies: folder of FreeSurfer label maps of whole heads, in place of the ICBM152 template.
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
         lesion_ml: smallest and largest volume of painted lesions, such as 30,90; by default the finding's own.
+        bilateral: share of the patients with a twin of their lesion at the mirrored place, 0 to 1.
+        shares: of the subjects in training, validation and testing.
     """
     try:
         folders = (None if folder is None else str(folder) for folder in (anatomies, lesions))
@@ -279,6 +310,8 @@ def main(
             noise,
             *folders,
             lesion_ml and tuple(lesion_ml),
+            bilateral,
+            tuple(shares),
         )
         if workers < 1:
             raise ValueError(f"workers must be at least 1; got {workers}")

@@ -53,6 +53,7 @@ class Plan:
         stretch: `(3, 3)`, makes the lesion's distance that of an ellipsoid.
         texture: random field that makes its outline irregular.
         mask: a real lesion, `(X, Y, Z)` in standard space with its affine, in place of the ellipsoid.
+        both: whether it has a twin at the mirrored place of the other hemisphere.
     """
 
     finding: str
@@ -62,6 +63,7 @@ class Plan:
     stretch: Tensor
     texture: Field
     mask: tuple[Tensor, np.ndarray] | None = None
+    both: bool = False
 
     @property
     def radius(self) -> float:
@@ -76,8 +78,16 @@ class Plan:
     def displaced(self, points: Tensor, depth: Tensor) -> Tensor:
         """Points of the head before the mass effect, which fades towards the skull: `depth` `(...)` from 0 to 1."""
         shift = min(MASS_EFFECT[self.finding] * self.radius, 6.0)
-        push = radial_push(points, self.centre, self.radius, shift)
+        near = self.folded(points)
+        push = radial_push(near, self.centre, self.radius, shift)
+        push[..., 0] *= torch.where(near[..., 0] == points[..., 0], 1.0, -1.0)
         return points + push * depth[..., None]
+
+    def folded(self, points: Tensor) -> Tensor:
+        """Points `(..., 3)`, for a lesion with a twin those of the other hemisphere reflected onto its side."""
+        if not self.both:
+            return points
+        return torch.cat([self.side * points[..., :1].abs(), points[..., 1:]], dim=-1)
 
 
 def plan_lesion(
@@ -88,6 +98,7 @@ def plan_lesion(
     deformation: Deformation,
     masks: list[str] | None = None,
     volume_ml: tuple[float, float] | None = None,
+    both: bool = False,
 ) -> Plan:
     """Choose where in the brain a lesion grows and how large it becomes.
 
@@ -99,6 +110,7 @@ def plan_lesion(
         deformation: from the head to the anatomy.
         masks: files of real lesions in standard space, used for `STROKES`.
         volume_ml: smallest and largest volume, in place of the finding's own.
+        both: give it a twin in the other hemisphere; the volume is that of the two together.
     """
     low, high = np.log(volume_ml or VOLUME_ML[finding])
     millilitres = float(np.exp(generator.uniform(low, high)))
@@ -112,7 +124,8 @@ def plan_lesion(
     if masks and finding in STROKES:
         mask, millilitres = choose_mask(generator, masks, side)
         centre = mask_centre(mask, points, anatomy, deformation)
-    return Plan(finding, side, centre, millilitres, torch.tensor(stretch, dtype=torch.float32), texture, mask)
+    stretch = torch.tensor(stretch, dtype=torch.float32)
+    return Plan(finding, side, centre, millilitres, stretch, texture, mask, both)
 
 
 def choose_site(
@@ -196,11 +209,13 @@ def draw_mask(
         plan: the lesion.
         points: `(X, Y, Z, 3)` in the head, mm.
         tissue: `(X, Y, Z)` bool, grey and white matter.
-        half: `(X, Y, Z)` bool, the brain on the lesion's side.
+        half: `(X, Y, Z)` bool, the brain on the lesion's side, or on both for a lesion with a twin.
         standard: the points in standard space, for a real lesion's mask.
         spacing: mm.
     """
     allowed = tissue & half
+    right = points[..., 0].numpy() > 0
+    points, standard = plan.folded(points), plan.folded(standard)
     if plan.mask is not None:
         mask = (sample_mask(plan.mask, standard).numpy() > 0.5) & allowed
         distance = -spacing * ndimage.distance_transform_edt(mask)
@@ -210,7 +225,7 @@ def draw_mask(
         count = min(max(1, round(1000 * plan.millilitres / spacing**3)), int(allowed.sum()) // 2)
         limit = np.partition(distance[allowed], count - 1)[count - 1]
         mask = allowed & (distance <= limit)
-    mask = largest_component(mask)
+    mask = largest_component(mask & right) | largest_component(mask & ~right) if plan.both else largest_component(mask)
     if mask.any():
         mask |= closed(mask, 2.0, spacing) & half
     rank = np.ones(mask.shape, np.float32)

@@ -44,6 +44,8 @@ class Config:
         anatomies: folder of FreeSurfer label maps in place of ICBM152.
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
         lesion_ml: smallest and largest volume of painted lesions; None leaves it to the finding.
+        bilateral: share of the patients whose lesion has a twin at the mirrored place.
+        shares: of the subjects in training, validation and testing.
     """
 
     subjects: int = 40
@@ -58,6 +60,8 @@ class Config:
     anatomies: str | None = None
     lesions: str | None = None
     lesion_ml: tuple[float, float] | None = None
+    bilateral: float = 0.0
+    shares: tuple[float, float, float] = (0.6, 0.15, 0.25)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be made, in one sentence."""
@@ -75,6 +79,7 @@ class Config:
             "seed": (0, 2**32 - 1),
             "spacing": (0.5, 8),
             "patients": (0, 1),
+            "bilateral": (0, 1),
             "tilt": (0, 45),
         }
         for name, (low, high) in {**ranges, "noise": (0, 10)}.items():
@@ -85,6 +90,8 @@ class Config:
             len(self.lesion_ml) != 2 or not 3 <= self.lesion_ml[0] < self.lesion_ml[1] <= 150
         ):
             raise ValueError(f"lesion_ml must be smallest,largest between 3 and 150 ml; got {self.lesion_ml}")
+        if len(self.shares) != 3 or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares must be three positive numbers with sum 1; got {self.shares}")
         for folder in (self.anatomies, self.lesions):
             if folder is not None:
                 label_maps(folder)
@@ -119,23 +126,41 @@ class Subject:
     participant: dict[str, object]
 
 
-def diagnosis(config: Config, number: int) -> tuple[str, int]:
-    """Diagnosis and side (1 right, -1 left, 0 none) of a subject; findings and sides take turns among the patients."""
+def diagnosis(config: Config, number: int) -> tuple[str, int, bool]:
+    """Diagnosis, side (1 right, -1 left, 0 none), and whether both are affected.
+
+    Findings and sides take turns among the patients, and so do one-sided and bilateral rounds of all findings.
+    """
     before = int((number - 1) * config.patients + 1e-9)
     if int(number * config.patients + 1e-9) == before:
-        return "healthy", 0
+        return "healthy", 0, False
     kinds = len(config.findings)
     first = config.seed % 2
-    return config.findings[before % kinds], 1 if (before + before // kinds + first) % 2 else -1
+    turn = before // kinds
+    both = int((turn + 1) * config.bilateral + 1e-9) > int(turn * config.bilateral + 1e-9)
+    return config.findings[before % kinds], 1 if (before + turn + first) % 2 else -1, both
 
 
-def subject_anatomy(config: Config, generator: np.random.Generator) -> tuple[Anatomy, np.ndarray]:
-    """A subject's source anatomy, a label map's as often as not reflected, and the point about which it is tilted."""
+def subject_anatomy(config: Config, generator: np.random.Generator) -> tuple[Anatomy, np.ndarray, int]:
+    """A subject's source anatomy, the point about which it is tilted, and the anatomy's number.
+
+    A label map is as often as not reflected.
+    """
     if config.anatomies is None:
-        return icbm_anatomy(config.factor), np.array(CENTRE_MM)
-    anatomy = label_anatomy(str(generator.choice(label_maps(config.anatomies))), config.factor)
+        return icbm_anatomy(config.factor), np.array(CENTRE_MM), 0
+    paths = label_maps(config.anatomies)
+    number = int(generator.integers(len(paths)))
+    anatomy = label_anatomy(paths[number], config.factor)
     reflection = np.diag([float(generator.choice([-1, 1])), 1, 1, 1])
-    return replace(anatomy, affine=reflection @ anatomy.affine), np.zeros(3)
+    return replace(anatomy, affine=reflection @ anatomy.affine), np.zeros(3), number
+
+
+def lesion_masks(config: Config, number: int) -> list[str] | None:
+    """The lesion masks for an anatomy, apart from those of every other anatomy; None where none are given."""
+    if config.lesions is None:
+        return None
+    anatomies = len(label_maps(config.anatomies)) if config.anatomies else 1
+    return label_maps(config.lesions)[number::anatomies]
 
 
 def grid(spacing: float) -> tuple[tuple[int, ...], np.ndarray]:
@@ -153,17 +178,20 @@ def make_subject(config: Config, number: int) -> Subject:
         ValueError: when an anatomy or a lesion file cannot be used.
     """
     generator = np.random.default_rng([config.seed, number])
-    finding, side = diagnosis(config, number)
+    finding, side, both = diagnosis(config, number)
     site = str(generator.choice(list(SITES)))
     bare = config.skull == "false" or (config.skull == "mixed" and generator.random() < 0.5)
-    anatomy, centre = subject_anatomy(config, generator)
+    anatomy, centre, number_of_anatomy = subject_anatomy(config, generator)
     amount = 1.0 if config.anatomies is None else 0.6
     deformation = random_deformation(generator, centre, amount, ASYMMETRY)
     pose = random_pose(generator, config.tilt)
     shape, affine = grid(config.spacing)
     points = head_points(shape, affine, pose)
     if side:
-        fractions, brain, mask = with_lesion(generator, config, finding, side, anatomy, deformation, points)
+        masks = lesion_masks(config, number_of_anatomy)
+        fractions, brain, mask = with_lesion(
+            generator, config, finding, side, both, masks, anatomy, deformation, points
+        )
     else:
         fractions, brain = sample_tissues(anatomy, deformation(points))
         mask = np.zeros(shape, bool)
@@ -178,10 +206,11 @@ def make_subject(config: Config, number: int) -> Subject:
         "participant_id": f"sub-{number:03d}",
         "diagnosis": finding,
         "healthy": side == 0,
-        "side": {-1: "left", 0: "n/a", 1: "right"}[side],
+        "side": "both" if both else {-1: "left", 0: "n/a", 1: "right"}[side],
         "lesion_ml": round(float(mask.sum()) * config.spacing**3 / 1000, 3),
         "site": site,
         "skull": not bare,
+        "anatomy": number_of_anatomy,
     }
     return Subject(number, images, stored(mask.astype(np.uint8), affine, axes) if side else None, pose, participant)
 
@@ -197,6 +226,8 @@ def with_lesion(
     config: Config,
     finding: str,
     side: int,
+    both: bool,
+    masks: list[str] | None,
     anatomy: Anatomy,
     deformation: Deformation,
     points: Tensor,
@@ -206,15 +237,14 @@ def with_lesion(
     Raises:
         ValueError: when of twenty lesions in a row less than 3 ml falls into this brain.
     """
-    masks = label_maps(config.lesions) if config.lesions else None
     where = deformation(points)
     (depth,) = anatomy.sample(where, ("depth",))
     for _ in range(20):
-        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks, config.lesion_ml)
+        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks, config.lesion_ml, both)
         pushed = deformation(plan.displaced(points, depth)) if plan.pushes else where
         fractions, brain = sample_tissues(anatomy, pushed)
         tissue = fractions["gm"] + fractions["wm"] > 0.5
-        half = (brain > 0.5) & (side * points[..., 0].numpy() > MARGIN_MM)
+        half = (brain > 0.5) & (side * plan.folded(points)[..., 0].numpy() > MARGIN_MM)
         mask, rank = draw_mask(plan, points, tissue, half, in_standard(where, anatomy), config.spacing)
         if mask.sum() * config.spacing**3 >= SMALLEST_ML * 1000:
             if finding == "atrophy":

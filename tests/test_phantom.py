@@ -16,7 +16,7 @@ from custom.phantom_contrast import CONTRASTS, MR_UNIT
 from custom.phantom_geometry import head_points, random_pose
 from custom.phantom_head import icbm_anatomy
 from custom.phantom_lesion import MARGIN_MM
-from custom.phantom_subject import SITES, Config, make_subject
+from custom.phantom_subject import SITES, Config, diagnosis, lesion_masks, make_subject
 
 SHARED = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BUNDLES = ("pretrain", "classify", "segment")
@@ -205,6 +205,58 @@ def test_the_template_anatomy_is_its_own_mirror_image():
     np.testing.assert_allclose(maps, maps[:, ::-1], atol=1)
 
 
+def test_a_bilateral_lesion_lies_as_much_on_either_side_and_keeps_the_symmetry():
+    one_sided, both = (Config(4, findings=("tumour",), modality=("FLAIR",), bilateral=share) for share in (0, 1))
+    found = {}
+    for config in (one_sided, both):
+        subject = make_subject(config, 2)
+        mask = subject.mask
+        lateral = nib.affines.apply_affine(mask.affine, np.argwhere(np.asarray(mask.dataobj) > 0)) @ subject.pose.normal
+        data, mirror_image, head = mirrored(config, 2)
+        correlation = np.corrcoef(data[head], mirror_image[head])[0, 1]
+        found[config.bilateral] = np.mean(lateral > subject.pose.offset), correlation, subject.participant
+    assert found[0][0] in (0, 1)
+    assert 0.4 < found[1][0] < 0.6
+    assert found[1][1] > found[0][1] + 0.02
+    assert (found[0][2]["side"], found[1][2]["side"]) == ("left", "both")
+    assert found[1][2]["lesion_ml"] == pytest.approx(found[0][2]["lesion_ml"], rel=0.1)
+
+
+def test_half_of_the_patients_of_each_finding_are_bilateral_when_half_are_wanted():
+    config = Config(48, findings=("tumour", "infarct"), bilateral=0.5)
+    patients = [diagnosis(config, number) for number in range(1, 49)]
+    patients = [row for row in patients if row[1]]
+    assert {(finding, both) for finding, _, both in patients} == {
+        (finding, both) for finding in ("tumour", "infarct") for both in (True, False)
+    }
+    assert sum(both for *_, both in patients) == len(patients) / 2
+    assert {side for _, side, both in patients if not both} == {-1, 1}
+
+
+def test_subjects_of_one_label_map_are_in_one_part_of_the_split():
+    participants = [
+        {"participant_id": f"sub-{i:03d}", "healthy": i % 2 == 0, "side": "left", "diagnosis": "x", "anatomy": i // 10}
+        for i in range(100)
+    ]
+    assigned = phantom.splits(participants, 0, (0.4, 0.1, 0.5))
+    parts: dict[int, set[str]] = {}
+    for row in participants:
+        parts.setdefault(row["anatomy"], set()).add(assigned[row["participant_id"]][0])
+    assert all(len(names) == 1 for names in parts.values())
+    names = [next(iter(found)) for found in parts.values()]
+    assert sorted(map(names.count, phantom.SPLITS)) == [1, 4, 5]
+
+
+def test_label_maps_share_no_lesion_mask(tmp_path, write_volume):
+    for folder, number in (("anatomies", 3), ("lesions", 10)):
+        for i in range(number):
+            write_volume(tmp_path / folder / f"{i}.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    config = Config(4, anatomies=str(tmp_path / "anatomies"), lesions=str(tmp_path / "lesions"))
+    masks = [lesion_masks(config, number) for number in range(3)]
+    assert sorted(path for own in masks for path in own) == sorted(map(str, (tmp_path / "lesions").iterdir()))
+    assert all(masks)
+
+
 def test_ct_is_in_hounsfield_units():
     config = Config(4, 1, ("CT",), 3.0, patients=1.0, findings=("haemorrhage",), tilt=0.0)
     subject = make_subject(config, 1)
@@ -308,6 +360,8 @@ def test_one_bad_anatomy_does_not_lose_the_other_subjects(tmp_path, capsys):
         ({"subjects": 3}, "subjects must lie between 4 and 999999; got 3"),
         ({"skull": "maybe"}, "skull must be one of true, false, mixed; got maybe"),
         ({"patients": 1.5}, "patients must lie between 0 and 1; got 1.5"),
+        ({"bilateral": 2}, "bilateral must lie between 0 and 1; got 2"),
+        ({"shares": (0.5, 0.5, 0.5)}, r"shares must be three positive numbers with sum 1; got \(0.5, 0.5, 0.5\)"),
         ({"workers": 0}, "workers must be at least 1; got 0"),
         ({"anatomies": "nowhere"}, r"nowhere: expected NIfTI files .*, found none"),
     ],

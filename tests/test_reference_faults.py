@@ -242,10 +242,11 @@ def test_6_the_built_in_cohort_has_one_split_by_subject_for_all_three_bundles(se
             "healthy": bool(i % 2),
             "side": "left",
             "site": "north",
+            "anatomy": 0,
         }
         for i in range(40)
     ]
-    lists = datalists(participants, ("T1w",), seed)
+    lists = datalists(participants, ("T1w",), seed, (0.6, 0.15, 0.25))
     where = {}
     for sections in lists.values():
         for section, cases in sections.items():

@@ -1,0 +1,69 @@
+"""The cohort of a study: made once, aligned once, with the same split by subject for every cell."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from custom import phantom, prepare
+from custom.study.plan import Study, StudyError
+
+FACTS = ("healthy", "side", "diagnosis")
+"""What groups of cases are made from."""
+
+
+def make_cohort(study: Study, folder: Path, workers: int) -> None:
+    """Make the built-in cohort of a study and its aligned version; what is there already is not made again."""
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in study.content["cohort"].items()}
+    with stopping():
+        phantom.main(output=str(folder / "cohort"), workers=workers, **options)
+        if not (folder / "aligned" / "planes.csv").exists():
+            grid = study.content["grid"]
+            prepare.main(
+                output=str(folder / "aligned"), dataset_dir=str(folder / "cohort"), workers=workers, **grid,
+                untrusted="drop",
+            )  # fmt: skip
+    keep_common(folder)
+
+
+@contextlib.contextmanager
+def stopping() -> Any:
+    """A command line's exit with a message as an error."""
+    try:
+        yield
+    except SystemExit as error:
+        raise StudyError(str(error)) from error
+
+
+def keep_common(folder: Path) -> None:
+    """Leave in the raw cohort's lists what the aligned ones have: all arms are measured on the same subjects."""
+    for path in sorted((folder / "aligned" / "datalists").glob("*.json")):
+        kept = {entry["subject"] for entries in read_lists(path).values() for entry in entries}
+        own = folder / "cohort" / "datalists" / path.name
+        lists = {name: [e for e in entries if e["subject"] in kept] for name, entries in read_lists(own).items()}
+        own.write_text(json.dumps(lists, indent=2) + "\n")
+
+
+def read_lists(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """A datalist's lists of entries."""
+    return {name: entries for name, entries in json.loads(path.read_text()).items() if isinstance(entries, list)}
+
+
+def test_facts(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Facts of every test subject, from the datalist that names all of them."""
+    entries = read_lists(folder / "aligned" / "datalists" / "classify.json")["testing"]
+    return {entry["subject"]: {key: entry[key] for key in FACTS} for entry in entries}
+
+
+def sizes(folder: Path) -> dict[str, dict[str, int]]:
+    """Subjects in each part of the split: healthy, one-sided and bilateral."""
+    lists = read_lists(folder / "aligned" / "datalists" / "classify.json")
+    return {
+        name: {
+            "healthy": sum(entry["healthy"] for entry in entries),
+            "one-sided": sum(not entry["healthy"] and entry["side"] != "both" for entry in entries),
+            "bilateral": sum(entry["side"] == "both" for entry in entries),
+        }
+        for name, entries in lists.items()
+    }

@@ -1,0 +1,141 @@
+"""From the cells' results to a study's figures: every arm with its interval, every comparison with its p-value."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import false_discovery_control
+
+from custom.study import cohort
+from custom.study.plan import Study, describe, members
+from custom.study.statistics import delong, difference_interval, figure_interval, mean_auc, mean_score, sign_flip
+
+
+def collect(study: Study, folder: Path) -> dict[str, Any]:
+    """Per-case scores of all finished arms, as the study's JSON holds them.
+
+    Args:
+        study: the study.
+        folder: of its work.
+
+    Returns:
+        The study file's content, the cohort's sizes, the facts of the test subjects, and the arms, each with `seeds`,
+        `seconds` and `scores`, a list per seed in the order of `subjects`. An arm whose cells have not all run is left
+        out and named in `missing`.
+    """
+    facts = cohort.test_facts(folder)
+    arms, missing = [], []
+    for arm in study.arms:
+        paths = [folder / "cells" / study.cell(arm, seed).digest / "result.json" for seed in study.content["seeds"]]
+        if not all(path.exists() for path in paths):
+            missing.append(arm.name)
+            continue
+        results = [json.loads(path.read_text()) for path in paths]
+        subjects = [subject for subject in facts if subject in results[0]["cases"]]
+        arms.append(
+            describe(arm)
+            | {
+                "seconds": [result["seconds"] for result in results],
+                "commits": sorted({str(result["commit"]) for result in results}),
+                "subjects": subjects,
+                "scores": [[result["cases"][subject] for subject in subjects] for result in results],
+            }
+            | reflected(paths, subjects)
+        )
+    sizes = cohort.sizes(folder)
+    return {"study": study.content, "sizes": sizes, "facts": facts, "arms": arms, "missing": missing}
+
+
+def reflected(paths: Sequence[Path], subjects: Sequence[str]) -> dict[str, Any]:
+    """Scores of the reflected brains, where they were measured with every seed."""
+    own = [path.with_name("reflected.json") for path in paths]
+    if not all(path.exists() for path in own):
+        return {}
+    cases = [json.loads(path.read_text()) for path in own]
+    return {"reflected": [[scores[subject] for subject in subjects] for scores in cases]}
+
+
+def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of the arms and groups, and the comparisons whose arms are there."""
+    by_name = {(arm["task"], arm["name"]): arm for arm in collected["arms"]}
+    groups = {"all": None, **study.content["groups"]}
+    rows = [
+        {"task": arm["task"], "arm": arm["name"], "group": group} | figures(arm, collected["facts"], wanted)
+        for arm in collected["arms"]
+        for group, wanted in groups.items()
+    ]
+    compared = []
+    for first, second, group in study.comparisons:
+        found = [by_name.get((arm.task, arm.name)) for arm in (first, second)]
+        if all(found):
+            row = {"task": first.task, "arm": first.name, "against": second.name, "group": group or "all"}
+            compared.append(row | compare(*found, collected["facts"], groups[group or "all"]))
+    for row, value in zip(
+        compared, false_discovery_control([r["p"] for r in compared]) if compared else [], strict=True
+    ):
+        row["q"] = float(value)
+    return {"arms": rows, "comparisons": compared}
+
+
+def columns(
+    arm: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Sequence[Any]] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth `(N,)`, whether a subject is a patient, and scores `(S, N)` of an arm's cases in a group."""
+    chosen = members({subject: facts[subject] for subject in arm["subjects"]}, group)
+    kept = [i for i, subject in enumerate(arm["subjects"]) if subject in chosen]
+    truth = np.array([not facts[arm["subjects"][i]]["healthy"] for i in kept])
+    return truth, np.array(arm["scores"])[:, kept]
+
+
+def figure_of(task: str) -> Any:
+    """The figure that a task's arms are measured by."""
+    return mean_score if task == "segment" else mean_auc
+
+
+def figures(
+    arm: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Sequence[Any]] | None
+) -> dict[str, Any]:
+    """An arm's figure with its interval, the figure of each seed, and the numbers of cases."""
+    truth, scores = columns(arm, facts, group)
+    figure = figure_of(arm["task"])
+    low, high = figure_interval(figure, truth, scores)
+    return {
+        "value": figure(truth, scores),
+        "low": low,
+        "high": high,
+        "seeds": [figure(truth, own[None]) for own in scores],
+        "n": len(truth),
+        "n_patients": int(truth.sum()),
+        "seconds": float(np.mean(arm["seconds"])),
+    } | inconsistency(arm)
+
+
+def inconsistency(arm: Mapping[str, Any]) -> dict[str, float]:
+    """Mean change of the probability of a brain when it is reflected, where it was measured."""
+    if "reflected" not in arm:
+        return {}
+    return {"inconsistency": float(np.mean(np.abs(np.array(arm["scores"]) - np.array(arm["reflected"]))))}
+
+
+def compare(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    group: Mapping[str, Sequence[Any]] | None,
+) -> dict[str, Any]:
+    """The difference between two arms with its interval and p-value; cases that only one of them has are left out.
+
+    Raises:
+        ValueError: when the arms were not measured on the same cases.
+    """
+    truth, one = columns(first, facts, group)
+    other_truth, other = columns(second, facts, group)
+    if first["subjects"] != second["subjects"]:
+        raise ValueError(f"{first['name']} and {second['name']} were measured on different cases")
+    figure = figure_of(first["task"])
+    low, high = difference_interval(figure, truth, one, other)
+    p = sign_flip(one, other) if first["task"] == "segment" else delong(other_truth, one, other)
+    difference = figure(truth, one) - figure(truth, other)
+    return {"difference": difference, "low": low, "high": high, "p": p, "n": len(truth)}
