@@ -1,5 +1,6 @@
 """Inference that a case which fails in the network, in postprocessing or in saving does not stop."""
 
+import errno
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +12,21 @@ from monai.engines import SupervisedEvaluator
 from custom.errors import root_cause
 from custom.files import WriteError
 
+OF_THE_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.ENODEV, errno.EIO, errno.ESTALE)
+"""Reasons for which nothing can be saved any more: no room, or the place of the results is gone."""
+
 logger = logging.getLogger(__name__)
 
 
 class TolerantEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` that leaves out a batch in which something fails, with an error in the log.
 
-    So the other cases get their results; a full disk, which is no case's fault, ends the run. For handlers such a batch
-    is one without cases: `engine.state.batch` and `engine.state.output` are empty lists.
-    `custom.batch_inference.InferenceTable` names the missing cases at the end. The traceback is in the log at the level
-    `DEBUG`.
+    So the other cases get their results. For handlers such a batch is one without cases: `engine.state.batch` and
+    `engine.state.output` are empty lists. `custom.batch_inference.InferenceTable` names the missing cases at the end.
+    The traceback is in the log at the level `DEBUG`.
+
+    Raises:
+        WriteError: at once, when the place of the results is full or gone; the next case could not be saved either.
     """
 
     def _iteration(self, engine: Engine, batchdata: Mapping[str, Any]) -> Any:
@@ -28,7 +34,7 @@ class TolerantEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         except Exception as error:
             cause = root_cause(error)
-            if isinstance(cause, WriteError):  # the results of the other cases could not be written either
+            if isinstance(cause, WriteError) and _error_number(cause) in OF_THE_PLACE:
                 raise
             files, reason = ", ".join(_files(batchdata)), str(cause) or type(cause).__name__
             logger.error("left out: %s", reason if files in reason else f"{files}: {reason}")
@@ -37,6 +43,13 @@ class TolerantEvaluator(SupervisedEvaluator):
             torch.cuda.empty_cache()
         engine.state.batch, engine.state.output = [], []
         return engine.state.output
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of an error, or of what it came from."""
+    while error is not None and getattr(error, "errno", None) is None:
+        error = error.__cause__ or error.__context__
+    return getattr(error, "errno", None)
 
 
 def _files(batchdata: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,7 @@
+import errno
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +10,9 @@ from monai.transforms import Lambdad
 from torch import nn
 
 from custom.cohort import CohortError
+from custom.errors import root_cause
 from custom.evaluators import TolerantEvaluator
+from custom.files import WriteError, unwritable
 from custom.handlers import CaseTable
 from custom.transforms import VolumeError
 
@@ -22,9 +27,11 @@ class Fragile(nn.Module):
 
 
 def save(mask):
-    """Stands for what writes a mask; there is no room for large values."""
-    if mask.max() > 100:
-        raise OSError(28, "No space left on device")
+    """Stands for what writes a mask; large values cannot be written."""
+    number = {1000: errno.ENOSPC, 500: errno.ENOENT, 120: errno.EACCES}.get(int(mask.max()))
+    if number:
+        error = OSError(number, os.strerror(number))
+        raise unwritable(Path("/results/mask.nii.gz"), error) from error
     if mask.max() > 50:
         raise VolumeError("d.nii.gz: too bright")
     return mask
@@ -57,7 +64,7 @@ def test_a_case_that_fails_in_the_network_or_in_saving_costs_no_other_case(caplo
     said = [record.getMessage() for record in caplog.records if record.name == "custom.evaluators"]
     assert said == [
         "left out: b.nii.gz: not enough memory",
-        "left out: c.nii.gz: [Errno 28] No space left on device",
+        f"left out: c.nii.gz: {unwritable(Path('/results/mask.nii.gz'), PermissionError(13, 'Permission denied'))}",
         "left out: d.nii.gz: too bright",
     ]
 
@@ -68,3 +75,16 @@ def test_a_batch_that_fails_is_named_with_all_its_files(caplog):
         evaluator.run()
     assert [row["subject"] for row in table.rows] == ["c", "d"]
     assert "left out: a.nii.gz, b.nii.gz: not enough memory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(500.0, "No space left on device"), (250.0, "No such file or directory")]
+)
+def test_a_full_disk_or_a_folder_that_is_gone_ends_the_run_at_once(value, reason):
+    evaluator, table = run([1.0, value, 3.0])
+    with pytest.raises(RuntimeError) as caught:
+        evaluator.run()
+    cause = root_cause(caught.value)
+    assert isinstance(cause, WriteError)
+    assert reason in str(cause)
+    assert [row["subject"] for row in table.rows] == ["a"]
