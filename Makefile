@@ -1,12 +1,14 @@
-# make setup | demo | test | test-slow | check | format | release
+# make setup | demo | test | test-slow | check | format | release | label-setup | label-server
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+LABEL_VENV ?= .venv-label
+LABEL_BIN = $(LABEL_VENV)/bin
 WEIGHTS_DIR ?= demo
 TRAINED_ON ?= $(if $(filter demo,$(WEIGHTS_DIR)),synthetic,)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-slow check format release
+.PHONY: setup demo test test-slow check format release label-setup label-server
 
 setup: $(VENV)/installed
 
@@ -37,3 +39,24 @@ format: setup
 # From the weights of `make demo`, or WEIGHTS_DIR=... and TRAINED_ON="a sentence for the model cards"; into dist/.
 release: setup
 	$(BIN)/python -m custom.release all --weights_dir '$(WEIGHTS_DIR)' --trained_on '$(TRAINED_ON)'
+
+# MONAI Label has an environment of its own. It and pydicom-seg come without what they require: see label_app/requirements.txt.
+label-setup: $(LABEL_VENV)/installed
+
+$(LABEL_VENV)/installed: label_app/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_BIN)/pip install --quiet torch==2.13.0
+	$(LABEL_BIN)/pip install --quiet --constraint constraints.txt --requirement label_app/requirements.txt
+	$(LABEL_BIN)/pip install --quiet --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
+	$(LABEL_BIN)/python -c "import torchvision" 2>/dev/null || \
+		cp -r label_app/shim/torchvision "$$($(LABEL_BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	touch $@
+
+# STUDIES: folder of NIfTI files, or a BIDS folder, of which IMAGES='*_FLAIR.nii.gz' takes some. WEIGHTS: packages of
+# `make release`, or what `make demo` leaves. On 127.0.0.1 alone.
+STUDIES ?=
+WEIGHTS ?= demo
+PORT ?= 8000
+IMAGES ?= *
+label-server: label-setup
+	$(LABEL_BIN)/python -m label_app.serve --studies '$(STUDIES)' --weights '$(WEIGHTS)' --port '$(PORT)' --images '$(IMAGES)'

@@ -7,10 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from monai.utils import GridSampleMode
 
 from custom.aligned_grid import aligned_grid, plane_figures, to_grid
@@ -18,7 +14,9 @@ from custom.cohort import case_problems, image_paths
 from custom.cohort.contents import Voxels
 from custom.cohort.prepared import code_version
 from custom.contact_sheet import save_thumbnail
-from custom.files import write_whole
+from custom.files import below, write_whole
+from custom.loading import load_volume
+from custom.nifti import write_nifti
 
 STATUS = {"fail": "failed", "warn": "kept", "drop": "dropped"}
 """What becomes of a case whose plane cannot be trusted, by the user's choice."""
@@ -50,9 +48,7 @@ def case_of(entry: dict[str, Any], dataset_dir: Path) -> Case:
 
 def aligned_path(path: str, root: str) -> str:
     """Where a file's aligned version lies under the output folder: its own relative path, as `.nii.gz`."""
-    full = Path(os.path.abspath(Path(root) / path))
-    base = Path(os.path.abspath(root))
-    relative = full.relative_to(base) if full.is_relative_to(base) else Path(*full.parts[1:])
+    relative = below(path, root)
     name = relative.name
     for suffix in (".gz", ".nii", ".mgz", ".nrrd", ".mha", ".img", ".hdr"):
         name = name.removesuffix(suffix)
@@ -89,14 +85,12 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
     path = record_path(case, output)
     if (known := _finished(path, record["settings"], untrusted)) is not None:
         return known
-    load = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)
-    volumes = [load(source) for source in sources]
+    volumes = [load_volume(str(source), dtype=None) for source in sources]
     affine, plane, reason = aligned_grid(volumes[0], grid.spacing, grid.spatial_size)
     record |= {"status": "aligned" if reason is None else STATUS[untrusted], "reason": reason or ""}
     record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)} if plane else {"plane": None}
     record |= {"aligned_affine": affine.tolist(), "source_affine": volumes[0].affine.tolist()}
     record |= {"source_size": list(volumes[0].shape[1:])}
-    path.parent.mkdir(parents=True, exist_ok=True)
     if record["status"] in ("aligned", "kept"):
         size, n = grid.spatial_size, len(case.images)
         images = [to_grid(volume.float(), affine, size, GridSampleMode.BILINEAR) for volume in volumes[:n]]
@@ -104,7 +98,7 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
             to_grid(volume.float(), affine, size, GridSampleMode.NEAREST).to(volume.dtype) for volume in volumes[n:]
         ]
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
-            write_image(volume, output / target)
+            write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
         save_thumbnail(images[0][0].as_tensor(), path.with_suffix(".png"))
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
     record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
@@ -137,11 +131,3 @@ def _finished(path: Path, current: dict[str, Any], untrusted: str) -> dict[str, 
     record = json.loads(path.read_text())
     same = record["settings"] == current and record["status"] in ("aligned", STATUS[untrusted])
     return record if same else None
-
-
-def write_image(volume: MetaTensor, path: Path) -> None:
-    """Write `(1, X, Y, Z)` as NIfTI; integer labels keep their type."""
-    array = volume.as_tensor().numpy()[0]
-    array = array.astype(np.int32) if array.dtype == np.int64 else array
-    image = nib.Nifti1Image(array, volume.affine.numpy())
-    write_whole(path, lambda partial: nib.save(image, partial))

@@ -1,8 +1,10 @@
 """Inference over many cases: what is finished is not done again, and every case is accounted for at the end."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from custom.cohort import Case, image_paths
+from custom.files import append, unwritable, write_whole
 from custom.handlers import CaseTable, check_complete, write_csv
 from custom.metrics import Row
 from custom.run_record import calling_parser, merged_config, versions
@@ -44,6 +47,7 @@ class FinishedCases:
         self.path = Path(output_dir) / "finished.jsonl"
         self.settings = settings_digest(merged_config(calling_parser()), Path(checkpoint))
         self.entries = {} if redo else self._read()
+        self.begun = False
         self.found = {case_key(case) for case in self.cases if self._is_finished(case)}
 
     def missing(self) -> list[Case]:
@@ -57,35 +61,40 @@ class FinishedCases:
             image: its first image, as in the row.
             row: its results.
             files: written for it.
+
+        Raises:
+            custom.files.WriteError: when that cannot be written, or the file has gone since the last case.
         """
         case = next(case for case in self.cases if case_key(case) == image)
         entry = {"stamp": stamp(case), "row": row, "files": list(files)}
-        if not self.entries:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"settings": self.settings}) + "\n")
         self.entries[image] = entry
-        with self.path.open("a") as file:
-            file.write(json.dumps({"image": image, **entry}) + "\n")
+        if self.begun:
+            append(self.path, json.dumps({"image": image, **entry}) + "\n")
+            return
+        known = [json.dumps({"image": name, **known}) for name, known in self.entries.items()]
+        write_whole(self.path, "\n".join([json.dumps({"settings": self.settings}), *known]) + "\n")
+        self.begun = True
 
     def rows(self) -> list[Row]:
-        """Results of the finished cases, by subject and file."""
+        """Results of the finished cases, by subject and file.
+
+        Raises:
+            custom.files.WriteError: when the file that they are kept in has gone, and the results with it.
+        """
+        if self.begun and not self.path.is_file():
+            raise unwritable(self.path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
         done = [self.entries[key]["row"] for case in self.cases if (key := case_key(case)) in self.entries]
         return sorted(done, key=lambda row: (row["subject"], row["image"]))
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        if not lines or json.loads(lines[0]).get("settings") != self.settings:
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        first, *rest = [_object(line) for line in lines] or [{}]
+        if first.get("settings") != self.settings:
             if lines:
                 logger.warning("%s is of other weights or settings: all cases are done anew", self.path)
             return {}
-        entries = {}
-        for line in lines[1:]:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the run was stopped while it wrote this line
-                continue
-            entries[entry.pop("image")] = entry
-        return entries
+        # a line is damaged where the run was stopped while it wrote it
+        return {entry.pop("image"): entry for entry in rest if entry.keys() == {"image", "stamp", "row", "files"}}
 
     def _is_finished(self, case: Case) -> bool:
         entry = self.entries.get(case_key(case))
@@ -93,6 +102,15 @@ class FinishedCases:
             self.entries.pop(case_key(case), None)
             return False
         return True
+
+
+def _object(line: str) -> dict[str, Any]:
+    """The JSON object that a line holds; an empty one where it is damaged."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def case_key(case: Case) -> str:
@@ -152,7 +170,6 @@ class InferenceTable(CaseTable):
         rows = self.finished.rows()
         engine.state.cases = rows
         flat = [{name: value for name, value in row.items() if name != "findings"} for row in rows]
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         write_csv(self.output_dir / f"{self.name}.csv", flat)
         if any("findings" in row for row in rows):
             write_csv(self.output_dir / "findings.csv", findings_of(rows))
@@ -166,7 +183,7 @@ def findings_of(rows: Sequence[Row]) -> list[Row]:
 
 
 def written_files(output: Mapping[str, Any]) -> list[str]:
-    """Files that `SaveImaged` wrote for a case."""
+    """Files that `custom.saving.SaveVolumed` wrote for a case."""
     metas = [value.meta for value in output.values() if isinstance(value, MetaTensor)]
     return [str(meta["saved_to"]) for meta in metas if "saved_to" in meta]
 

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from custom.files import write_whole
+
 COLUMNS, ROWS = 4, 6
 
 
@@ -53,7 +55,8 @@ def thumbnail(image: Tensor) -> np.ndarray:
 
 def save_thumbnail(image: Tensor, path: Path) -> None:
     """Write `thumbnail` as a grey PNG."""
-    matplotlib.image.imsave(path, thumbnail(image), cmap="gray", vmin=0, vmax=255)
+    picture = thumbnail(image)
+    write_whole(path, lambda partial: matplotlib.image.imsave(partial, picture, cmap="gray", vmin=0, vmax=255))
 
 
 def contact_sheets(tiles: Sequence[Tile], folder: Path) -> list[Path]:
@@ -63,13 +66,14 @@ def contact_sheets(tiles: Sequence[Tile], folder: Path) -> list[Path]:
         tiles: in reading order: the least trusted first.
         folder: where the pages are written; those of an earlier run are replaced.
     """
-    for old in folder.glob("contact_sheet_*.png"):
-        old.unlink()
     per_page = COLUMNS * ROWS
     starts = range(0, len(tiles), per_page)
     paths = [folder / f"contact_sheet_{page + 1:02d}.png" for page in range(len(starts))]
     for path, start in zip(paths, starts, strict=True):
-        _page(tiles[start : start + per_page]).savefig(path, dpi=110, facecolor="black")
+        page = _page(tiles[start : start + per_page])
+        write_whole(path, lambda partial, page=page: page.savefig(partial, dpi=110, facecolor="black"))
+    for old in set(folder.glob("contact_sheet_*.png")) - set(paths):
+        old.unlink()
     return paths
 
 

@@ -191,7 +191,8 @@ def convert_file(source: Path, to: str, output: Path, in_channels: int = 1) -> s
 
 def _save(content: Mapping[str, Tensor], path: Path, suffix: str) -> None:
     if suffix == ".pt":
-        return torch.save(content, path)
-    from safetensors.torch import save_file  # optional where nothing else needs it
+        with path.open("wb") as file:  # of a path, torch.save would write the name into the file
+            return torch.save(content, file)
+    from safetensors.torch import save  # optional where nothing else needs it
 
-    return save_file(content, path)
+    return path.write_bytes(save(content))

@@ -1,6 +1,8 @@
 """Pictures of results: a case with its mirror image, prediction and truth; the curves of a training.
 
 Slices are axial and shown as radiologists look at them: the patient's right is at the left of the picture, marked R.
+They are slices of the aligned volume, as the network saw it. `nilearn.plotting` cuts along the axes of the world, for
+which it would resample a volume that is aligned to its head, and it has no place for a mirror image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,7 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 OUTLINES = {"prediction": "red", "truth": "lime"}
@@ -67,20 +70,50 @@ def _seen(volume: np.ndarray, index: int) -> np.ndarray:
     return volume[::-1, ::-1, index].T
 
 
-def curves(scalars: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Scalars of a training over epochs, one panel each: of `read_scalars`."""
-    columns = min(4, max(1, len(scalars)))
-    rows = max(1, -(-len(scalars) // columns))
+def curves(scalars: Mapping[str, Sequence[tuple[int, float]]], kept: int | None = None) -> Figure:
+    """Scalars of a training over epochs: a panel for each quantity, with its training and its validation values.
+
+    Args:
+        scalars: of `read_scalars`; `train_loss` and `loss` are one quantity.
+        kept: epoch to mark, whose weights were kept.
+    """
+    panels = quantities(scalars)
+    columns = min(4, max(1, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(2.75 * columns, 2.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(scalars) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (name, points) in zip(axes.flat, sorted(scalars.items()), strict=False):
-        axis.plot(*zip(*points, strict=True), marker=".")
-        axis.set_title(name, fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.set_xlabel("epoch", fontsize=7)
+    for axis, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+        _plot_quantity(axis, lines, kept)
+        axis.set_title(name.replace("_", " "), fontsize=8)
     return figure
+
+
+def quantities(
+    scalars: Mapping[str, Sequence[tuple[int, float]]],
+) -> dict[str, dict[str, Sequence[tuple[int, float]]]]:
+    """What was measured, the losses first, and its values in `training` and `validation`, where there are any.
+
+    `neg_loss`, by which weights are chosen, says the same as `loss`.
+    """
+    found: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    for name in sorted(scalars, key=lambda name: (not name.endswith("loss"), name)):
+        if not (name == "neg_loss" and "loss" in scalars):
+            part = "training" if name.startswith("train_") else "validation"
+            found.setdefault(name.removeprefix("train_"), {})[part] = scalars[name]
+    return found
+
+
+def _plot_quantity(axis: Axes, lines: Mapping[str, Sequence[tuple[int, float]]], kept: int | None) -> None:
+    for part, points in sorted(lines.items()):
+        axis.plot(*zip(*points, strict=True), marker=".", label=part, color="C0" if part == "training" else "C1")
+    if kept is not None:
+        axis.axvline(kept, linestyle=":", color="grey", linewidth=1)
+    axis.legend(fontsize=6)
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("epoch", fontsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:

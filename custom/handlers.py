@@ -1,6 +1,5 @@
 """Ignite handlers that MONAI lacks: one row per case, means of the loss's parts, early stopping that can be resumed."""
 
-import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 
 from custom.cohort import Case, CohortError, image_paths
 from custom.errors import NumbersError
+from custom.files import write_rows, write_whole
 from custom.metrics import Row
 
 
@@ -76,7 +76,6 @@ class CaseTable:
         summary = dict(self.summary(rows)) if self.summary and rows else {}
         engine.state.metrics.update({name: value for name, value in summary.items() if name.split("_")[0] != "n"})
         if self.output_dir and (not dist.is_initialized() or dist.get_rank() == 0):
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             write_csv(self.output_dir / f"{self.name}.csv", rows)
             if summary:
                 write_json(
@@ -140,16 +139,14 @@ def over_processes(value: Any) -> list[Any]:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A table with a header; figures that are not defined (NaN) stay empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows({name: "" if _undefined(value) else value for name, value in row.items()} for row in rows)
+    defined = ({name: "" if _undefined(value) else value for name, value in row.items()} for row in rows)
+    write_rows(path, names, defined)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Indented JSON; figures that are not defined (NaN) become null."""
     metrics = {name: None if _undefined(value) else value for name, value in content["metrics"].items()}
-    path.write_text(json.dumps({**content, "metrics": metrics}, indent=2) + "\n")
+    write_whole(path, json.dumps({**content, "metrics": metrics}, indent=2) + "\n")
 
 
 def _undefined(value: Any) -> bool:

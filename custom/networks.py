@@ -16,6 +16,7 @@ from monai.utils import look_up_option
 from torch import Tensor, nn
 
 from custom.distributed import gather_batch, local_batch
+from custom.encoder import SwinEncoder
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import split_pair
 
@@ -32,7 +33,7 @@ BOTTLENECK = 4  # index of the coarsest features, (B, 16 x feature_size, X/32, Y
 class SymmetryAwareEncoding(nn.Module):
     """Mixin: encode a symmetric pair with `self.swinViT`, and join its two halves with `self.symmetry`."""
 
-    swinViT: SwinTransformer  # noqa: N815  MONAI's name
+    swinViT: SwinEncoder  # noqa: N815  MONAI's name
     symmetry: SymmetryAwareCrossAttention | None
     variant: str
 
@@ -46,13 +47,24 @@ class SymmetryAwareEncoding(nn.Module):
         Both halves go through the encoder in one batch. The counterpart is encoded only where something needs it: the
         cross-attention, or the caller (`with_mirrored`); otherwise the second result is None.
         """
+        hidden = self.hidden(pair, with_mirrored)
+        images = [self.swinViT.normalized(tokens[: len(pair)]) for tokens in hidden]
+        mirrored = hidden[BOTTLENECK][len(pair) :]
+        return images, self.swinViT.normalized(mirrored) if len(mirrored) else None
+
+    def encode_bottleneck(self, pair: Tensor, with_mirrored: bool = False) -> tuple[Tensor, Tensor | None]:
+        """As `encode`, the coarsest features alone."""
+        image, *mirrored = self.swinViT.normalized(self.hidden(pair, with_mirrored)[BOTTLENECK]).split(len(pair))
+        return image, mirrored[0] if mirrored else None
+
+    def hidden(self, pair: Tensor, with_mirrored: bool) -> list[Tensor]:
+        """Features before their normalisation, of the images and, if needed, then of their counterparts."""
         _check_size(pair, self.swinViT.patch_size[0] ** 5)
         image, mirrored = split_pair(pair)
         images = self.encoder_input(image, mirrored)
         if self.symmetry is None and not with_mirrored:
-            return self.swinViT(images), None
-        both = self.swinViT(torch.cat([images, self.encoder_input(mirrored, image)]))
-        return [features.chunk(2)[0] for features in both], both[BOTTLENECK].chunk(2)[1]
+            return self.swinViT.hidden(images)
+        return self.swinViT.hidden(torch.cat([images, self.encoder_input(mirrored, image)]))
 
     def join(self, features: Tensor, mirrored: Tensor | None) -> Tensor:
         """Bottleneck features after the cross-attention; as they are in the variants that have none."""
@@ -114,8 +126,7 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         return self.pretext(pair) if self.training else torch.cat(self.embed(pair), dim=1)
 
     def pretext(self, pair: Tensor) -> dict[str, Tensor]:
-        hidden, mirrored = self.encode(pair, with_mirrored=True)
-        features = hidden[BOTTLENECK]
+        features, mirrored = self.encode_bottleneck(pair, with_mirrored=True)
         joined = self.join(features, mirrored)
         pooled = pool(joined)
         return {
@@ -127,8 +138,7 @@ class SASwinPretrainer(SymmetryAwareEncoding):
 
     def embed(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the image and of its mirrored counterpart, `(B, embedding_size)` each."""
-        hidden, mirrored = self.encode(pair, with_mirrored=True)
-        return self.embed_pair(hidden[BOTTLENECK], mirrored)
+        return self.embed_pair(*self.encode_bottleneck(pair, with_mirrored=True))
 
     def embed_pair(self, features: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
         """The symmetry-aware head (SAH) on both halves at once, so that its normalisation is theirs together."""
@@ -166,7 +176,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 class InpaintingDecoder(nn.Sequential):
     """From bottleneck features `(B, width, X/32, ...)` back to the image `(B, C, X, Y, Z)`.
 
-    Five stages of convolution, instance norm, LeakyReLU and trilinear x2, then a 1x1x1 convolution.
+    Five stages of convolution, instance norm, LeakyReLU and trilinear x2, then a 1x1x1 convolution. That convolution
+    and the interpolation before it commute; it is done first, on an eighth of the voxels.
     """
 
     def __init__(self, width: int, out_channels: int) -> None:
@@ -182,6 +193,15 @@ class InpaintingDecoder(nn.Sequential):
             for wide, narrow in pairwise(widths)
         ]
         super().__init__(*stages, conv(widths[-1], out_channels, kernel_size=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        *stages, last, conv = self
+        for stage in stages:
+            features = stage(features)
+        *before, upsample = last
+        for layer in before:
+            features = layer(features)
+        return upsample(conv(features))
 
 
 class SASwinClassifier(SymmetryAwareEncoding):
@@ -221,8 +241,7 @@ class SASwinClassifier(SymmetryAwareEncoding):
         self.head = PooledHead(2 * width if self.reads_asymmetry else width, num_classes)
 
     def forward(self, pair: Tensor) -> Tensor:
-        hidden, mirrored = self.encode(pair)
-        features = hidden[BOTTLENECK]
+        features, mirrored = self.encode_bottleneck(pair)
         pooled = pool(self.join(features, mirrored))
         return self.head(torch.cat([pooled, asymmetry(features, mirrored)], 1) if self.reads_asymmetry else pooled)
 
@@ -261,6 +280,7 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
             use_checkpoint=use_checkpoint,
         )
         self.variant = _known_variant(symmetry)
+        self.swinViT = SwinEncoder(self.swinViT)
         self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
 
     def forward(self, pair: Tensor) -> Tensor:
@@ -294,9 +314,9 @@ def _swin(
     num_heads: Sequence[int],
     symmetry: str,
     use_checkpoint: bool,
-) -> SwinTransformer:
+) -> SwinEncoder:
     """The encoder of `monai.networks.nets.SwinUNETR`, by itself."""
-    return SwinTransformer(
+    swin = SwinTransformer(
         in_chans=in_channels * (2 if symmetry == "channel" else 1),
         embed_dim=feature_size,
         window_size=(window_size,) * 3,
@@ -305,6 +325,7 @@ def _swin(
         num_heads=num_heads,
         use_checkpoint=use_checkpoint,
     )
+    return SwinEncoder(swin)
 
 
 def _known_variant(symmetry: str) -> str:

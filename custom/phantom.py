@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from custom.files import write_whole
+from custom.files import WriteError, write_whole
 from custom.phantom_subject import FINDINGS, Config, Subject, make_subject
 
 SPLITS = {"training": 0.6, "validation": 0.15, "testing": 0.25}
@@ -97,14 +97,23 @@ def run_all(root: Path, config: Config, numbers: list[int], workers: int) -> Ite
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures: dict[Future[None], int] = {pool.submit(make_and_write, root, config, n): n for n in numbers}
-        for future in as_completed(futures):
-            yield futures[future], reason(future.result)
+        try:
+            for future in as_completed(futures):
+                yield futures[future], reason(future.result)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where one cannot be written, the others cannot either
 
 
 def reason(task: Callable[[], object]) -> str | None:
-    """Run a task; what went wrong in a line, or None."""
+    """Run a task; what went wrong in a line, or None.
+
+    Raises:
+        WriteError: when the results cannot be written.
+    """
     try:
         task()
+    except WriteError:
+        raise
     except Exception as error:  # one bad subject never loses the others
         return f"{type(error).__name__}: {error}"
     return None

@@ -6,7 +6,6 @@ Each case leaves `<image>.json` beside its aligned image: the plane, its quality
 the transform and its inverse. That file is written last, so that an interrupted run goes on where it stopped.
 """
 
-import csv
 import json
 import multiprocessing
 import sys
@@ -33,8 +32,10 @@ from custom.aligned_case import (
     record_path,
 )
 from custom.cohort import read_json
+from custom.cohort.case import refuse_outside
+from custom.cohort.datalist import check_entries
 from custom.contact_sheet import Tile, contact_sheets
-from custom.files import write_whole
+from custom.files import WriteError, write_rows, write_whole
 from custom.transforms import SPATIAL_SIZE
 
 COLUMNS = (
@@ -81,10 +82,11 @@ def read_datalist(path: Path) -> dict[str, Any]:
         ValueError: when the file is missing or names no cases.
     """
     content = read_json(path)
-    if not _sections(content):
+    if not (lists := _sections(content)):
         raise ValueError(
             f"{path} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
         )
+    check_entries(path, lists)
     return content
 
 
@@ -105,6 +107,8 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
     cases: dict[str, Case] = {}
     for entry in [entry for content in contents for entries in _sections(content).values() for entry in entries]:
         new = case_of(entry, dataset_dir)
+        if not new.images:
+            raise ValueError(f"an entry without an image: {entry}")
         old = cases.get(new.images[0], new)
         if old.label and new.label and old.label != new.label:
             raise ValueError(f"{new.images[0]} has two masks, {old.label} and {new.label}; prepare one list at a time")
@@ -122,9 +126,15 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
 
 
 def attempt(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
-    """`align_case`, with an error as a record: one bad file never loses the others."""
+    """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
+
+    Raises:
+        WriteError: when the results cannot be written.
+    """
     try:
         return align_case(case, output, grid, untrusted)
+    except WriteError:
+        raise
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         return {"image": case.images[0], "status": "failed", "reason": reason[:300]}
@@ -138,8 +148,11 @@ def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], worke
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         futures = {pool.submit(work, case): case for case in cases}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where one cannot be written, the others cannot either
 
 
 def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
@@ -159,11 +172,11 @@ def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], d
 
 def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the planes and their quality, the least trusted first."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
-        writer.writeheader()
-        for record in records:
-            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()})
+    write_rows(
+        path,
+        COLUMNS,
+        ({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()} for record in records),
+    )
 
 
 def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
@@ -185,6 +198,7 @@ def main(
     spacing: float | Sequence[float] = 1.0,
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "fail",
+    allow_outside: bool = False,
 ) -> None:
     """Align every volume of a cohort to its midsagittal plane, once, and write a cohort that needs no aligning.
 
@@ -201,6 +215,7 @@ def main(
         spacing: mm per voxel of the aligned volumes, one number or three.
         spatial_size: voxels of the aligned volumes, e.g. 192,224,192.
         untrusted: a volume whose plane cannot be trusted is an error (fail), kept as it lies (warn), left out (drop).
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     try:
         work = Work(Path(output), _grid(spacing, spatial_size), untrusted)
@@ -211,13 +226,18 @@ def main(
         root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
         contents = {file.name: read_datalist(file) for file in files}
         cases = list(distinct_cases(list(contents.values()), root).values())
+        files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))
+        refuse_outside(files_read, root, allow_outside)
     except ValueError as error:
         sys.exit(f"custom.prepare: {error}")
-    (work.output / "datalists").mkdir(parents=True, exist_ok=True)
-    records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
-    for name, content in contents.items():
-        write_whole(work.output / "datalists" / name, json.dumps(new_datalist(content, records, root), indent=2) + "\n")
-    report(work.output, records)
+    try:
+        records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
+        for name, content in contents.items():
+            new = new_datalist(content, records, root)
+            write_whole(work.output / "datalists" / name, json.dumps(new, indent=2) + "\n")
+        report(work.output, records)
+    except WriteError as error:
+        sys.exit(f"custom.prepare: {error}")
 
 
 def _grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Grid:

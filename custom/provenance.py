@@ -36,7 +36,7 @@ class LeakageError(CohortError):
 
 def digest(salt: str, text: str) -> str:
     """The salted hash of a subject's id or an image's content."""
-    return hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()[:20]
+    return hashlib.sha256(f"{salt}:{text}".encode(errors="surrogatepass")).hexdigest()[:20]
 
 
 def with_records(state: Mapping[str, Tensor], records: Sequence[Record]) -> OrderedDict[str, Tensor]:

@@ -5,32 +5,42 @@ curves, figures with bootstrapped confidence intervals, cases, alignment quality
 nothing from elsewhere and has no script.
 """
 
-import base64
 import csv
 import html
-import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fire
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, brier_score_loss
 
 from custom import report_plots
 from custom.bootstrap import interval
 from custom.errors import UserError
-from custom.figures import curves, mosaic, read_scalars
+from custom.figures import mosaic
 from custom.files import write_whole
+from custom.losses import PRETEXT_TASKS
 from custom.metrics import auc
 from custom.report_cases import Row, Run, chosen, cohort_table, datalist, pictured
+from custom.report_html import note, picture, short, table_html, words
+from custom.report_training import curves_section
 
-MOST_ROWS = 300
-PLANE = ("similarity", "overlap", "margin", "angle_error", "offset_error", "yaw_deg", "roll_deg", "offset_mm")
+BATCH_LOSSES = ("loss", *PRETEXT_TASKS)
+PLANE = {
+    "similarity": "similarity of the halves",
+    "overlap": "overlap of the halves",
+    "margin": "margin to other planes",
+    "angle_error": "error of the angle, degrees",
+    "offset_error": "error of the offset, mm",
+    "yaw_deg": "yaw, degrees",
+    "roll_deg": "roll, degrees",
+    "offset_mm": "offset, mm",
+}
+LAYERS = {"prediction": "prediction red", "truth": "truth green", "asymmetry": "asymmetry from 0 up"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
 h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em }
@@ -84,7 +94,7 @@ def figures_section(run: Run) -> Iterator[str]:
     """Figures over all cases, with confidence intervals where they come from single cases."""
     if not run.rows:
         return
-    rows = list(_intervals(run))
+    rows = [*_intervals(run), *_pretext_rows(run)]
     if rows:
         yield "<h2>Figures</h2>" + table_html(rows)
         yield note("Intervals: 95 %, percentile bootstrap over cases, 1000 resamples, classes kept at their numbers.")
@@ -116,10 +126,17 @@ def _intervals(run: Run) -> Iterator[Row]:
         yield _figure_row("balanced accuracy", balanced_accuracy_score, *columns, strata=columns[0])
 
 
+def _pretext_rows(run: Run) -> Iterator[Row]:
+    """Means of the pretext losses; those of a row are of its whole batch, so that there is no interval."""
+    for name in (name for name in BATCH_LOSSES if run.has("asymmetry") and run.has(name)):
+        caption = "mean loss" if name == "loss" else f"mean loss, {name}"
+        yield {"figure": caption, "value": short(float(run.numbers(name).mean())), "95 %": "", "n": str(len(run.rows))}
+
+
 def _figure_row(name: str, figure: Any, *columns: np.ndarray, strata: np.ndarray | None = None) -> Row:
     low, high = interval(figure, *columns, strata=strata)
     limits = f"{low:.3g} to {high:.3g}"
-    return {"figure": _words(name), "value": short(float(figure(*columns))), "95 %": limits, "n": str(len(columns[0]))}
+    return {"figure": words(name), "value": short(float(figure(*columns))), "95 %": limits, "n": str(len(columns[0]))}
 
 
 def detections(run: Run) -> Iterator[tuple[str, np.ndarray, np.ndarray, bool]]:
@@ -148,15 +165,7 @@ def plots_section(run: Run) -> Iterator[str]:
         yield picture(report_plots.confusion(labels, predictions, classes), "confusion matrix")
     for suffix in (name.removeprefix("dice") for name in run.names() if name.startswith("dice")):
         columns = [run.numbers(f"{name}{suffix}") for name in ("dice", "volume_ml", "predicted_ml")]
-        yield picture(report_plots.dice_and_volume(*columns), f"Dice against volume {_words(suffix)}")
-
-
-def curves_section(run: Run) -> Iterator[str]:
-    """Loss and metrics of a training."""
-    scalars = read_scalars(run.folder)
-    if scalars:
-        yield "<h2>Training</h2>"
-        yield picture(curves(scalars), "curves of the training")
+        yield picture(report_plots.dice_and_volume(*columns), f"Dice against volume {words(suffix)}")
 
 
 def cases_section(run: Run) -> Iterator[str]:
@@ -166,7 +175,8 @@ def cases_section(run: Run) -> Iterator[str]:
     if cases:
         yield f"<h2>Cases: {html.escape(heading)}</h2>"
         yield picture(mosaic(cases), heading)
-        yield note("Aligned axial slices; R is the patient's right. Prediction red, truth green, asymmetry from 0 up.")
+        layers = [text for name, text in LAYERS.items() if any(name in case for case in cases)]
+        yield note("; ".join(["Aligned axial slices", "R is the patient's right", *layers]) + ".")
         if len(cases) < len(picked):
             yield note(f"{len(picked) - len(cases)} further image(s) are not at their place any more.")
     if run.rows:
@@ -177,8 +187,9 @@ def cases_section(run: Run) -> Iterator[str]:
 
 
 def _shown(row: Row) -> Row:
-    """What of a row is shown: no paths, embeddings, or figures of the plane, which have their own section."""
-    return {k: v for k, v in row.items() if k not in ("image", "plane") and not k.startswith(("embedding_", "plane_"))}
+    """What of a row is shown: no paths, embeddings, losses of whole batches; the planes have a section."""
+    hidden = ("image", "plane", *(BATCH_LOSSES if "asymmetry" in row else ()))
+    return {k: v for k, v in row.items() if k not in hidden and not k.startswith(("embedding_", "plane_"))}
 
 
 def alignment_section(run: Run) -> Iterator[str]:
@@ -194,8 +205,9 @@ def alignment_section(run: Run) -> Iterator[str]:
         return
     yield "<h2>Midsagittal alignment</h2>"
     columns = {name: np.array([float(row[name]) for row in rows]) for name in PLANE if name in rows[0]}
-    yield picture(report_plots.histograms(columns), "quality of the midsagittal planes")
-    yield note(f"Planes {source}; errors in degrees and mm. The least similar halves:")
+    titled = {PLANE[name]: values for name, values in columns.items()}
+    yield picture(report_plots.histograms(titled), "quality of the midsagittal planes")
+    yield note(f"Planes {source}. The least similar halves:")
     worst = sorted(rows, key=lambda row: float(row["similarity"]))[:5]
     yield table_html([{"case": row.get("subject") or row["image"], **{n: row[n] for n in columns}} for row in worst])
     if untrusted := [row["subject"] for row in run.rows if row.get("plane", "estimated") != "estimated"]:
@@ -226,45 +238,6 @@ def record_section(run: Run) -> Iterator[str]:
 SECTIONS = (
     figures_section, plots_section, curves_section, cases_section, alignment_section, cohort_section, record_section,
 )  # fmt: skip
-
-
-def picture(figure: Figure, description: str) -> str:
-    """A figure as an image that is part of the page."""
-    file = io.BytesIO()
-    figure.savefig(file, dpi=100, format="png")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
-
-
-def table_html(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as a table, the first `MOST_ROWS` of them."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(_words(name))}</th>" for name in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(short(row.get(name, '')))}</td>" for name in names) + "</tr>\n"
-        for row in rows[:MOST_ROWS]
-    )
-    rest = note(f"and {len(rows) - MOST_ROWS} more rows in the file") if len(rows) > MOST_ROWS else ""
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>{rest}'
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").strip()
-
-
-def note(text: str) -> str:
-    """A small remark."""
-    return f'<p class="note">{text}</p>'
-
-
-def short(value: Any) -> str:
-    """A value as the tables show it: numbers with fractions to four digits."""
-    if isinstance(value, str):
-        try:
-            return short(float(value)) if "." in value else value
-        except ValueError:
-            return value
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main(run_dir: str, output: str | None = None) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from monai.utils import GridSampleMode
 
 from custom.aligned_grid import aligned_grid, central_affine, to_grid
+from custom.errors import UserError
+from custom.loading import load_volume
+from custom.saving import result_path
 from custom.symmetry import mirror
 
 Row = dict[str, str]
@@ -78,8 +80,10 @@ def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
     paths = case_files(run, row)
     if not paths["image"].is_file():
         return None
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    volumes = {kind: load(path) for kind, path in paths.items() if path.is_file()}
+    try:
+        volumes = {kind: load_volume(path) for kind, path in paths.items() if path.is_file()}
+    except UserError:  # a damaged image must not lose the page
+        return None
     affine, size = picture_grid(volumes["image"], run.record.get("config", {}).get("align", True))
     case: dict[str, object] = {"name": name}
     for kind, volume in volumes.items():
@@ -103,11 +107,9 @@ def case_files(run: Run, row: Row) -> dict[str, Path]:
     image = Path(row["image"])
     paths = run.record.get("paths", {})
     root = Path(paths.get("dataset_dir", image.parent))
-    relative = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
-    stem = relative.name.removesuffix(".gz").removesuffix(".nii")
     files = {"image": image}
     for kind, postfix in (("prediction", "pred"), ("asymmetry", "asymmetry")):
-        files[kind] = run.folder / relative.parent / f"{stem}_{postfix}.nii.gz"
+        files[kind] = result_path(str(image), root, run.folder, postfix)
     truth = masks(paths).get(str(image))
     return {**files, "truth": root / truth} if truth else files
 
@@ -134,9 +136,11 @@ def cohort_table(lists: Mapping[str, Sequence[Mapping[str, Any]]], largest: int 
     for name, entries in lists.items():
         row = {"list": name, "cases": str(len(entries))}
         row["subjects"] = str(len({str(entry.get("subject", entry["image"])) for entry in entries}))
+        if masks := sum(isinstance(entry.get("label"), str) for entry in entries):
+            row["masks"] = str(masks)
         for fact in dict.fromkeys(key for entry in entries for key in entry if key not in ("image", "subject", "fold")):
-            values = [str(entry.get(fact)) for entry in entries]
-            if len(set(values)) <= largest:
+            values = [str(entry.get(fact)) for entry in entries if not (fact == "label" and masks)]
+            if 0 < len(set(values)) <= largest:
                 counts = {value: values.count(value) for value in sorted(set(values))}
                 row[fact] = ", ".join(f"{value}: {count}" for value, count in counts.items())
         table.append(row)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from custom.bootstrap import limits, resamples
@@ -14,25 +15,39 @@ NUM_BINS = 10
 
 
 def detection(truth: np.ndarray, score: np.ndarray, caption: str) -> Figure:
-    """ROC and precision-recall of a score, each with its bootstrapped 95 % band.
+    """The scores of both groups, and ROC and precision-recall with their bootstrapped 95 % bands.
 
     Args:
         truth: `(n,)` booleans, both present.
         score: `(n,)`, higher for what is true.
         caption: what is detected.
     """
-    figure = Figure(figsize=(8, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    figure.suptitle(caption, fontsize=10)
+    groups, left, right = figure.subplots(1, 3)
+    _scores(groups, truth, score)
     _band(left, _roc, truth, score)
     left.plot([0, 1], [0, 1], ":", color="grey")
-    left.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC: {caption}")
+    left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     _band(right, _precision_recall, truth, score)
     right.axhline(truth.mean(), linestyle=":", color="grey")
-    right.set(xlabel="sensitivity (recall)", ylabel="precision", title=f"precision and recall: {caption}")
+    right.set(xlabel="sensitivity (recall)", ylabel="precision", title="precision and recall")
     for axis in (left, right):
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    for axis in (groups, left, right):
         axis.title.set_fontsize(9)
     return figure
+
+
+def _scores(axis: Axes, truth: np.ndarray, score: np.ndarray) -> None:
+    """The score of every case, beside each other in the two groups."""
+    for place, group in enumerate((~truth, truth)):
+        values = np.sort(score[group])
+        spread = 0.3 * np.sin(2.4 * np.arange(len(values)))  # so that equal scores do not hide each other
+        axis.scatter(place + spread, values, s=14, alpha=0.7)
+        axis.hlines(np.median(values), place - 0.4, place + 0.4, color="black", linewidth=1)
+    names = [f"{name} ({count})" for name, count in (("no", (~truth).sum()), ("yes", truth.sum()))]
+    axis.set(xticks=[0, 1], xticklabels=names, xlim=(-0.6, 1.6), ylabel="score", title="scores, with medians")
 
 
 def _roc(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -120,7 +135,8 @@ def histograms(columns: Mapping[str, np.ndarray]) -> Figure:
         axis.axis("off")
     for axis, (name, values) in zip(axes.flat, columns.items(), strict=False):
         axis.hist(values, bins=12)
-        axis.set_title(name.replace("_", " "), fontsize=8)
+        axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.locator_params(axis="x", nbins=4)
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure

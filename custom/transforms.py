@@ -14,10 +14,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
-    EnsureChannelFirstd,
     InvertibleTransform,
     LazyTransform,
-    LoadImaged,
     MapTransform,
     Transform,
     allow_missing_keys_mode,
@@ -28,6 +26,7 @@ from torch import Tensor
 from custom.aligned_grid import RESAMPLE, aligned_grid, central_affine, from_grid, plane_figures, to_grid
 from custom.errors import UserError
 from custom.intensity import CT_WINDOW, standardize_mr, window_ct
+from custom.loading import LoadVolumed
 from custom.symmetry import symmetric_pair
 
 SPATIAL_SIZE = (192, 224, 192)
@@ -253,15 +252,14 @@ class InputContract(MapTransform, InvertibleTransform):
         keys = ["image", label_key] if label_key else ["image"]
         MapTransform.__init__(self, keys)
         steps: list[Transform] = [
-            LoadImaged(keys, image_only=True),
-            EnsureChannelFirstd(keys),
+            LoadVolumed(keys),
             CheckVolumed("image", in_channels),
             MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted),
             StandardizeIntensityd("image", modality, intensity_range),
             SymmetricPaird("image"),
         ]
         if label_key:
-            steps.insert(2, CheckLabeld(label_key, num_classes))
+            steps.insert(1, CheckLabeld(label_key, num_classes))
         self.steps = Compose(steps)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

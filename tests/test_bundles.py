@@ -131,7 +131,7 @@ def test_training_and_inference_build_the_same_network_and_the_same_input(task):
     training, inference = read(task, "train"), read(task, "inference")
     assert training["network_def"] == inference["network_def"]
     contract = {k: v for k, v in training["contract"].items() if k not in ("label_key", "num_classes")}
-    assert contract == inference["preprocessing"]
+    assert inference["preprocessing"] == {"_target_": "Compose", "transforms": [contract]}
 
 
 def test_every_knob_is_used():

@@ -1,5 +1,11 @@
 """Two processes with half the batch each train as one process with the whole batch."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +17,7 @@ from custom.distributed import GlobalBatchLoss, gather_batch, local_batch
 from custom.losses import PretextLoss
 from custom.networks import SASwinClassifier, SASwinPretrainer
 
+ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
 SIZE = {"feature_size": 12, "window_size": 4, "depths": (1, 1, 1, 1)}
 
@@ -83,3 +90,33 @@ def test_alone_and_without_gradients_nothing_is_gathered():
     rows = torch.randn(3, 2)
     assert gather_batch(rows) is rows
     assert torch.equal(local_batch(rows, 3), rows)
+
+
+def bundle_curve(task, root, output, launcher, batch_size, *layers):
+    """Mean losses of a bundle's three epochs, as it logs them, and its weights; without SACA, whose dropout differs."""
+    bundle = ROOT / "bundles" / f"sa_swin_{task}"
+    files = [str(bundle / "configs" / f"{name}.yaml") for name in ("train", *layers)]
+    options = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 64], "symmetry": "none"}
+    options |= {"align": False, "num_workers": 0, "warmup_epochs": 0, "max_epochs": 3, "batch_size": batch_size}
+    options |= {"dataset_dir": root, "bundle_root": bundle, "output_dir": output, "ckpt_dir": output}
+    options |= {"roi_size": [32, 64, 64]} if task == "segment" else {}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *launcher, "-m", "monai.bundle", "run", "--config_file", str(files), *words],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(value) for value in re.findall(r"train_loss: ([0-9.]+) $", done.stdout + done.stderr, re.MULTILINE)]
+    return losses, torch.load(output / "model.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_a_bundle_under_torchrun_follows_the_curve_of_one_process(task, tiny_cohort, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    losses, weights = bundle_curve(task, tiny_cohort, tmp_path / "one", (), 2)
+    found, others = bundle_curve(task, tiny_cohort, tmp_path / "two", launcher, 1, "multi_gpu_train")
+    assert len(losses) == 3
+    assert found == pytest.approx(losses, rel=2e-3)
+    for name, values in weights.items():
+        torch.testing.assert_close(others[name], values, rtol=0, atol=2e-3)

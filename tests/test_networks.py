@@ -4,7 +4,15 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
-from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, asymmetry, pool
+from custom.networks import (
+    BOTTLENECK,
+    InpaintingDecoder,
+    SASwinClassifier,
+    SASwinPretrainer,
+    SASwinUNETR,
+    asymmetry,
+    pool,
+)
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import mirror, symmetric_pair
 
@@ -112,10 +120,10 @@ def test_without_symmetry_it_is_monais_swin_unetr(small, in_channels, out_channe
     network.symmetry = Identity()
     image = torch.randn(1, in_channels, 64, 32, 32)
     halves = torch.cat([image, torch.randn_like(image)], dim=1)
-    # Not bit for bit: both halves go through the encoder in one batch, and products of other sizes round differently.
+    # Not bit for bit: the fused attention and products of other sizes round differently.
     torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
     network.symmetry = None
-    assert torch.equal(network(halves), reference(image))
+    torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -231,6 +239,16 @@ def test_the_pretext_outputs_have_their_shapes_and_reach_every_parameter(small, 
     }
     sum(value.square().mean() for value in outputs.values()).backward()
     assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+
+
+@torch.no_grad()
+def test_the_inpainting_decoder_is_its_layers_in_order():
+    decoder, features = InpaintingDecoder(64, 2), torch.randn(1, 64, 2, 1, 1)
+    expected = features
+    for layer in decoder:
+        expected = layer(expected)
+    assert expected.shape == (1, 2, 64, 32, 32)
+    torch.testing.assert_close(decoder(features), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

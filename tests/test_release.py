@@ -191,14 +191,6 @@ def test_what_the_weights_have_seen_goes_with_them_in_both_formats(packages, tmp
         assert records_of(tmp_path / name) == [SEEN]
 
 
-def test_equal_index_buffers_take_the_room_of_one(packages):
-    files = read_package(packages["classify"])
-    flat = torch.load(io.BytesIO(files["models/model.pt"]), weights_only=True)
-    index = [tensor for name, tensor in flat.items() if name.endswith("relative_position_index")]
-    assert len(index) == 8
-    assert len(files["models/model.safetensors"]) - len(files["models/model.pt"]) > 6 * index[0].nbytes
-
-
 def test_the_state_of_a_training_is_released_as_its_network_alone(repository, weights, tmp_path):
     state = torch.load(checkpoint(weights, "classify"), weights_only=True)
     (tmp_path / "models").mkdir()

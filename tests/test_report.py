@@ -5,8 +5,10 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from custom.bootstrap import interval, resamples
+from custom.figures import quantities
 from custom.report import main, page, read_run, short
 from custom.report_cases import cohort_table, pictured
 from custom.report_plots import GRID, _precision_recall, _roc, bins, calibration_error
@@ -48,6 +50,56 @@ def test_calibration_is_counted_by_hand():
 def test_a_cohort_is_counted_by_list():
     lists = {"training": [{"image": "a", "subject": "s", "site": "x"}, {"image": "b", "subject": "s", "site": "y"}]}
     assert cohort_table(lists) == [{"list": "training", "cases": "2", "subjects": "1", "site": "x: 1, y: 1"}]
+
+
+def test_masks_are_counted_and_not_listed():
+    lists = {"testing": [{"image": "a", "label": "masks/a.nii.gz", "side": "left"}, {"image": "b", "side": "left"}]}
+    expected = {"list": "testing", "cases": "2", "subjects": "2", "masks": "1", "side": "left: 2"}
+    assert cohort_table(lists) == [expected]
+
+
+def test_training_and_validation_values_of_a_quantity_share_a_panel_and_losses_come_first():
+    scalars = {name: [(1, 0.5)] for name in ("dice", "loss", "neg_loss", "train_loss", "train_symmetry", "symmetry")}
+    found = quantities(scalars)
+    assert list(found) == ["loss", "dice", "symmetry"]
+    assert sorted(found["loss"]) == sorted(found["symmetry"]) == ["training", "validation"]
+    assert list(found["dice"]) == ["validation"]
+    assert list(quantities({"neg_loss": [(1, 0.5)]})) == ["neg_loss"]
+
+
+def test_a_training_alone_says_which_weights_were_kept(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        for epoch, (loss, dice) in enumerate([(1.5, 0.25), (1.25, 0.75), (1.0, 0.75), (0.5, 0.5)], 1):
+            writer.add_scalar("train_loss", loss, epoch)
+            writer.add_scalar("dice", dice, epoch)
+        writer.add_scalar("dice", float("nan"), 5)
+    record(tmp_path, "train")
+    path = tmp_path / "run_train.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"config": {"validate": {"key_metric": {"dice": {}}}}}))
+    text = page(read_run(tmp_path))
+    assert "epoch 2, whose weights were kept (model.pt): the highest dice of the validation" in text
+    assert "<td>0.25 (epoch 1)</td><td>0.75 (epoch 2)</td>" in text
+    assert "<td>0.5 (epoch 4)</td><td>1.5 (epoch 1)</td>" in text
+
+
+def test_losses_of_whole_batches_are_told_once_and_not_by_case(tmp_path):
+    rows = [
+        {
+            "subject": f"s{i}",
+            "image": f"/{i}.nii.gz",
+            "asymmetry": i / 10,
+            "healthy": i < 2,
+            "loss": 2.5,
+            "symmetry": 0.5,
+        }
+        for i in range(4)
+    ]
+    write_table(tmp_path / "cases.csv", rows)
+    text = page(read_run(tmp_path))
+    assert "<td>mean loss, symmetry</td><td>0.5</td><td></td><td>4</td>" in text
+    assert "<th>subject</th><th>asymmetry</th><th>healthy</th></tr>" in text
+    assert "prediction red" not in text
 
 
 def write_table(path, rows):

@@ -18,6 +18,7 @@ from custom.cohort.case import CohortError
 from custom.cohort.checks import as_json, as_text, check_datalist, good_rest
 from custom.cohort.sources import datalist_scans, table_scans
 from custom.cohort.table import columns, conditions, words
+from custom.errors import UserError
 from custom.files import write_whole
 
 ALWAYS_KEPT = ("site", "side")  # `check` reads them
@@ -30,7 +31,7 @@ def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except CohortError as error:
+        except UserError as error:
             sys.stderr.write(f"custom.cohort: {error}\n")
             sys.exit(2)
 
@@ -142,6 +143,7 @@ def check_command(
     workers: int = 2,
     json: str | None = None,
     quarantine: str | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Read every file of a datalist once and report all that is wrong, by file; exit code 1 if anything is.
 
@@ -159,10 +161,11 @@ def check_command(
         workers: processes.
         json: file for the report in JSON.
         quarantine: file for the datalist without the cases that have an error.
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     path = Path(str(datalist))
     root = root_of(path, dataset_dir)
-    report = check_datalist(path, root, label, in_channels, num_classes, workers)
+    report = check_datalist(path, root, label, in_channels, num_classes, workers, allow_outside)
     print(as_text(report, root))
     if json:
         write_whole(Path(str(json)), dump(as_json(report)))
@@ -181,6 +184,7 @@ def leakage_command(
     images: bool = True,
     workers: int = 4,
     json: str | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Compare subjects and images of the stages' datalists: is anything measured on that was trained on?
 
@@ -197,13 +201,14 @@ def leakage_command(
         images: compare what the images hold; False compares subjects alone and reads no image.
         workers: threads that read images.
         json: file for the report in JSON.
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     lists = {"pretrain": pretrain, "classify": classify, "segment": segment}
     paths = {stage: Path(str(path)) for stage, path in lists.items() if path}
     if not paths:
         raise CohortError("give the datalists of one or more stages: --pretrain, --classify, --segment")
     placed = {stage: (path, root_of(path, dataset_dir)) for stage, path in paths.items()}
-    leaks = leakage.compare_lists(placed, label_free, images, workers)
+    leaks = leakage.compare_lists(placed, label_free, images, workers, allow_outside)
     print(leakage.as_text(leaks))
     if json:
         write_whole(Path(str(json)), dump(leakage.as_json(leaks)))

@@ -250,7 +250,6 @@ def write_datalists(built: Built, folder: Path, settings: Mapping[str, Any], ove
     for path, text in contents.items():
         if not overwrite and path.exists() and path.read_text() != text:
             raise CohortError(f"{path} is there already and would change; choose another --output, or --overwrite True")
-    folder.mkdir(parents=True, exist_ok=True)
     for path, text in contents.items():
         write_whole(path, text)
     return list(contents)

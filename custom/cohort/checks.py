@@ -4,7 +4,7 @@ import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def check_datalist(
     in_channels: int | None = None,
     num_classes: int | None = None,
     workers: int = 1,
+    allow_outside: bool = False,
 ) -> Report:
     """Read every file of a datalist, and compare its cases.
 
@@ -119,6 +120,7 @@ def check_datalist(
         in_channels: files per case; None takes what most cases have.
         num_classes: of class labels and masks; None takes any.
         workers: processes.
+        allow_outside: read files outside of `dataset_dir`, too, where links and `..` may lead.
 
     Raises:
         CohortError: no datalist, or no case in it.
@@ -129,6 +131,7 @@ def check_datalist(
     if not entries:
         raise CohortError(f"{datalist} has no cases in {', '.join(SECTIONS)}")
     expected = expected_of(entries, label, in_channels, num_classes)
+    expected = replace(expected, root=None if allow_outside else dataset_dir)
     checked = dict(zip(entries, _check_all([entry.case for entry in entries], expected, workers), strict=True))
     cache = ContentCache(datalist.parent)
     for result in checked.values():

@@ -14,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from custom.cohort.case import CohortError
-from custom.cohort.headers import reason
 from custom.cohort.prepared import prepared_from
 from custom.files import write_whole
+from custom.nifti import VolumeFileError, read_volume
 
 CACHE = ".contents.cache"  # JSON beside the datalists of a folder, which share it; not to be taken for one of them
 
@@ -82,9 +81,9 @@ def file_hashes(path: str | Path) -> list[str]:
         CohortError: when it cannot be read.
     """
     try:
-        return Voxels.of(nib.load(path)).hashes()
-    except Exception as error:  # a damaged file makes nibabel stumble in many ways
-        raise CohortError(f"{path}: its voxels cannot be read ({reason(error)}); run custom.cohort check") from error
+        return Voxels.of(read_volume(path)).hashes()
+    except (VolumeFileError, OSError) as error:
+        raise CohortError(f"{path}: its voxels cannot be read ({error}); run custom.cohort check") from error
 
 
 class ContentCache:
@@ -100,7 +99,7 @@ class ContentCache:
         if self.file and self.file.is_file():
             try:
                 known = json.loads(self.file.read_text())
-            except (OSError, ValueError):  # a damaged cache is no cache
+            except (OSError, ValueError, RecursionError):  # a damaged cache is no cache
                 known = None
             if isinstance(known, dict):
                 self.known = {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 2}

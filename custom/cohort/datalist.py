@@ -5,17 +5,29 @@ entry) of `{"image": path or [path per channel], "label": class or mask path, "h
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from custom.cohort.case import CASE_KEYS, Case, CohortError, image_paths, subject_from
+from custom.cohort.case import (
+    CASE_KEYS,
+    Case,
+    CohortError,
+    entry_problem,
+    image_paths,
+    refuse_outside,
+    subject_from,
+)
 from custom.cohort.headers import case_problems
 from custom.cohort.prepared import stale_problems
 from custom.cohort.splits import label_fraction
+from custom.files import below
 
+LONGEST_NAME = 230  # bytes: file systems take 255, and results append to the name of their image
 SECTIONS = ("training", "validation", "testing")
+LARGEST = 2**28  # bytes of a datalist
 LABELS = ("none", "class", "mask", "healthy")
 
 
@@ -32,6 +44,7 @@ def load_datalist(
     label_percent: float = 100,
     seed: int = 0,
     grid: Mapping[str, Any] | None = None,
+    allow_outside: bool = False,
 ) -> list[Case]:
     """Read one section of a datalist, resolve its paths and check every case; all problems come in one error.
 
@@ -51,6 +64,7 @@ def load_datalist(
         seed: of that share.
         grid: `spacing`, `spatial_size` and `align` of the run; where it does not align, images from `custom.prepare`
             must have been made so, by this version of the code, from files that have not changed since.
+        allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
 
     Returns:
         Cases with absolute paths, ready for a MONAI dataset.
@@ -66,7 +80,8 @@ def load_datalist(
     entries = entries[: limit or None]
     with ThreadPoolExecutor(workers) as pool:
         cases = list(pool.map(lambda entry: resolved(entry, Path(dataset_dir), label), entries))
-        problems = list(pool.map(lambda case: case_problems(case, label, in_channels, num_classes), cases))
+        root = None if allow_outside else Path(dataset_dir)
+        problems = list(pool.map(lambda case: case_problems(case, label, in_channels, num_classes, root), cases))
     found = [problem for case in problems for problem in case]
     if grid and not grid["align"]:
         found += stale_problems(cases, grid)
@@ -82,12 +97,22 @@ def expect(value: str, allowed: Sequence[str], what: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a datalist file, whatever it is."""
+    """The content of a datalist file, whatever it is.
+
+    Raises:
+        CohortError: no such file, one that cannot be read, or no JSON.
+    """
     try:
+        if path.stat().st_size > LARGEST:
+            raise CohortError(f"{path} is larger than {LARGEST / 2**20:.0f} MB, which no datalist is")
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise CohortError(f"no datalist at {path}; make one, or give its place with --datalist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except CohortError:
+        raise
+    except OSError as error:
+        raise CohortError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise CohortError(f"{path} is not JSON: {error}") from error
 
 
@@ -96,7 +121,19 @@ def read_lists(path: Path) -> dict[str, Any]:
     lists = read_json(path)
     if not isinstance(lists, dict) or not all(_is_list_of_cases(lists.get(name, [])) for name in SECTIONS):
         raise CohortError(f"{path} must hold lists of cases {{...}} named {', '.join(SECTIONS)}")
+    check_entries(path, {name: lists.get(name, []) for name in SECTIONS})
     return lists
+
+
+def check_entries(path: Path, lists: Mapping[str, Sequence[Case]], shown: int = 10) -> None:
+    """Refuse entries of another form than a case has.
+
+    Raises:
+        CohortError: with the place of each.
+    """
+    places = ((f"{name}[{i}]", entry) for name, entries in lists.items() for i, entry in enumerate(entries))
+    if found := [f"{place}: {problem}" for place, entry in places if (problem := entry_problem(entry))]:
+        raise CohortError("\n  ".join([f"{path}: {len(found)} entries are no cases", *found[:shown]]))
 
 
 def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
@@ -140,7 +177,9 @@ def with_shared_keys(cases: Sequence[Case]) -> list[Case]:
     return [{key: value for key, value in case.items() if key in shared} for case in cases]
 
 
-def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: str = "testing") -> list[Case]:
+def find_cases(
+    datalist: str | Path | None, dataset_dir: str | Path, section: str = "testing", allow_outside: bool = False
+) -> list[Case]:
     """Cases to run inference on: from a datalist, else every NIfTI file below a folder.
 
     Files in `derivatives` and hidden ones (half-written, or what macOS leaves on a shared disk) are passed over.
@@ -149,9 +188,10 @@ def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: st
         datalist: JSON file, or None to look through `dataset_dir`.
         dataset_dir: folder of the images.
         section: list of the datalist to run on.
+        allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
 
     Raises:
-        CohortError: when there is no case.
+        CohortError: when there is no case, one has no image, files lie outside, or two cases would have one result.
     """
     root = Path(dataset_dir)
     if datalist:
@@ -162,4 +202,19 @@ def find_cases(datalist: str | Path | None, dataset_dir: str | Path, section: st
         entries = [{"image": str(path)} for path in files if "derivatives" not in path.parts and path not in hidden]
     if not entries:
         raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}")
+    refuse_outside((path for entry in entries for path in image_paths(entry)), root, allow_outside)
+    _check_names(entries, root)
     return [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]
+
+
+def _check_names(entries: Sequence[Case], root: Path) -> None:
+    """Refuse images whose results would have one name, or one too long for a file."""
+    named: dict[str, str] = {}
+    for entry in entries:
+        if not (paths := image_paths(entry)):
+            raise CohortError(f"an entry without an image: {entry}")
+        name = str(below(paths[0], root)).removesuffix(".gz").removesuffix(".nii")
+        if len(os.fsencode(Path(name).name)) > LONGEST_NAME:
+            raise CohortError(f"{paths[0]}: its name is longer than {LONGEST_NAME} bytes, too long for its results'")
+        if named.setdefault(name, paths[0]) != paths[0]:
+            raise CohortError(f"{named[name]} and {paths[0]} would have results of one name; rename one of them")

@@ -37,7 +37,7 @@ class TolerantDataset(IterableDataset):
             problems = case_problems(case, "none", self.in_channels, None)
             try:
                 item = None if problems else self.transform(case)
-            except (ValueError, RuntimeError, OSError) as error:
+            except (ValueError, RuntimeError, OSError, MemoryError) as error:
                 problems = [f"{image_paths(case)[0]}: {root_cause(error)}"]
             if problems:
                 logger.error("left out: %s", "; ".join(problems))

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from custom.cohort.case import Case, image_paths
+from custom.cohort.case import Case, image_paths, path_problem
+from custom.nifti import VolumeFileError, affine_problem, open_volume, reason
 
+FORMS_APART_MM = 10.0  # between the places that sform and qform give a corner of the volume
 AFFINE_TOLERANCE = 1e-2  # mm, between the affines of an image and its mask
 
 Grid = tuple[str, tuple[int, ...], np.ndarray]  # path, shape, affine
@@ -34,7 +37,9 @@ class Finding:
         return f"{self.file}: {self.problem}"
 
 
-def case_findings(case: Case, label: str, in_channels: int, num_classes: int | None) -> list[Finding]:
+def case_findings(
+    case: Case, label: str, in_channels: int, num_classes: int | None, root: Path | None = None
+) -> list[Finding]:
     """What is wrong with a case, as far as its entry and the headers of its files tell.
 
     Args:
@@ -42,6 +47,7 @@ def case_findings(case: Case, label: str, in_channels: int, num_classes: int | N
         label: what it must carry: `none`, `class`, `mask` or `healthy`.
         in_channels: files it must list.
         num_classes: for `class` labels, one more than the largest; None skips that check.
+        root: what its files must lie in; None allows any place.
     """
     paths = image_paths(case)
     name = paths[0] if paths else str(case)
@@ -51,12 +57,16 @@ def case_findings(case: Case, label: str, in_channels: int, num_classes: int | N
     wrong = label_findings(name, case, label, num_classes)
     if label == "mask" and not wrong:
         paths = [*paths, case["label"]]
-    return file_findings(paths) + wrong
+    outside = {path: problem for path in paths if root and (problem := path_problem(path, root))}
+    wrong += [Finding(path, "outside", problem) for path, problem in outside.items()]
+    return file_findings([path for path in paths if path not in outside]) + wrong
 
 
-def case_problems(case: Case, label: str, in_channels: int, num_classes: int | None) -> list[str]:
+def case_problems(
+    case: Case, label: str, in_channels: int, num_classes: int | None, root: Path | None = None
+) -> list[str]:
     """`case_findings` as sentences, each with its file."""
-    return [str(finding) for finding in case_findings(case, label, in_channels, num_classes)]
+    return [str(finding) for finding in case_findings(case, label, in_channels, num_classes, root)]
 
 
 def label_findings(name: str, case: Case, label: str, num_classes: int | None) -> list[Finding]:
@@ -79,32 +89,62 @@ def _class_problems(label: Any, num_classes: int | None) -> list[str]:
 
 
 def file_findings(paths: Sequence[str]) -> list[Finding]:
-    """Files that are missing, unreadable or not 3D, else those that do not share the first one's grid."""
+    """Files that are missing or no plausible volume, else those that do not share the first one's grid."""
     findings, grids = [], []
     for path in paths:
         try:
-            image = nib.load(path)
+            image = open_volume(path)
         except FileNotFoundError:
             findings.append(Finding(path, "missing", "no such file"))
-        except Exception as error:  # a damaged header makes nibabel stumble in many ways
-            findings.append(Finding(path, "unreadable", f"not a readable image ({reason(error)})"))
+        except VolumeFileError as error:
+            findings.append(Finding(path, error.kind, error.problem))
         else:
-            findings += _shape_findings(path, image)
+            if wrong := affine_problem(image.affine):
+                findings.append(Finding(path, wrong.kind, wrong.problem))
+            findings += [finding for finding in left_right_findings(path, image) if finding.severity == "error"]
             grids.append((path, image.shape, image.affine))
     return findings or [finding for grid in grids[1:] for finding in _grid_findings(grids[0], grid)]
 
 
-def reason(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def left_right_findings(path: str, image: Any) -> list[Finding]:
+    """Left and right as NIfTI's two affines have it: neither says, or they disagree, or else differ."""
+    if not isinstance(image, nib.Nifti1Pair):
+        return []
+    try:
+        (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+        said = [affine for affine, code in ((sform, s_code), (qform, q_code)) if code]
+        to_the_right = {_axis_to_the_right(affine) for affine in said}
+    except ValueError as error:  # LinAlgError is one, too
+        problem = f"sform or qform is no affine ({reason(error)}); set both from the source"
+        return [Finding(path, "left_right", problem)]
+    if not s_code and not q_code:
+        problem = "neither sform nor qform is set, so that left and right are a guess; look at it, and set them"
+        return [Finding(path, "left_right", problem, "warning")]
+    if len(to_the_right) > 1:
+        axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in (sform, qform)]
+        problem = f"sform ({axes[0]}) and qform ({axes[1]}) disagree on left and right; find out which is true"
+        return [Finding(path, "left_right", problem)]
+    return _form_findings(path, image.shape, said) if len(said) > 1 else []
 
 
-def _shape_findings(path: str, image: Any) -> list[Finding]:
-    if len(image.shape) != 3:
-        return [Finding(path, "not_3d", f"expected a 3D volume, got shape {image.shape}")]
-    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
-        return [Finding(path, "affine", "the header's affine cannot be inverted; restore it from the source")]
-    return []
+def _axis_to_the_right(affine: np.ndarray) -> tuple[int, float]:
+    """The array axis that runs closest along left-right, and its sign."""
+    axes, signs = nib.io_orientation(affine).T
+    if 0 not in axes:
+        raise ValueError("no axis runs from left to right")
+    axis = int(np.argmax(axes == 0))
+    return axis, float(signs[axis])
+
+
+def _form_findings(path: str, shape: Sequence[int], forms: Sequence[np.ndarray]) -> list[Finding]:
+    """Whether sform and qform put a volume at places far from one another."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    first, second = (corners @ affine[:3, :3].T + affine[:3, 3] for affine in forms)
+    apart = float(np.linalg.norm(first - second, axis=1).max())
+    if not apart > FORMS_APART_MM:
+        return []
+    problem = f"sform and qform put the volume up to {apart:.0f} mm apart; the sform is taken, is it the true one?"
+    return [Finding(path, "forms", problem, "warning")]
 
 
 def _grid_findings(first: Grid, other: Grid) -> list[Finding]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from custom.cohort.case import image_paths, subject_of
+from custom.cohort.case import image_paths, refuse_outside, subject_of
 from custom.cohort.checks import Entry, read_entries
 from custom.cohort.contents import contents_of
 
@@ -140,7 +140,11 @@ def _paths(part: Part) -> list[str]:
 
 
 def compare_lists(
-    datalists: Mapping[str, tuple[Path, Path]], label_free: bool = False, images: bool = True, workers: int = 4
+    datalists: Mapping[str, tuple[Path, Path]],
+    label_free: bool = False,
+    images: bool = True,
+    workers: int = 4,
+    allow_outside: bool = False,
 ) -> list[Leak]:
     """Leaks between the lists of the stages.
 
@@ -149,13 +153,19 @@ def compare_lists(
         label_free: pretraining uses no label (objectives `label_free` and `reconstruction`).
         images: compare what the images hold, too; the hashes are kept beside the lists.
         workers: threads that read images.
+        allow_outside: read files outside of the datasets, too.
+
+    Raises:
+        CohortError: images that lie outside or cannot be read.
     """
     parts, contents = [], {}
     for stage, (datalist, dataset_dir) in datalists.items():
         own = parts_of(stage, datalist, dataset_dir, labelled=not (stage == "pretrain" and label_free))
         parts += own
         if images:
-            contents |= contents_of([path for part in own for path in _paths(part)], datalist.parent, workers)
+            paths = [path for part in own for path in _paths(part)]
+            refuse_outside(paths, dataset_dir, allow_outside)
+            contents |= contents_of(paths, datalist.parent, workers)
     return find_leaks(parts, contents)
 
 

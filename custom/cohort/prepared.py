@@ -17,16 +17,19 @@ from typing import Any
 
 from custom.cohort.case import Case, image_paths
 
+LARGEST = 2**24  # bytes of a record
 MAKES_IMAGES = "custom.aligned_case"
-NO_PART_OF_IT = ("custom.cohort", "custom.contact_sheet", "custom.errors")  # imported there, but they change no voxel
+# imported there, but they change no voxel
+NO_PART_OF_IT = ("custom.cohort", "custom.contact_sheet", "custom.errors", "custom.files")
 
 
 def preparation(path: str) -> dict[str, Any] | None:
     """The record that `custom.prepare` wrote beside an image it made, or None."""
     name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    beside = Path(path).with_name(f"{name}.json")
     try:
-        record = json.loads(Path(path).with_name(f"{name}.json").read_text())
-    except (OSError, ValueError):
+        record = json.loads(beside.read_text()) if beside.is_file() and beside.stat().st_size < LARGEST else None
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "aligned_affine" in record else None
 

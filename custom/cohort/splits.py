@@ -143,6 +143,6 @@ def label_fraction(entries: Sequence[Case], percent: float, seed: int = 0) -> li
         strata[stratum_of(own)].append(subject)
     kept = set()
     for subjects in strata.values():
-        subjects.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+        subjects.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest())
         kept.update(subjects[: math.ceil(len(subjects) * percent / 100 - 1e-9)])
     return [entry for entry in entries if subject_of(entry) in kept]

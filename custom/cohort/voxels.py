@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -9,13 +10,14 @@ import numpy as np
 
 from custom.cohort.case import Case, image_paths
 from custom.cohort.contents import Voxels
-from custom.cohort.headers import Finding, case_findings, reason
+from custom.cohort.headers import Finding, case_findings, left_right_findings
+from custom.nifti import VolumeFileError, read_volume
 
-SPACING_MM = (0.1, 12.0)  # of one axis
 EXTENT_MM = (60.0, 700.0)  # of one axis: a slab of a head, a whole-body scanner's field of view
 MIN_VOXELS = 10  # along an axis
 CLEARLY_MM = 15.0  # from the middle of the head, beyond what a tilted head explains
 SIDES = {"left": -1, "l": -1, "right": 1, "r": 1}  # sign of x in the world (RAS)
+UNUSABLE = ("missing", "outside", "unreadable", "not_3d", "type", "claims", "scale")
 BOTH = ("both", "bilateral", "midline", "none", "n/a", "")
 
 
@@ -26,6 +28,7 @@ class Expected:
     label: str
     in_channels: int
     num_classes: int | None
+    root: Path | None = None
 
 
 @dataclass
@@ -48,20 +51,20 @@ def check_case(case: Case, expected: Expected) -> Checked:
         case: entry with absolute paths.
         expected: what it is to have.
     """
-    checked = Checked(case_findings(case, expected.label, expected.in_channels, expected.num_classes))
+    checked = Checked(case_findings(case, expected.label, expected.in_channels, expected.num_classes, expected.root))
     named = {finding.file for finding in checked.findings if finding.kind not in ("label", "channels")}
-    unusable = {f.file for f in checked.findings if f.kind in ("missing", "unreadable", "not_3d")}
+    unusable = {f.file for f in checked.findings if f.kind in UNUSABLE}
     read: dict[str, tuple[Any, Voxels]] = {}
     for path in image_paths(case):
         if path not in unusable and (loaded := _read(path, checked)) is not None:
             checked.findings += [] if path in named else header_findings(path, loaded[0])
-            checked.findings += value_findings(path, loaded[1].stored)
+            checked.findings += value_findings(path, loaded[1])
             checked.contents[path] = loaded[1].hashes()
             read.setdefault("image", loaded)
     mask = case.get("label")
     readable = expected.label == "mask" and isinstance(mask, str) and mask not in unusable
     if readable and (loaded := _read(mask, checked)) is not None:
-        checked.findings += [] if mask in named else left_right_findings(mask, loaded[0])
+        checked.findings += [] if mask in named else _warnings(mask, loaded[0])
         checked.findings += mask_findings(mask, loaded[1].values, expected.num_classes)
         read["mask"] = loaded
     checked.findings += side_findings(case, read, sound=not checked.findings)
@@ -70,17 +73,20 @@ def check_case(case: Case, expected: Expected) -> Checked:
 
 def _read(path: str, checked: Checked) -> tuple[Any, Voxels] | None:
     try:
-        image = nib.load(path)
+        image = read_volume(path)
         return image, Voxels.of(image)
-    except Exception as error:  # a damaged file makes nibabel stumble in many ways
-        problem = f"the header is there, but not all voxels ({reason(error)}); get the file anew"
-        checked.findings.append(Finding(path, "unreadable", problem))
-        return None
+    except VolumeFileError as error:
+        checked.findings.append(Finding(path, error.kind, error.problem))
+    except OSError as error:
+        checked.findings.append(Finding(path, "unreadable", f"{error.strerror or error}; is its file system there?"))
+    return None
 
 
-def value_findings(path: str, array: np.ndarray) -> list[Finding]:
-    """Voxel values that are not finite, or all alike."""
-    bad = int(array.size - np.isfinite(array).sum())
+def value_findings(path: str, voxels: Voxels) -> list[Finding]:
+    """Voxel values that are not finite in single precision, in which networks compute, or all alike."""
+    array = voxels.stored
+    largest = (np.finfo(np.float32).max - abs(voxels.inter)) / max(1, abs(voxels.slope))
+    bad = int(array.size - (np.abs(array) <= largest).sum()) if array.dtype.kind == "f" else 0
     if bad:
         problem = f"{bad} of {array.size} voxels are not finite; repair the file or leave it out"
         return [Finding(path, "not_finite", problem)]
@@ -90,14 +96,13 @@ def value_findings(path: str, array: np.ndarray) -> list[Finding]:
 
 
 def header_findings(path: str, image: Any) -> list[Finding]:
-    """Spacing and size that no head scan has, a header unsure of left and right."""
-    findings, spacing = [], nib.affines.voxel_sizes(image.affine)
-    if spacing.min() < SPACING_MM[0] or spacing.max() > SPACING_MM[1]:
-        problem = f"spacing {_rounded(spacing)} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g}; mend the header"
-        findings.append(Finding(path, "spacing", problem))
-    else:
-        findings += _size_findings(path, image.shape, spacing)
-    return findings + left_right_findings(path, image)
+    """A size that no head scan has, a header unsure of left and right."""
+    return _size_findings(path, image.shape, nib.affines.voxel_sizes(image.affine)) + _warnings(path, image)
+
+
+def _warnings(path: str, image: Any) -> list[Finding]:
+    """Of `left_right_findings` those that do not hinder; the others are found with the header."""
+    return [finding for finding in left_right_findings(path, image) if finding.severity == "warning"]
 
 
 def _size_findings(path: str, shape: Sequence[int], spacing: np.ndarray) -> list[Finding]:
@@ -109,36 +114,6 @@ def _size_findings(path: str, shape: Sequence[int], spacing: np.ndarray) -> list
         f"{MIN_VOXELS} voxels and {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm along each axis; is it a whole head?"
     )
     return [Finding(path, "size", problem)]
-
-
-def left_right_findings(path: str, image: Any) -> list[Finding]:
-    """Left and right as NIfTI's two affines have it: neither says, or they disagree."""
-    if not isinstance(image, nib.Nifti1Pair):
-        return []
-    try:
-        (sform, s_code), (qform, q_code) = image.get_sform(coded=True), image.get_qform(coded=True)
-        said = [affine for affine, code in ((sform, s_code), (qform, q_code)) if code]
-        to_the_right = {_axis_to_the_right(affine) for affine in said}
-    except ValueError as error:  # LinAlgError is one, too
-        problem = f"sform or qform is no affine ({reason(error)}); set both from the source"
-        return [Finding(path, "left_right", problem)]
-    if not s_code and not q_code:
-        problem = "neither sform nor qform is set, so that left and right are a guess; look at it, and set them"
-        return [Finding(path, "left_right", problem, "warning")]
-    if len(to_the_right) > 1:
-        axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in (sform, qform)]
-        problem = f"sform ({axes[0]}) and qform ({axes[1]}) disagree on left and right; find out which is true"
-        return [Finding(path, "left_right", problem)]
-    return []
-
-
-def _axis_to_the_right(affine: np.ndarray) -> tuple[int, float]:
-    """The array axis that runs closest along left-right, and its sign."""
-    axes, signs = nib.io_orientation(affine).T
-    if 0 not in axes:
-        raise ValueError("no axis runs from left to right")
-    axis = int(np.argmax(axes == 0))
-    return axis, float(signs[axis])
 
 
 def mask_findings(path: str, array: np.ndarray, num_classes: int | None) -> list[Finding]:

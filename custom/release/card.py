@@ -104,9 +104,9 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _files(facts: Facts) -> str:
     text = (
-        "`models/model.pt` and `models/model.safetensors` hold the same tensors, flat. The index buffers of the "
-        "window attention are among them: `monai.bundle onnx_export` loads strictly. Both carry salted hashes of the "
-        "subjects and images that the weights have seen, by which an evaluation refuses them."
+        "`models/model.pt` and `models/model.safetensors` hold the same tensors, flat. The index buffers of "
+        "MONAI's window attention are not among them: they follow from the window size. Both carry salted hashes of "
+        "the subjects and images that the weights have seen, by which an evaluation refuses them."
     )
     if facts.onnx is None:
         return text + "\n\nThis package comes without an ONNX file."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from custom.conversion import sizes
 from custom.provenance import Record, as_metadata, with_records
 from custom.release.errors import ReleaseError
-from custom.weights import is_index, load_checkpoint, transfer
+from custom.weights import load_checkpoint, transfer
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,6 @@ def network_of(config: Mapping[str, Any]) -> nn.Module:
 def fill(network: nn.Module, weights: Path) -> dict[str, Tensor]:
     """Put a checkpoint into the network and return what is to be released: one contiguous tensor a name, on the CPU.
 
-    The index buffers stay. They could be rebuilt, but `monai.bundle onnx_export` and `ckpt_export` load through
-    ignite, strictly, and refuse a checkpoint without them; the same goes for a plain `load_state_dict`.
-
     Raises:
         WeightsError: a checkpoint with pickled code, or one that does not fit the network.
         ReleaseError: values that are not finite.
@@ -71,16 +68,9 @@ def fill(network: nn.Module, weights: Path) -> dict[str, Tensor]:
 
 
 def as_pt(state: Mapping[str, Tensor], records: Sequence[Record]) -> bytes:
-    """`model.pt`: flat, with the records of what the weights have seen.
-
-    Equal index buffers share one storage, so that they take 1 MB rather than 7 at window 7.
-    """
-    shared: dict[bytes, Tensor] = {}
-    content = {}
-    for name, tensor in state.items():
-        content[name] = shared.setdefault(tensor.numpy().tobytes(), tensor) if is_index(name) else tensor
+    """`model.pt`: flat, with the records of what the weights have seen."""
     stream = io.BytesIO()
-    torch.save(with_records(content, records), stream)
+    torch.save(with_records(state, records), stream)
     return stream.getvalue()
 
 

@@ -1,0 +1,1 @@
+"""The app of `main.py`, in parts; MONAI Label looks for this folder."""
