@@ -176,7 +176,7 @@ class Checkpoints:
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(
-                f"{self.resume_from} does not fit the network; resume with the sizes it was trained with: {reason}"
+                f"{self.resume_from} does not fit; resume with the sizes and the version it was trained with: {reason}"
             ) from error
 
     def load_progress(self, trainer: Engine, state: Mapping[str, Any]) -> None:
@@ -268,8 +268,6 @@ class Checkpoints:
 
 
 def save_to(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` without the file's name in the content, and on the disk when it returns."""
+    """`torch.save` without the file's name in the content."""
     with path.open("wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
