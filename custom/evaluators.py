@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 class TolerantEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` that leaves out a batch in which something fails, with an error in the log.
 
-    So the other cases get their results; a full disk, which is no case's fault, ends the run. For handlers such a batch is one without cases: `engine.state.batch` and
-    `engine.state.output` are empty lists. `custom.batch_inference.InferenceTable` names the missing cases at the end.
+    So the other cases get their results; a full disk, which is no case's fault, ends the run. For handlers such a batch
+    is one without cases: `engine.state.batch` and `engine.state.output` are empty lists.
+    `custom.batch_inference.InferenceTable` names the missing cases at the end.
     The traceback is in the log at the level `DEBUG`.
     """
 
