@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from released import checkout, packages, unpacked, weights  # noqa: F401  fixtures
 
 SPACING = 6.0  # mm, of the tiny volumes
 
