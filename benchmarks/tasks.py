@@ -57,7 +57,8 @@ def build(cell: Cell, wrap: Callable[[nn.Module], nn.Module] = lambda network: n
     network = build_network(cell).to(device)
     size = cell.volume if cell.task.startswith("infer") else (cell.roi,) * 3
     count = cell.batch * (2 if cell.task == "pretrain" else 1)
-    pair = symmetric_pair(torch.randn(count, 1, *size)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    pair = symmetric_pair(torch.randn(count, 1, *size, generator=generator)).to(device)
     if cell.task.startswith("infer"):
         return inference(cell, network.eval(), pair)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=cell.device == "cuda" or None)
