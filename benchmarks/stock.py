@@ -4,8 +4,6 @@ Each network is ours with MONAI's own `SwinTransformer`, so that parameters, los
 runs one forward pass per view and per half of the pair, as the reference does; else both halves of all views share one.
 """
 
-from itertools import chain
-
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ class StockEncoding:
 
     def use_stock_encoder(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
         self.separate = separate
-        self.swinViT = SwinTransformer(
+        swin = SwinTransformer(
             in_chans=1,
             embed_dim=feature_size,
             window_size=(7, 7, 7),
@@ -31,6 +29,8 @@ class StockEncoding:
             use_checkpoint=use_checkpoint,
             use_flash_attention=not separate,  # MONAI's best setting; it acts without gradients only
         )
+        swin.load_state_dict(self.swinViT.state_dict(), strict=False)  # all but the index of relative positions
+        self.swinViT = swin
 
     def encode(self, pair: Tensor, with_mirrored: bool = False) -> tuple[list[Tensor], Tensor]:
         halves = split_pair(pair)
@@ -81,11 +81,3 @@ class StockUNETR(StockEncoding, SASwinUNETR):
     def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
         super().__init__(out_channels=2, feature_size=feature_size)
         self.use_stock_encoder(feature_size, separate, use_checkpoint)
-
-
-def same_parameters(stock: nn.Module, ours: nn.Module) -> None:
-    """Give a stock network the parameters and buffers of ours, in place."""
-    own = dict(chain(stock.named_parameters(), stock.named_buffers()))
-    with torch.no_grad():
-        for name, tensor in chain(ours.named_parameters(), ours.named_buffers()):
-            own[name].copy_(tensor)

@@ -31,8 +31,7 @@ class Cell:
     Args:
         task: pretrain, classify, segment, infer, or infer_mirrored (with mirror test-time augmentation).
         implementation: `ours`; `stock` (MONAI's naive attention, one pass per view and half), `stock best` (one pass
-            for all, MONAI's fused attention where it acts); with ` recomputed`, gradient checkpointing; with
-            ` compiled`, torch.compile.
+            for all, MONAI's fused attention where it acts); with ` recomputed`, gradient checkpointing.
         dtype: fp32 or bf16 (autocast).
         feature_size: of the encoder.
         batch: symmetric pairs; two views of each in pretraining.
@@ -51,19 +50,20 @@ class Cell:
     device: str
 
 
-def build(cell: Cell) -> Callable[[], Tensor]:
-    """A function that does one step and returns its loss or logits."""
+def build(cell: Cell, wrap: Callable[[nn.Module], nn.Module] = lambda network: network) -> Callable[[], Tensor]:
+    """A function that does one step and returns its loss or logits; `wrap` makes the network a distributed one."""
     torch.manual_seed(0)
     device = torch.device(cell.device)
     network = build_network(cell).to(device)
     size = cell.volume if cell.task.startswith("infer") else (cell.roi,) * 3
     count = cell.batch * (2 if cell.task == "pretrain" else 1)
-    pair = symmetric_pair(torch.randn(count, 1, *size)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    pair = symmetric_pair(torch.randn(count, 1, *size, generator=generator)).to(device)
     if cell.task.startswith("infer"):
         return inference(cell, network.eval(), pair)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=cell.device == "cuda" or None)
     loss_of = objective(cell, pair)
-    run = torch.compile(network) if "compiled" in cell.implementation else network
+    run = wrap(network)
 
     def step() -> Tensor:
         optimizer.zero_grad()

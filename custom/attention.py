@@ -24,6 +24,9 @@ from torch.nn import functional as F
 SCORES_AT_ONCE = 2**19
 """How many scores a backward pass on a CPU holds: those that stay in its cache."""
 
+GPU_SCORES_AT_ONCE = 2**28
+"""How many on a GPU: half a gigabyte in bf16."""
+
 
 class Interval(NamedTuple):
     """`count` neighbouring pieces of one axis, alike: where they start, and what one piece holds."""
@@ -126,9 +129,24 @@ def position_bias(table: Tensor, boxes: Boxes) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """`softmax(Q K^T / sqrt(D) + bias) V`, `(B, H, n, D)`, with gradients to all four; `bias` is `(H, n, m)`."""
-    if query.device.type == "cpu" and torch.is_grad_enabled():  # torch's fused kernel for CPUs gives the bias none
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype)[None])
+    if query.device.type == "cpu":  # torch's fused kernel for CPUs gives the bias no gradient
         return _Attend.apply(query, key, value, bias)
-    return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype)[None])
+    return attend_in_parts(query, key, value, bias)
+
+
+def attend_in_parts(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scores_at_once: int = GPU_SCORES_AT_ONCE
+) -> Tensor:
+    """As `attend`, with torch's kernel in both directions, some boxes at a time.
+
+    Backward, the kernel for GPUs writes the bias' gradient for every box, before they are summed.
+    """
+    step = max(1, scores_at_once // bias.numel())
+    mask = bias.to(query.dtype)[None]
+    parts = zip(*(tensor.split(step) for tensor in (query, key, value)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part, mask) for part in parts])
 
 
 class _Attend(torch.autograd.Function):

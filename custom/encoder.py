@@ -76,7 +76,7 @@ class FusedStage(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         batch, *size, width = tokens.shape
         shapes = tuple((tuple(block.window_size), tuple(block.shift_size)) for block in self.blocks)
-        find = route.__wrapped__ if torch.compiler.is_compiling() else route  # traced tensors must not be kept
+        find = route if torch.compiler.is_exporting() else kept_route  # an exporter's tensors must not be kept
         steps, boxes = find(batch, tuple(size), shapes, tokens.device)
         run = partial(checkpoint, use_reentrant=False) if self.use_checkpoint else lambda f, *inputs: f(*inputs)
         tokens = tokens.reshape(-1, width)
@@ -105,7 +105,6 @@ Step = tuple[Tensor, Tensor]
 """An order of tokens, seen from the one before, and the way back."""
 
 
-@lru_cache(maxsize=32)
 def route(
     batch: int, size: tuple[int, ...], shapes: tuple[tuple[tuple[int, ...], ...], ...], device: torch.device
 ) -> tuple[tuple[Step, ...], tuple[tuple[Boxes, ...], ...]]:
@@ -128,6 +127,9 @@ def route(
         tuple((torch.from_numpy(step).to(device), torch.from_numpy(np.argsort(step)).to(device)) for step in steps),
         tuple(tuple(kind.to(device) for kind in boxes) for _, boxes in tilings),
     )
+
+
+kept_route = torch.compiler.disable(lru_cache(maxsize=32)(route))
 
 
 def block_attention(block: SwinTransformerBlock, tokens: Tensor, tiles: tuple[Boxes, ...]) -> Tensor:

@@ -28,11 +28,10 @@ def quarter_turns(volumes: Tensor, turns: Tensor) -> Tensor:
     """
     if volumes.shape[-1] != volumes.shape[-2]:
         raise ValueError(f"quarter turns need Y = Z, got an ROI of {tuple(volumes.shape[-3:])}; change roi_size")
-    out = volumes.clone()
-    for turn in (1, 2, 3):
-        chosen = turns == turn
-        out[chosen] = volumes[chosen].rot90(turn, dims=(-2, -1))
-    return out
+    turns = turns.view(-1, 1, 1, 1, 1)
+    out = torch.where(turns % 2 == 1, volumes.mT, volumes)  # no choice of volumes that a GPU would have to wait for
+    out = torch.where((turns == 1) | (turns == 2), out.flip(-2), out)
+    return torch.where(turns >= 2, out.flip(-1), out)
 
 
 def random_cuboids(
