@@ -190,6 +190,18 @@ def test_reflected_brains_are_measured_where_there_is_no_control(finished):
     assert by_hand > 0
 
 
+def test_the_normative_score_is_one_cell_for_all_seeds_and_needs_no_training(finished):
+    plan, folder, _ = finished
+    plan.named["variant"]["image"] = {}
+    arm = Arm("normative", "image")
+    cells = [plan.cell(arm, seed) for seed in (0, 1)]
+    assert cells[0].digest == cells[1].digest
+    assert [why for _, why in run_all(cells, folder, ["cpu"], 1)] == [None, None]
+    home = folder / "cells" / cells[0].digest
+    assert len(json.loads((home / "result.json").read_text())["cases"]) == 2
+    assert not (home / "models").exists()
+
+
 def test_one_bad_cell_does_not_lose_the_others(finished, tmp_path):
     plan, folder, _ = finished
     bad = plan.cell(Arm("classify", "plain"), 0)
@@ -199,18 +211,28 @@ def test_one_bad_cell_does_not_lose_the_others(finished, tmp_path):
     assert reasons[1] is None
 
 
-def test_an_arm_that_has_not_run_with_every_seed_is_missing(finished):
+def test_an_arm_is_measured_by_the_seeds_that_have_run_and_the_others_are_named(finished):
     plan, folder, _ = finished
     plan.content["seeds"] = [0, 1]
     collected = collect(plan, folder)
     plan.content["seeds"] = [0]
-    assert collected["arms"] == []
-    assert collected["missing"] == ["plain", "saca", "saca, wrong_axis"]
+    assert [arm["seeds"] for arm in collected["arms"]] == [[0], [0], [0]]
+    assert collected["missing"] == [f"classify: {name}, seed 1" for name in ("plain", "saca", "saca, wrong_axis")]
+
+
+def test_arms_are_compared_over_the_seeds_that_both_have():
+    facts = {name: {"healthy": name in "ab"} for name in "abcd"}
+    right, wrong = [0.1, 0.2, 0.8, 0.9], [0.9, 0.8, 0.2, 0.1]
+    arm = {"task": "classify", "name": "x", "subjects": list("abcd")}
+    one = arm | {"seeds": [0, 1, 2], "scores": [right, wrong, right]}
+    two = arm | {"seeds": [1, 2], "scores": [right, right]}
+    row = compare(one, two, facts, None)
+    assert (row["difference"], row["seeds"], row["n"]) == (-0.5, 2, 4)
 
 
 def test_arms_on_different_cases_are_not_compared():
     facts = {"a": {"healthy": True}, "b": {"healthy": False}, "c": {"healthy": False}}
-    arm = {"task": "classify", "name": "x", "subjects": ["a", "b"], "scores": [[0.1, 0.2]]}
+    arm = {"task": "classify", "name": "x", "seeds": [0], "subjects": ["a", "b"], "scores": [[0.1, 0.2]]}
     with pytest.raises(ValueError, match="measured on different cases"):
         compare(arm, arm | {"subjects": ["a", "c"]}, facts, None)
 

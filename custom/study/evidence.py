@@ -181,9 +181,17 @@ def arms_table(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
 
 def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Differences between arms."""
-    lines = ["| arm | against | cases | n | difference | 95 % interval | p | q |", "|---|---|---|---|---|---|---|---|"]
+    head = ["arm", "against", "cases", "n", "seeds", "difference", "95 % interval", "p", "q"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [row["arm"], row["against"], row["group"], str(row["n"]), f"{row['difference']:+.3f}"]
+        cells = [
+            row["arm"],
+            row["against"],
+            row["group"],
+            str(row["n"]),
+            str(row["seeds"]),
+            f"{row['difference']:+.3f}",
+        ]
         lines.append(f"| {' | '.join([*cells, interval(row, '+'), small(row['p']), small(row['q'])])} |")
     return "\n".join(lines) + "\n"
 

@@ -22,21 +22,25 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
 
     Returns:
         The study file's content, the cohort's sizes, the facts of the test subjects, and the arms, each with `seeds`,
-        `seconds` and `scores`, a list per seed in the order of `subjects`. An arm whose cells have not all run is left
-        out and named in `missing`.
+        those that have run, `seconds`, and `scores`, a list per seed in the order of `subjects`. The cells that have
+        not run are named in `missing`.
     """
     facts = cohort.test_facts(folder)
     arms, missing = [], []
     for arm in study.arms:
-        paths = [folder / "cells" / study.cell(arm, seed).digest / "result.json" for seed in study.content["seeds"]]
-        if not all(path.exists() for path in paths):
-            missing.append(arm.name)
+        cells = {seed: study.cell(arm, seed) for seed in study.content["seeds"]}
+        found = {seed: folder / "cells" / cell.digest / "result.json" for seed, cell in cells.items()}
+        missing += [cell.name for seed, cell in cells.items() if not found[seed].exists()]
+        seeds = [seed for seed, path in found.items() if path.exists()]
+        paths = [found[seed] for seed in seeds]
+        if not paths:
             continue
         results = [json.loads(path.read_text()) for path in paths]
         subjects = [subject for subject in facts if subject in results[0]["cases"]]
         arms.append(
             describe(arm)
             | {
+                "seeds": seeds,
                 "seconds": [result["seconds"] for result in results],
                 "commits": sorted({str(result["commit"]) for result in results}),
                 "subjects": subjects,
@@ -49,7 +53,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def reflected(paths: Sequence[Path], subjects: Sequence[str]) -> dict[str, Any]:
-    """Scores of the reflected brains, where they were measured with every seed."""
+    """Scores of the reflected brains, where they were measured with all of the seeds."""
     own = [path.with_name("reflected.json") for path in paths]
     if not all(path.exists() for path in own):
         return {}
@@ -69,7 +73,7 @@ def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
     compared = []
     for first, second, group in study.comparisons:
         found = [by_name.get((arm.task, arm.name)) for arm in (first, second)]
-        if all(found):
+        if all(found) and set(found[0]["seeds"]) & set(found[1]["seeds"]):
             row = {"task": first.task, "arm": first.name, "against": second.name, "group": group or "all"}
             compared.append(row | compare(*found, collected["facts"], groups[group or "all"]))
     for row, value in zip(
@@ -80,13 +84,17 @@ def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def columns(
-    arm: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Sequence[Any]] | None
+    arm: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    group: Mapping[str, Sequence[Any]] | None,
+    seeds: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Truth `(N,)`, whether a subject is a patient, and scores `(S, N)` of an arm's cases in a group."""
+    """Truth `(N,)`, whether a subject is a patient, and scores `(S, N)` of an arm's cases in a group, of some seeds."""
     chosen = members({subject: facts[subject] for subject in arm["subjects"]}, group)
     kept = [i for i, subject in enumerate(arm["subjects"]) if subject in chosen]
     truth = np.array([not facts[arm["subjects"][i]]["healthy"] for i in kept])
-    return truth, np.array(arm["scores"])[:, kept]
+    rows = [arm["seeds"].index(seed) for seed in (arm["seeds"] if seeds is None else seeds)]
+    return truth, np.array(arm["scores"])[np.ix_(rows, kept)]
 
 
 def figure_of(task: str) -> Any:
@@ -125,17 +133,18 @@ def compare(
     facts: Mapping[str, Mapping[str, Any]],
     group: Mapping[str, Sequence[Any]] | None,
 ) -> dict[str, Any]:
-    """The difference between two arms with its interval and p-value; cases that only one of them has are left out.
+    """The difference between two arms over the seeds that both have, with its interval and p-value.
 
     Raises:
         ValueError: when the arms were not measured on the same cases.
     """
-    truth, one = columns(first, facts, group)
-    other_truth, other = columns(second, facts, group)
     if first["subjects"] != second["subjects"]:
         raise ValueError(f"{first['name']} and {second['name']} were measured on different cases")
+    common = [seed for seed in first["seeds"] if seed in second["seeds"]]
+    truth, one = columns(first, facts, group, common)
+    _, other = columns(second, facts, group, common)
     figure = figure_of(first["task"])
     low, high = difference_interval(figure, truth, one, other)
-    p = sign_flip(one, other) if first["task"] == "segment" else delong(other_truth, one, other)
+    p = sign_flip(one, other) if first["task"] == "segment" else delong(truth, one, other)
     difference = figure(truth, one) - figure(truth, other)
-    return {"difference": difference, "low": low, "high": high, "p": p, "n": len(truth)}
+    return {"difference": difference, "low": low, "high": high, "p": p, "n": len(truth), "seeds": len(common)}
