@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from monai.data import MetaTensor
 from monai.networks.layers import Conv
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
@@ -60,7 +61,7 @@ class SymmetryAwareEncoding(nn.Module):
     def hidden(self, pair: Tensor, with_mirrored: bool) -> list[Tensor]:
         """Features before their normalisation, of the images and, if needed, then of their counterparts."""
         _check_size(pair, self.swinViT.patch_size[0] ** 5)
-        image, mirrored = split_pair(pair)
+        image, mirrored = _halves(pair)
         images = self.encoder_input(image, mirrored)
         if self.symmetry is None and not with_mirrored:
             return self.swinViT.hidden(images)
@@ -285,11 +286,11 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
 
     def forward(self, pair: Tensor) -> Tensor:
         hidden, mirrored = self.encode(pair)
-        return self.decode(self.encoder_input(*split_pair(pair)), hidden, mirrored)
+        return self.decode(self.encoder_input(*_halves(pair)), hidden, mirrored)
 
     def predict_both(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the pair, and of the pair with its halves swapped (the mirrored brain), from one encoder pass."""
-        image, mirrored = split_pair(pair)
+        image, mirrored = _halves(pair)
         images = torch.cat([self.encoder_input(image, mirrored), self.encoder_input(mirrored, image)])
         hidden = self.swinViT(images)
         counterparts = None if self.symmetry is None else hidden[BOTTLENECK].roll(len(pair), dims=0)
@@ -317,6 +318,11 @@ def asymmetry(features: Tensor, mirrored: Tensor) -> Tensor:
     Differences come before the mean: the means of a volume's features and of its mirror image's are nearly the same.
     """
     return pool((features - mirrored).abs())
+
+
+def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
+    """`split_pair` without MONAI's metadata, which would be sliced along with every slice of the features."""
+    return split_pair(pair.as_tensor() if isinstance(pair, MetaTensor) else pair)
 
 
 def _swin(
