@@ -29,9 +29,9 @@ def quarter_turns(volumes: Tensor, turns: Tensor) -> Tensor:
     if volumes.shape[-1] != volumes.shape[-2]:
         raise ValueError(f"quarter turns need Y = Z, got an ROI of {tuple(volumes.shape[-3:])}; change roi_size")
     turns = turns.view(-1, 1, 1, 1, 1)
-    out = torch.where(turns % 2 == 1, volumes.mT, volumes)  # no choice of volumes that a GPU would have to wait for
-    out = torch.where((turns == 1) | (turns == 2), out.flip(-2), out)
-    return torch.where(turns >= 2, out.flip(-1), out)
+    # Chosen voxel by voxel: a GPU would have to wait for a choice of volumes.
+    half = torch.where(turns >= 2, volumes.rot90(2, dims=(-2, -1)), volumes)
+    return torch.where(turns % 2 == 1, half.rot90(1, dims=(-2, -1)), half)
 
 
 def random_cuboids(
