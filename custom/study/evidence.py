@@ -96,20 +96,21 @@ def answers(studies: Sequence[Mapping[str, Any]]) -> str:
     """What was asked, and what the studies answer."""
     lines = [
         "## Questions and answers\n",
-        "| question | answer | difference | 95 % interval | q |",
-        "|---|---|---|---|---|",
+        "| question | answer | difference | 95 % interval | q | seeds | n |",
+        "|---|---|---|---|---|---|---|",
     ]
     for study in studies:
         for row in study["summary"]["comparisons"]:
             cells = [question(row), answer(row), f"{row['difference']:+.3f}", interval(row, "+"), small(row["q"])]
+            cells += [str(row["seeds"]), str(row["n"])]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def question(row: Mapping[str, Any]) -> str:
-    """A comparison as a question; the study's own words where it has any."""
+    """A comparison as a question."""
     where = "" if row["group"] == "all" else f" ({row['group']})"
-    return row.get("asks") or f"Is {row['arm']} better than {row['against']} in {FIGURES[row['task']]}{where}?"
+    return f"Is {row['arm']} better than {row['against']} in {FIGURES[row['task']]}{where}?"
 
 
 def answer(row: Mapping[str, Any]) -> str:
@@ -131,8 +132,17 @@ def section(study: Mapping[str, Any]) -> str:
     if study["summary"]["comparisons"]:
         parts.append(comparisons_table(study["summary"]["comparisons"]))
     if study["missing"]:
-        parts.append(f"Not run yet: {'; '.join(study['missing'])}.\n")
+        parts.append(f"Not run yet: {not_run(study['missing'])}.\n")
     return "\n".join(parts)
+
+
+def not_run(missing: Sequence[str]) -> str:
+    """Cells that have not run, by arm: from `arm, seed 1` and `arm, seed 2` to `arm (seeds 1, 2)`."""
+    seeds: dict[str, list[str]] = {}
+    for name in missing:
+        arm, _, seed = name.rpartition(", seed ")
+        seeds.setdefault(arm, []).append(seed)
+    return "; ".join(f"{arm} (seed{'s' * (len(own) > 1)} {', '.join(own)})" for arm, own in seeds.items())
 
 
 def plot_names(study: Mapping[str, Any]) -> list[str]:
