@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,8 +48,6 @@ class SwinEncoder(nn.Module):
 
     def hidden(self, image: Tensor) -> list[Tensor]:
         """Features of each scale before their normalisation, `(B, X, Y, Z, C)`."""
-        if isinstance(image, MetaTensor):  # its place in space means nothing to tokens
-            image = image.as_tensor()
         tokens = [self.patch_embed(image).permute(0, 2, 3, 4, 1)]
         for stage in (self.layers1, self.layers2, self.layers3, self.layers4):
             tokens.append(stage[0](tokens[-1]))
