@@ -29,6 +29,8 @@ def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):  # a subject's name in JSON may be what no terminal can show
+            stream.reconfigure(errors="backslashreplace")
         try:
             command(*args, **options)
         except UserError as error:

@@ -1,6 +1,6 @@
 """Run a study, or make the page of evidence.
 
-`python -m custom.study studies/classify.yaml --work /tmp/classify` runs what is missing of the grid and writes the
+`python -m custom.study studies/classify.yaml --work WORK` runs what is missing of the grid and writes the
 study's JSON; `python -m custom.study evidence` makes `docs/evidence.md` from all of them.
 """
 

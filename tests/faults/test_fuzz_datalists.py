@@ -19,7 +19,7 @@ from custom.errors import UserError
 from custom.saving import result_path
 
 FAST = settings(
-    max_examples=100,
+    max_examples=40,
     derandomize=True,
     deadline=60_000,
     suppress_health_check=list(HealthCheck),
@@ -210,7 +210,7 @@ def fuzz(how, places, watch):
     assert {file.name for file in places.iterdir()} <= {"data", "secret", "out", "list.json", ".contents.cache"}
 
 
-def test_100_fuzzed_datalists_end_in_a_sentence_and_touch_nothing_else(places, watch):
+def test_40_fuzzed_datalists_end_in_a_sentence_and_touch_nothing_else(places, watch):
     fuzz(FAST, places, watch)
 
 
