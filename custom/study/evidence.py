@@ -96,12 +96,20 @@ def answers(studies: Sequence[Mapping[str, Any]]) -> str:
     """What was asked, and what the studies answer."""
     lines = [
         "## Questions and answers\n",
-        "| question | answer | difference | 95 % interval | q | seeds | n |",
-        "|---|---|---|---|---|---|---|",
+        "| study | question | answer | difference | 95 % interval | q | seeds | n |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for study in studies:
         for row in study["summary"]["comparisons"]:
-            cells = [question(row), answer(row), f"{row['difference']:+.3f}", interval(row, "+"), small(row["q"])]
+            title = study["study"].get("title", study["study"]["name"])
+            cells = [
+                title,
+                question(row),
+                answer(row),
+                f"{row['difference']:+.3f}",
+                interval(row, "+"),
+                small(row["q"]),
+            ]
             cells += [str(row["seeds"]), str(row["n"])]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
