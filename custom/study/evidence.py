@@ -168,7 +168,7 @@ def cohort_line(study: Mapping[str, Any]) -> str:
     settings = {
         key: own[key] for key in ("cohort", "grid", "settings", "classify", "segment", "pretrain") if key in own
     }
-    commits = sorted({commit[:8] for arm in study["arms"] for commit in arm["commits"]})
+    commits = sorted({commit[:8] + commit[40:] for arm in study["arms"] for commit in arm["commits"]})  # "+changes"
     details = "; ".join(
         f"{part}: {', '.join(f'{k} {v}' for k, v in values.items())}" for part, values in settings.items()
     )
