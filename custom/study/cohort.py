@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from custom import phantom, prepare
+from custom.files import write_whole
 from custom.study.plan import Study, StudyError
 
 FACTS = ("healthy", "side", "diagnosis")
@@ -42,7 +43,8 @@ def keep_common(folder: Path) -> None:
         kept = {entry["subject"] for entries in read_lists(path).values() for entry in entries}
         own = folder / "cohort" / "datalists" / path.name
         lists = {name: [e for e in entries if e["subject"] in kept] for name, entries in read_lists(own).items()}
-        own.write_text(json.dumps(lists, indent=2) + "\n")
+        if lists != read_lists(own):  # another study may be reading it
+            write_whole(own, json.dumps(lists, indent=2) + "\n")
 
 
 def read_lists(path: Path) -> dict[str, list[dict[str, Any]]]:

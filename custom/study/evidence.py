@@ -96,12 +96,20 @@ def answers(studies: Sequence[Mapping[str, Any]]) -> str:
     """What was asked, and what the studies answer."""
     lines = [
         "## Questions and answers\n",
-        "| question | answer | difference | 95 % interval | q | seeds | n |",
-        "|---|---|---|---|---|---|---|",
+        "| study | question | answer | difference | 95 % interval | q | seeds | n |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for study in studies:
         for row in study["summary"]["comparisons"]:
-            cells = [question(row), answer(row), f"{row['difference']:+.3f}", interval(row, "+"), small(row["q"])]
+            title = study["study"].get("title", study["study"]["name"])
+            cells = [
+                title,
+                question(row),
+                answer(row),
+                f"{row['difference']:+.3f}",
+                interval(row, "+"),
+                small(row["q"]),
+            ]
             cells += [str(row["seeds"]), str(row["n"])]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -160,7 +168,7 @@ def cohort_line(study: Mapping[str, Any]) -> str:
     settings = {
         key: own[key] for key in ("cohort", "grid", "settings", "classify", "segment", "pretrain") if key in own
     }
-    commits = sorted({commit[:8] for arm in study["arms"] for commit in arm["commits"]})
+    commits = sorted({commit[:8] + commit[40:] for arm in study["arms"] for commit in arm["commits"]})  # "+changes"
     details = "; ".join(
         f"{part}: {', '.join(f'{k} {v}' for k, v in values.items())}" for part, values in settings.items()
     )

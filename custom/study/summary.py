@@ -49,6 +49,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             | reflected(paths, subjects)
         )
     sizes = cohort.sizes(folder)
+    missing = list(dict.fromkeys(missing))
     return {"study": study.content, "sizes": sizes, "facts": facts, "arms": arms, "missing": missing}
 
 
