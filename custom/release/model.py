@@ -57,7 +57,7 @@ def fill(network: nn.Module, weights: Path) -> dict[str, Tensor]:
     """Put a checkpoint into the network and return what is to be released: one contiguous tensor a name, on the CPU.
 
     Raises:
-        WeightsError: a checkpoint with pickled code or values that are not finite, or one that does not fit the network.
+        WeightsError: a checkpoint with pickled code or values that are not finite, or one that does not fit.
     """
     transfer(network, load_checkpoint(weights), parts=("",), minimum=1.0)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
