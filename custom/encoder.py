@@ -74,22 +74,29 @@ class FusedStage(nn.Module):
         self.register_load_state_dict_pre_hook(_without_index)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        batch, *size, width = tokens.shape
+        tracing = torch.jit.is_tracing()
+        batch, *size, width = map(int, tokens.shape) if tracing else tokens.shape
         shapes = tuple((tuple(block.window_size), tuple(block.shift_size)) for block in self.blocks)
-        find = route if torch.compiler.is_exporting() else kept_route  # an exporter's tensors must not be kept
+        exporting = tracing or torch.compiler.is_exporting()  # an exporter's tensors must not be kept
+        find = route if exporting else kept_route
         steps, boxes = find(batch, tuple(size), shapes, tokens.device)
         run = partial(checkpoint, use_reentrant=False) if self.use_checkpoint else lambda f, *inputs: f(*inputs)
         tokens = tokens.reshape(-1, width)
         for block, step, tiles in zip(self.blocks, steps, boxes, strict=False):
-            tokens = Reordered.apply(tokens, *step)
+            tokens = reordered(tokens, *step)
             tokens = tokens + run(block_attention, block, tokens, tiles)
             tokens = tokens + run(_feed_forward, block, tokens)
-        merged = Reordered.apply(tokens, *steps[-1]).view(batch, *(side // 2 for side in size), 8 * width)
+        merged = reordered(tokens, *steps[-1]).view(batch, *(side // 2 for side in size), 8 * width)
         return self.downsample.reduction(self.downsample.norm(merged))
 
 
+def reordered(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """`tokens[order]`, given the inverse order, too, for the way back."""
+    return Reordered.apply(tokens, order, inverse) if torch.is_grad_enabled() else tokens.index_select(0, order)
+
+
 class Reordered(torch.autograd.Function):
-    """`tokens[order]`, given the inverse order, too: its backward pass takes where that of indexing would add."""
+    """`reordered` with gradients: its backward pass takes where that of indexing would add."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

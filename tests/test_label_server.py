@@ -256,7 +256,9 @@ def test_masks_after_training_are_those_of_the_new_weights_also_after_a_restart(
 def test_one_bad_image_of_many_is_named_and_the_others_are_done(session):
     batch = session["told"]["batch"]
     assert batch["status"] == "ERROR"
-    assert "1 of 5 images failed, the others are done: empty: " in batch["details"][-1]
+    assert any(
+        "1 of 5 images failed, the others are done: empty: " in line for line in batch["details"]
+    )  # or a thread logs last
     kept = {path.name for path in (session["studies"] / "labels" / "original").iterdir()}
     assert kept == {f"{name}.nii.gz" for name in HEADS}
 

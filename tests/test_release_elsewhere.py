@@ -174,7 +174,7 @@ def test_a_package_verifies_and_lists_itself(elsewhere, package):
     assert "files as they were built" in run(elsewhere, folder, "-m", "custom.release", "verify", ".")
     said = run(elsewhere, folder, "-m", "custom.release", "inspect", ".")
     assert "custom.networks.SASwin" in said
-    assert "\n0 callables from elsewhere" in said
+    assert "\n0 things from elsewhere" in said
 
 
 def test_inference_gives_what_the_repository_gives(elsewhere, released, package, tiny_cohort):
