@@ -173,8 +173,9 @@ def test_a_package_verifies_and_lists_itself(elsewhere, package):
     _, folder, _ = package
     assert "files as they were built" in run(elsewhere, folder, "-m", "custom.release", "verify", ".")
     said = run(elsewhere, folder, "-m", "custom.release", "inspect", ".")
+    schema = json.loads((folder / "configs" / "metadata.json").read_text())["schema"]
     assert "custom.networks.SASwin" in said
-    assert "\n0 things from elsewhere" in said
+    assert [line for line in said.splitlines() if line.startswith("! ")] == [f"! {schema}"]
 
 
 def test_inference_gives_what_the_repository_gives(elsewhere, released, package, tiny_cohort):
