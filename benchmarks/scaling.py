@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.tasks import Cell, build, memory, timed
 from benchmarks.throughput import circumstances, contest, seconds
+from custom.files import write_whole
 
 
 def run(
@@ -59,9 +60,8 @@ def run(
         rows.append(distributed(share, count, repeats))
     content = {"circumstances": circumstances(device), "rows": rows}
     path = Path(output) / f"scaling_{device}_{datetime.date.today()}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(content))
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path.with_suffix(".md"), table(content))
     sys.stdout.write(table(content))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, pool
 from custom.symmetry import split_pair
+from custom.weights import transfer
 
 
 class StockEncoding:
@@ -29,7 +30,7 @@ class StockEncoding:
             use_checkpoint=use_checkpoint,
             use_flash_attention=not separate,  # MONAI's best setting; it acts without gradients only
         )
-        swin.load_state_dict(self.swinViT.state_dict(), strict=False)  # all but the index of relative positions
+        transfer(swin, self.swinViT.state_dict(), parts=("",), minimum=1.0)
         self.swinViT = swin
 
     def encode(self, pair: Tensor, with_mirrored: bool = False) -> tuple[list[Tensor], Tensor]:

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,8 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from benchmarks.tasks import DTYPES, Cell, largest_batch, measured_peak, samples, serve
+from custom.files import write_whole
+from custom.run_record import commit
 
 TASKS = ("pretrain", "classify", "segment", "infer_mirrored", "infer")
 CONTESTANTS = {
@@ -118,15 +119,9 @@ def circumstances(device: str) -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name() if device == "cuda" else hardware,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "monai", "numpy")},
         "python": platform.python_version(),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + (" with changes" if git("status", "--porcelain", "custom") else ""),
+        "commit": commit(),
         "peak_flops": peaks,
     }
-
-
-def git(*arguments: str) -> str:
-    """What git says, without the line's end."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def report(content: Mapping[str, Any]) -> str:
@@ -263,9 +258,8 @@ def search_batches(path: Path, content: dict[str, Any], end: float) -> None:
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """The JSON file and the table beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".md").write_text(report(content))
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path.with_suffix(".md"), report(content))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,8 @@ class Checkpoints:
         state = read_checkpoint(self.resume_from)
         self.load_objects(state)
         self.load_progress(trainer, state)
-        trainer.scaler and trainer.scaler.load_state_dict(state["scaler"])
+        if trainer.scaler:
+            trainer.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"], state["best_epoch"]
         done = trainer.state.iteration % trainer.state.epoch_length

@@ -82,7 +82,7 @@ class FusedStage(nn.Module):
         steps, boxes = find(batch, tuple(size), shapes, tokens.device)
         run = partial(checkpoint, use_reentrant=False) if self.use_checkpoint else lambda f, *inputs: f(*inputs)
         tokens = tokens.reshape(-1, width)
-        for block, step, tiles in zip(self.blocks, steps, boxes, strict=False):
+        for block, step, tiles in zip(self.blocks, steps[:-1], boxes, strict=True):
             tokens = reordered(tokens, *step)
             tokens = tokens + run(block_attention, block, tokens, tiles)
             tokens = tokens + run(_feed_forward, block, tokens)
@@ -170,6 +170,6 @@ def _channels_first(tokens: Tensor) -> Tensor:
 
 
 def _without_index(stage: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Drop the index buffers of a checkpoint by MONAI, or by this project before 0.2."""
+    """Drop the index buffers of a checkpoint by MONAI, or by this project before it left them out."""
     for name in [name for name in state if name.startswith(prefix) and name.endswith("relative_position_index")]:
         del state[name]

@@ -34,7 +34,7 @@ class TolerantEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         except Exception as error:
             cause = root_cause(error)
-            if isinstance(cause, WriteError) and _error_number(cause) in OF_THE_PLACE:
+            if isinstance(cause, WriteError) and cause.errno in OF_THE_PLACE:
                 raise
             files, reason = ", ".join(_files(batchdata)), str(cause) or type(cause).__name__
             logger.error("left out: %s", reason if files in reason else f"{files}: {reason}")
@@ -43,13 +43,6 @@ class TolerantEvaluator(SupervisedEvaluator):
             torch.cuda.empty_cache()
         engine.state.batch, engine.state.output = [], []
         return engine.state.output
-
-
-def _error_number(error: BaseException | None) -> int | None:
-    """The system's number of an error, or of what it came from."""
-    while error is not None and getattr(error, "errno", None) is None:
-        error = error.__cause__ or error.__context__
-    return getattr(error, "errno", None)
 
 
 def _files(batchdata: Mapping[str, Any]) -> list[str]:

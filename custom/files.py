@@ -94,7 +94,9 @@ def unwritable(path: Path, error: OSError) -> WriteError:
     """What hinders writing a file, in a sentence."""
     advice = "make room there" if error.errno in _FULL else "see that its file system is there and may be written to"
     why = error.strerror or str(error)
-    return WriteError(f"{path} cannot be written: {why}{_free(path)}; {advice}, then run the same command again")
+    found = WriteError(f"{path} cannot be written: {why}{_free(path)}; {advice}, then run the same command again")
+    found.errno = error.errno
+    return found
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.data import decollate_batch
@@ -75,7 +74,7 @@ class CaseTable:
         engine.state.cases = rows
         summary = dict(self.summary(rows)) if self.summary and rows else {}
         engine.state.metrics.update({name: value for name, value in summary.items() if name.split("_")[0] != "n"})
-        if self.output_dir and (not dist.is_initialized() or dist.get_rank() == 0):
+        if self.output_dir and idist.get_rank() == 0:
             write_csv(self.output_dir / f"{self.name}.csv", rows)
             if summary:
                 write_json(
@@ -123,17 +122,8 @@ def plane_columns(item: Mapping[str, Any]) -> Row:
 
 def gathered(rows: Sequence[Row]) -> list[Row]:
     """Rows of all ranks, each case once, ordered by subject and file."""
-    unique = {(row["subject"], row["image"]): row for part in over_processes(list(rows)) for row in part}
+    unique = {(row["subject"], row["image"]): row for part in idist.all_gather(list(rows)) for row in part}
     return [unique[key] for key in sorted(unique)]
-
-
-def over_processes(value: Any) -> list[Any]:
-    """What each process has, in order of rank: to be asked by all together."""
-    if not dist.is_initialized():
-        return [value]
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -194,7 +184,7 @@ class LossParts:
 
     def state_dict(self) -> dict[str, list[list[dict[str, float]]]]:
         """The values of the epoch so far, of every process: to be asked by all together."""
-        return {"values": over_processes(self.values)}
+        return {"values": idist.all_gather(self.values)}
 
     def load_state_dict(self, state: Mapping[str, list[list[dict[str, float]]]]) -> None:
         self.values[:] = state["values"][idist.get_rank()]

@@ -124,10 +124,11 @@ class MirroredSlidingWindow(Inferer):
         """Logits `(K, x, y, z)` of some windows, and where each starts; those of the mirrored brain reflected back."""
         windows = torch.cat([pair[:, :, x : x + roi[0], y : y + roi[1], z : z + roi[2]] for x, y, z in starts])
         with torch.autocast(pair.device.type, torch.bfloat16, enabled=self.half):
-            logits, swapped = network.predict_both(windows) if self.mirrored else (network(windows), ())
+            logits, swapped = network.predict_both(windows) if self.mirrored else (network(windows), None)
         yield from zip(starts, logits, strict=True)
-        for (x, y, z), window in zip(starts, swapped, strict=False):
-            yield (pair.shape[2] - roi[0] - x, y, z), mirror(window)
+        if swapped is not None:
+            for (x, y, z), window in zip(starts, swapped, strict=True):
+                yield (pair.shape[2] - roi[0] - x, y, z), mirror(window)
 
 
 def symmetric_starts(size: int, roi: int, overlap: float) -> list[int]:

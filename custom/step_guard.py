@@ -10,8 +10,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from custom.errors import NumbersError
-from custom.handlers import names_of, over_processes
-from custom.weights import is_index
+from custom.handlers import names_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class StepGuard:
 
     def remember(self) -> None:
         """What the forward pass changes: the running means of batch norm."""
-        self.buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers() if not is_index(name)}
+        self.buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
 
     def __call__(self, engine: Engine) -> None:
         scaler = engine.scaler if engine.amp else None
@@ -96,7 +95,7 @@ def fault_of(loss: Tensor, norm: Tensor | None) -> str:
 def faulty_cases(engine: Engine, fault: str) -> list[str]:
     """The fault and the cases of the batch, of every process that has one: to be asked by all processes together."""
     own = [f"{fault} in the batch of {names_of(engine.state.batch)}"] if fault else []
-    return [text for part in over_processes(own) for text in part]
+    return [text for part in idist.all_gather(own) for text in part]
 
 
 def check_weights(network: nn.Module) -> None:

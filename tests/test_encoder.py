@@ -160,3 +160,11 @@ def test_an_export_computes_the_same_and_leaves_nothing_behind():
     network, image = SwinEncoder(swin(4)).eval(), torch.randn(1, 1, 64, 32, 32)
     exported = torch.export.export(network, (image,)).module()
     torch.testing.assert_close(exported(image), network(image), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_traced_network_is_saved_and_computes_the_same(tmp_path):
+    network = SwinEncoder(swin(4)).eval()
+    torch.jit.save(torch.jit.trace(network, torch.randn(1, 1, 64, 32, 32)), tmp_path / "traced.ts")
+    image = torch.randn(1, 1, 64, 32, 32)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "traced.ts")(image), network(image), atol=1e-5, rtol=1e-4)

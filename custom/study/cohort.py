@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from custom import phantom, prepare
+from custom.cohort import datalist
 from custom.files import write_whole
 from custom.study.plan import Study, StudyError
 
@@ -49,7 +50,7 @@ def keep_common(folder: Path) -> None:
 
 def read_lists(path: Path) -> dict[str, list[dict[str, Any]]]:
     """A datalist's lists of entries."""
-    return {name: entries for name, entries in json.loads(path.read_text()).items() if isinstance(entries, list)}
+    return {name: entries for name, entries in datalist.read_lists(path).items() if isinstance(entries, list)}
 
 
 def test_facts(folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -1,9 +1,12 @@
 """The page of evidence, made from the studies' JSON files alone: no number in it is written by hand."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from custom.bootstrap import NUM_RESAMPLES
 from custom.errors import UserError
@@ -64,25 +67,25 @@ def write(results: Path, output: Path) -> list[Path]:
     studies = read(results)
     written = []
     for study in studies:
-        for name, figure in plots(study).items():
+        for name, draw in plots(study).items():
             target = output.parent / "evidence" / f"{name}.svg"
-            save_svg(figure, target)
+            save_svg(draw(), target)
             written.append(target)
     write_whole(output, page(studies))
     return [*written, output]
 
 
-def plots(study: Mapping[str, Any]) -> dict[str, Any]:
-    """The study's plots by name: a forest of its arms per task, and a curve over the share of labels."""
+def plots(study: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """What draws the study's plots, by name: a forest of its arms per task, a curve over the share of labels."""
     name = study["study"]["name"]
     rows = study["summary"]["arms"]
     figures = {}
     for task in dict.fromkeys(row["task"] for row in rows):
-        figures[f"{name}_{task}"] = forest([row for row in rows if row["task"] == task], FIGURES[task])
+        figures[f"{name}_{task}"] = partial(forest, [row for row in rows if row["task"] == task], FIGURES[task])
     percents = {(arm["task"], arm["label_percent"]) for arm in study["arms"]}
     for task in dict.fromkeys(arm["task"] for arm in study["arms"]):
         if sum(own == task for own, _ in percents) > 1:
-            figures[f"{name}_{task}_labels"] = label_curve(study, task, FIGURES[task])
+            figures[f"{name}_{task}_labels"] = partial(label_curve, study, task, FIGURES[task])
     return figures
 
 
@@ -134,7 +137,7 @@ def section(study: Mapping[str, Any]) -> str:
     parts = [f"## {own.get('title', own['name'])}\n"]
     if own.get("about"):
         parts.append(own["about"].strip() + "\n")
-    parts += [cohort_line(study), *(f"![{name}](evidence/{name}.svg)\n" for name in plot_names(study))]
+    parts += [cohort_line(study), *(f"![{name}](evidence/{name}.svg)\n" for name in plots(study))]
     for task in dict.fromkeys(row["task"] for row in study["summary"]["arms"]):
         parts.append(arms_table([row for row in study["summary"]["arms"] if row["task"] == task], FIGURES[task]))
     if study["summary"]["comparisons"]:
@@ -151,11 +154,6 @@ def not_run(missing: Sequence[str]) -> str:
         arm, _, seed = name.rpartition(", seed ")
         seeds.setdefault(arm, []).append(seed)
     return "; ".join(f"{arm} (seed{'s' * (len(own) > 1)} {', '.join(own)})" for arm, own in seeds.items())
-
-
-def plot_names(study: Mapping[str, Any]) -> list[str]:
-    """Names of the study's plots."""
-    return list(plots(study))
 
 
 def cohort_line(study: Mapping[str, Any]) -> str:

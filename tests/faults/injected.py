@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 
+from hypothesis import HealthCheck, settings
+
 
 @contextlib.contextmanager
 def no_room(size=8):
@@ -42,3 +44,14 @@ def full_from(number, monkeypatch, vanishing=None):
 def tree(folder):
     """Every file below a folder, hidden ones too, with its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def fuzzing(examples, seconds, fixed=False):
+    """Settings of a fuzzer: so many examples, each within so many seconds; the same ones every time if `fixed`."""
+    return settings(
+        max_examples=examples,
+        derandomize=fixed,
+        deadline=seconds * 1000,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )

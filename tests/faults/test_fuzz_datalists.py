@@ -9,8 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from injected import fuzzing
 
 from custom import prepare
 from custom.cohort import find_cases, load_datalist
@@ -18,16 +19,7 @@ from custom.cohort.__main__ import build_command, check_command, in_a_sentence, 
 from custom.errors import UserError
 from custom.saving import result_path
 
-FAST = settings(
-    max_examples=40,
-    derandomize=True,
-    deadline=60_000,
-    suppress_health_check=list(HealthCheck),
-    report_multiple_bugs=False,
-)
-FULL = settings(
-    max_examples=1_000, deadline=60_000, suppress_health_check=list(HealthCheck), report_multiple_bugs=False
-)
+FAST, FULL = fuzzing(40, 60, fixed=True), fuzzing(1_000, 60)
 
 PATHS = [
     "a.nii.gz",

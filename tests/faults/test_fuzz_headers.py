@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from injected import fuzzing
 
 from custom.cohort import CohortError
 from custom.cohort.contents import file_hashes
@@ -19,16 +20,7 @@ from custom.errors import UserError, root_cause
 from custom.loading import load_volume
 from custom.transforms import InputContract
 
-FAST = settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=20_000,
-    suppress_health_check=list(HealthCheck),
-    report_multiple_bugs=False,
-)
-FULL = settings(
-    max_examples=10_000, deadline=20_000, suppress_health_check=list(HealthCheck), report_multiple_bugs=False
-)
+FAST, FULL = fuzzing(300, 20, fixed=True), fuzzing(10_000, 20)
 MOST_MEMORY = 2**30
 """Bytes beyond what the process had: a header may claim far more."""
 
