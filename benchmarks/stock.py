@@ -4,11 +4,14 @@ Each network is ours with MONAI's own `SwinTransformer`, so that parameters, los
 runs one forward pass per view and per half of the pair, as the reference does; else both halves of all views share one.
 """
 
+from collections.abc import Sequence
+
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
-from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR, pool
+from custom.heads import pool
+from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.symmetry import split_pair
 from custom.weights import transfer
 
@@ -41,30 +44,32 @@ class StockEncoding:
         both = self.swinViT(torch.cat(halves))
         return [features.chunk(2)[0] for features in both], both[BOTTLENECK].chunk(2)[1]
 
-    def encode_bottleneck(self, pair: Tensor, with_mirrored: bool = False) -> tuple[Tensor, Tensor]:
+    def encode_scales(
+        self, pair: Tensor, scales: Sequence[int], with_mirrored: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
         hidden, mirrored = self.encode(pair)
-        return hidden[BOTTLENECK], mirrored
+        return [(hidden[BOTTLENECK], mirrored)]  # all that the paper reads
 
 
 class StockPretrainer(StockEncoding, SASwinPretrainer):
     """Four encoder passes a step if `separate`: two views, two halves each."""
 
     def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
-        super().__init__(feature_size=feature_size)
+        super().__init__(feature_size=feature_size, readout="paper")
         self.use_stock_encoder(feature_size, separate, use_checkpoint)
 
     def pretext(self, pair: Tensor) -> dict[str, Tensor]:
-        encoded = [self.encode_bottleneck(view) for view in (pair.chunk(2) if self.separate else [pair])]
+        views = pair.chunk(2) if self.separate else [pair]
+        encoded = [self.encode_scales(view, self.scales)[0] for view in views]
         joined = [self.join(*halves) for halves in encoded]
         pooled = torch.cat([pool(features) for features in joined])
         decoded = [nn.Sequential.forward(self.decoder, features) for features in joined]
-        embedding, mirrored = self.embed_pair(*(torch.cat(half) for half in zip(*encoded, strict=True)))
+        halves = tuple(torch.cat(half) for half in zip(*encoded, strict=True))
         return {
             "inpainting": torch.cat(decoded),
             "rotation": self.rotation_head(pooled),
             "contrastive": self.contrastive_head(pooled),
-            "embedding": embedding,
-            "mirrored": mirrored,
+            "asymmetry": self.asymmetry([halves]),
         }
 
 
@@ -72,7 +77,7 @@ class StockClassifier(StockEncoding, SASwinClassifier):
     """Two encoder passes a step if `separate`."""
 
     def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
-        super().__init__(feature_size=feature_size)
+        super().__init__(feature_size=feature_size, readout="paper")
         self.use_stock_encoder(feature_size, separate, use_checkpoint)
 
 

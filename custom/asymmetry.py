@@ -12,6 +12,7 @@ from monai.networks import eval_mode
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
+from custom.heads import asymmetry_of_places
 from custom.networks import SymmetryAwareEncoding
 from custom.symmetry import split_pair
 
@@ -33,8 +34,7 @@ def asymmetry_map(network: SymmetryAwareEncoding, pair: Tensor) -> Tensor:
     both = torch.cat([network.encoder_input(image, mirrored), network.encoder_input(mirrored, image)])
     maps = []
     for features in network.swinViT(both):
-        here, counterpart = features.float().chunk(2)
-        distance = 1 - nn.functional.cosine_similarity(here, counterpart, dim=1).unsqueeze(1)
+        distance = asymmetry_of_places(*features.chunk(2)).unsqueeze(1)
         maps.append(nn.functional.interpolate(distance, size=pair.shape[2:], mode="trilinear"))
     return torch.stack(maps).mean(0)
 

@@ -62,9 +62,10 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         found["depths"] = [len(heads[stage]) for stage in stages]
         found["num_heads"] = [heads[stage][0] for stage in stages]
         found["window_size"] = (round(len(next(iter(tables.values()))) ** (1 / 3)) + 1) // 2  # (2 window - 1)^3 rows
-    norm = tensors.get("head.0.weight")
-    if norm is not None and "feature_size" in found and found["symmetry"] == "saca":
-        found["readout"] = "paper" if len(norm) == 16 * found["feature_size"] else "asymmetry"
+    if any(name.startswith("head.") for name in tensors):
+        found["readout"] = "places" if any(name.startswith("head.3.") for name in tensors) else "paper"
+    elif any(name.startswith("contrastive_head.") for name in tensors):
+        found["readout"] = "paper" if any(name.startswith("symmetry_head.") for name in tensors) else "places"
     for prefix, name in (("contrastive_head.", "embedding_size"), ("head.", "num_classes"), ("out.", "num_classes")):
         if biases := [t for n, t in tensors.items() if n.startswith(prefix) and n.endswith(".bias")]:
             found[name] = len(biases[-1])
@@ -115,7 +116,7 @@ def _shapes(to: str, tensors: Mapping[str, Tensor], in_channels: int) -> dict[st
     if not {"feature_size", "window_size"} <= found.keys():
         raise WeightsError("no Swin encoder among the tensors: no patch embedding, or no window attention")
     names = ["feature_size", "window_size", "depths", "num_heads"]
-    names += {"segment": [], "classify": ["num_classes", "readout"]}.get(to, ["embedding_size"])
+    names += {"segment": [], "classify": ["num_classes", "readout"]}.get(to, ["embedding_size", "readout"])
     arguments = {name: found[name] for name in names if name in found} | {"in_channels": in_channels}
     if to == "segment" and "num_classes" in found:
         arguments["out_channels"] = found["num_classes"]

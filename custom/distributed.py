@@ -24,16 +24,12 @@ def gather_batch(local: Tensor) -> Tensor:
     return torch.cat(all_gather(convert_to_tensor(local, track_meta=False)))
 
 
-def local_batch(gathered: Tensor, size: int) -> Tensor:
-    """This process's rows, `size` of them, of what `gather_batch` put together."""
-    return gathered if len(gathered) == size else gathered.chunk(dist.get_world_size())[dist.get_rank()]
-
-
 class GlobalBatchLoss(nn.Module):
     """A loss over the batches of all processes, where it is not the mean of the losses of cases.
 
     Args:
-        loss: of prediction and target, for example cross-entropy with class weights.
+        loss: of prediction and target, for example cross-entropy with class weights. Of logits at several scales,
+            `(B, K, S)` with labels `(B,)`, it is the mean over the scales: each learns by itself.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -41,4 +37,7 @@ class GlobalBatchLoss(nn.Module):
         self.loss = loss
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        return self.loss(gather_batch(pred), gather_batch(target))
+        pred, target = gather_batch(pred), gather_batch(target)
+        if pred.ndim == 3 and target.ndim == 1:
+            target = target.unsqueeze(1).expand(-1, pred.shape[2])
+        return self.loss(pred, target)

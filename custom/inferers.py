@@ -17,18 +17,18 @@ from monai.networks import eval_mode
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
+from custom.heads import SHARPNESS, peak
 from custom.losses import PretextLoss
-from custom.metrics import asymmetry_score
 from custom.networks import SASwinPretrainer
 from custom.symmetry import mirror
 from custom.views import PrepareViews
 
 
 class WindowedEmbedding(Inferer):
-    """Embed a volume window by window: the mean embedding, and the mean asymmetry of the windows.
+    """Embed a volume window by window: the mean embedding, and the peak asymmetry of the windows.
 
-    The score is taken per window: a lesion breaks the symmetry of the window that holds it, while the mean embeddings
-    of a volume and of its mirror image, over all windows, are the same by construction.
+    The score is taken per window, since a lesion breaks the symmetry of the window that holds it. The peak over windows
+    is that over all of their places (`custom.heads.peak`).
 
     Args:
         roi_size: window in voxels, X Y Z: the ROI of pretraining.
@@ -49,10 +49,10 @@ class WindowedEmbedding(Inferer):
         step = tuple(max(1, int(r * (1 - self.overlap))) for r in roi)
         embeddings, scores = [], []
         for window in dense_patch_slices(size, roi, step):
-            embedding, mirrored = network(inputs[(slice(None), slice(None), *window)]).chunk(2, dim=1)
-            embeddings.append(embedding.float())
-            scores.append(asymmetry_score(embedding, mirrored))
-        return {"embedding": torch.stack(embeddings).mean(0), "asymmetry": torch.stack(scores).mean(0)}
+            result = network(inputs[(slice(None), slice(None), *window)]).float()
+            scores.append(result[:, 0])
+            embeddings.append(result[:, 1:])
+        return {"embedding": torch.stack(embeddings).mean(0), "asymmetry": peak(torch.stack(scores, -1), SHARPNESS)}
 
 
 class MirroredSlidingWindow(Inferer):

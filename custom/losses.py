@@ -24,14 +24,14 @@ OBJECTIVES: dict[str, dict[str, float]] = {
 towards its mirrored counterpart and pushes none apart."""
 
 
-def symmetry_loss(embedding: Tensor, mirrored: Tensor, healthy: Tensor | None = None, margin: float = 0.0) -> Tensor:
-    """Pull a healthy brain's embedding towards its mirrored counterpart's, and push an abnormal one's apart.
+def symmetry_loss(asymmetry: Tensor, healthy: Tensor | None = None, margin: float = 0.0) -> Tensor:
+    """Pull a healthy brain towards its mirrored counterpart, and push an abnormal one apart.
 
-    With `s` the cosine similarity of a pair, a healthy pair costs `1 - s` and an abnormal one `max(0, s - margin)`.
+    With `s = 1 - asymmetry` (the paper's is a cosine similarity), a healthy pair costs `1 - s` and an abnormal one
+    `max(0, s - margin)`.
 
     Args:
-        embedding: `(B, D)` embeddings of the images.
-        mirrored: `(B, D)` embeddings of their mirrored counterparts.
+        asymmetry: `(B,)`, how far each image differs from its mirrored counterpart, 0 (alike) to 2.
         healthy: `(B,)` booleans; None takes every pair as healthy (mirrored agreement without push).
         margin: similarity, in [-1, 1], below which an abnormal pair costs nothing.
 
@@ -39,24 +39,21 @@ def symmetry_loss(embedding: Tensor, mirrored: Tensor, healthy: Tensor | None = 
         A scalar, the mean over the batch.
 
     Raises:
-        ValueError: when the shapes of the pair, or the number of labels, do not agree.
+        ValueError: when the number of labels does not agree.
 
     References:
         Ma et al., MICCAI 2024, section 2 (symmetry-aware head); form after Hadsell et al., CVPR 2006, eq. 4.
 
     Examples:
-        >>> one = torch.tensor([[1.0, 0.0]])
-        >>> symmetry_loss(one, one, torch.tensor([True])).item(), symmetry_loss(one, one, torch.tensor([False])).item()
+        >>> alike = torch.tensor([0.0])
+        >>> symmetry_loss(alike, torch.tensor([True])).item(), symmetry_loss(alike, torch.tensor([False])).item()
         (0.0, 1.0)
     """
-    if embedding.shape != mirrored.shape:
-        raise ValueError(f"a pair must share its shape, got {tuple(embedding.shape)} and {tuple(mirrored.shape)}")
-    similarity = F.cosine_similarity(embedding, mirrored, dim=-1)
     if healthy is None:
-        return (1 - similarity).mean()
-    if healthy.shape != similarity.shape:
-        raise ValueError(f"one healthy label per image: got {tuple(healthy.shape)} for {similarity.shape[0]} images")
-    return torch.where(healthy.bool(), 1 - similarity, (similarity - margin).clamp_min(0)).mean()
+        return asymmetry.mean()
+    if healthy.shape != asymmetry.shape:
+        raise ValueError(f"one healthy label per image: got {tuple(healthy.shape)} for {len(asymmetry)} images")
+    return torch.where(healthy.bool(), asymmetry, (1 - asymmetry - margin).clamp_min(0)).mean()
 
 
 class PretextLoss(nn.Module):
@@ -110,7 +107,7 @@ class PretextLoss(nn.Module):
 
     def symmetry_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         healthy = target["healthy"] if self.needs_healthy else None
-        return symmetry_loss(pred["embedding"].float(), pred["mirrored"].float(), healthy, self.margin)
+        return symmetry_loss(pred["asymmetry"], healthy, self.margin)
 
 
 def pretext_weights(objective: str, weights: Mapping[str, float]) -> dict[str, float]:

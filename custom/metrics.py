@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.networks import one_hot
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -138,12 +137,3 @@ def _finite(value: float) -> float:
 
 def _spacing(label: Tensor) -> list[float]:
     return label.pixdim.tolist() if hasattr(label, "pixdim") else [1.0] * (label.ndim - 1)
-
-
-def asymmetry_score(embedding: Tensor, mirrored: Tensor) -> Tensor:
-    """Zero-shot asymmetry, `1 - cos`, of embeddings `(B, D)` and those of the mirrored counterparts; `(B,)` in 0-2.
-
-    References:
-        Ma et al., MICCAI 2024: the pretrained symmetry-aware head as a detector without labels.
-    """
-    return 1 - torch.nn.functional.cosine_similarity(embedding.float(), mirrored.float(), dim=1)

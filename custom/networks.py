@@ -6,18 +6,25 @@ MONAI's `SwinUNETR`, so its published weights load; `symmetry` is the cross-atte
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from monai.data import MetaTensor
-from monai.networks.layers import Conv
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import look_up_option
 from torch import Tensor, nn
 
-from custom.distributed import gather_batch, local_batch
 from custom.encoder import SwinEncoder
+from custom.heads import (
+    SHARPNESS,
+    InpaintingDecoder,
+    PlaceReadout,
+    PooledHead,
+    asymmetry_of_places,
+    mean_of_scales,
+    peak,
+    pool,
+)
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import split_pair
 
@@ -25,8 +32,11 @@ SYMMETRY_VARIANTS = ("saca", "channel", "none")
 """How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels,
 or not at all. All three take the same symmetric pair."""
 
-READOUTS = ("asymmetry", "paper")
-"""What the classifier's head reads of a pair: the joined features and the asymmetry, or the joined features alone."""
+READOUTS = ("places", "paper")
+"""What is said of a whole brain: what stands out at any of its places, or the mean over all of them (the paper)."""
+
+SCALES = (1, 2, 3, 4)
+"""Whose places are read: features of X/4 to X/32."""
 
 BOTTLENECK = 4  # index of the coarsest features, (B, 16 x feature_size, X/32, Y/32, Z/32)
 
@@ -53,11 +63,6 @@ class SymmetryAwareEncoding(nn.Module):
         mirrored = hidden[BOTTLENECK][len(pair) :]
         return images, self.swinViT.normalized(mirrored) if len(mirrored) else None
 
-    def encode_bottleneck(self, pair: Tensor, with_mirrored: bool = False) -> tuple[Tensor, Tensor | None]:
-        """As `encode`, the coarsest features alone."""
-        image, *mirrored = self.swinViT.normalized(self.hidden(pair, with_mirrored)[BOTTLENECK]).split(len(pair))
-        return image, mirrored[0] if mirrored else None
-
     def hidden(self, pair: Tensor, with_mirrored: bool) -> list[Tensor]:
         """Features before their normalisation, of the images and, if needed, then of their counterparts."""
         _check_size(pair, self.swinViT.patch_size[0] ** 5)
@@ -66,6 +71,14 @@ class SymmetryAwareEncoding(nn.Module):
         if self.symmetry is None and not with_mirrored:
             return self.swinViT.hidden(images)
         return self.swinViT.hidden(torch.cat([images, self.encoder_input(mirrored, image)]))
+
+    def encode_scales(
+        self, pair: Tensor, scales: Sequence[int], with_mirrored: bool = False
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """As `encode`, at some scales: features of the image and, if needed, of its mirrored counterpart at each."""
+        hidden = self.hidden(pair, with_mirrored)
+        halves = (self.swinViT.normalized(hidden[scale]).split(len(pair)) for scale in scales)
+        return [(image, mirrored[0] if mirrored else None) for image, *mirrored in halves]
 
     def join(self, features: Tensor, mirrored: Tensor | None) -> Tensor:
         """Bottleneck features after the cross-attention; as they are in the variants that have none."""
@@ -79,10 +92,12 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         - `inpainting`: `(B, C, X, Y, Z)`, the image restored
         - `rotation`: `(B, 4)` logits of 0-3 quarter turns
         - `contrastive`: `(B, embedding_size)`
-        - `embedding`, `mirrored`: `(B, embedding_size)` of the image and of its counterpart *before* the
-        cross-attention
-          (the symmetry-aware head, SAH)
-    In eval mode it returns one tensor `(B, 2 x embedding_size)`: `embedding`, then `mirrored`.
+        - `asymmetry`: `(B,)`, how far the image differs from its counterpart, 0-2, *before* the cross-attention
+    In eval mode it returns one tensor `(B, 1 + embedding_size)`: `asymmetry`, then the embedding, `contrastive`.
+
+    The paper's asymmetry is `1 - cos` of the two halves' embeddings of pooled features, in which a small lesion is
+    diluted (the symmetry-aware head, SAH). By default it is the peak over all places of `1 - cos` of their features
+    there, at `SCALES`, of which the finer count more; it has no parameters of its own.
 
     Args:
         in_channels: channels C of the image, without its mirrored counterpart.
@@ -90,8 +105,9 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         window_size: of the window attention, in tokens.
         depths: blocks per stage.
         num_heads: attention heads per stage.
-        embedding_size: of the contrastive and symmetry-aware heads.
+        embedding_size: of the contrastive head, and the paper's symmetry-aware head.
         symmetry: one of `SYMMETRY_VARIANTS`.
+        readout: one of `READOUTS`: what the asymmetry is read from.
         use_checkpoint: recompute activations in the backward pass to save memory.
 
     Raises:
@@ -111,6 +127,7 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         num_heads: Sequence[int] = (3, 6, 12, 24),
         embedding_size: int = 512,
         symmetry: str = "saca",
+        readout: str = "places",
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -118,99 +135,50 @@ class SASwinPretrainer(SymmetryAwareEncoding):
         self.variant = _known_variant(symmetry)
         self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
         self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
+        self.scales = _read_scales(readout)
+        self.symmetry_head = PooledHead(width, embedding_size) if readout == "paper" else None
         self.rotation_head = nn.Linear(width, 4)
         self.contrastive_head = PooledHead(width, embedding_size)
-        self.symmetry_head = PooledHead(width, embedding_size)
         self.decoder = InpaintingDecoder(width, in_channels)
 
     def forward(self, pair: Tensor) -> dict[str, Tensor] | Tensor:
-        return self.pretext(pair) if self.training else torch.cat(self.embed(pair), dim=1)
+        return self.pretext(pair) if self.training else self.embed(pair)
 
     def pretext(self, pair: Tensor) -> dict[str, Tensor]:
-        features, mirrored = self.encode_bottleneck(pair, with_mirrored=True)
-        joined = self.join(features, mirrored)
+        scales = self.encode_scales(pair, self.scales, with_mirrored=True)
+        joined = self.join(*scales[-1])
         pooled = pool(joined)
         return {
             "inpainting": self.decoder(joined),
             "rotation": self.rotation_head(pooled),
             "contrastive": self.contrastive_head(pooled),
-            **dict(zip(("embedding", "mirrored"), self.embed_pair(features, mirrored), strict=True)),
+            "asymmetry": self.asymmetry(scales),
         }
 
-    def embed(self, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the image and of its mirrored counterpart, `(B, embedding_size)` each."""
-        return self.embed_pair(*self.encode_bottleneck(pair, with_mirrored=True))
+    def embed(self, pair: Tensor) -> Tensor:
+        """Asymmetry, then the embedding, `(B, 1 + embedding_size)`."""
+        scales = self.encode_scales(pair, self.scales, with_mirrored=True)
+        return torch.cat([self.asymmetry(scales)[:, None], self.contrastive_head(pool(self.join(*scales[-1])))], dim=1)
 
-    def embed_pair(self, features: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
-        """The symmetry-aware head (SAH) on both halves at once, so that its normalisation is theirs together."""
-        embedding, counterpart = self.symmetry_head(torch.cat([pool(features), pool(mirrored)])).chunk(2)
-        return embedding, counterpart
-
-
-class PooledHead(nn.Sequential):
-    """Pooled features `(B, width)` to `(B, out_features)`: batch norm, then a linear layer.
-
-    Pooled features of different brains are nearly parallel. Without the normalisation every cosine starts at 1, where
-    its gradient vanishes, and a linear classifier sees mostly what all brains share; with it they learn many times
-    faster.
-    """
-
-    def __init__(self, width: int, out_features: int) -> None:
-        super().__init__(GlobalBatchNorm(width), nn.Linear(width, out_features))
-
-
-class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the batches of all processes; it takes its running statistics for a batch of one.
-
-    Such a batch is the remainder of an epoch. (PyTorch's SyncBatchNorm is for GPUs only.)
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        gathered = gather_batch(features) if self.training else features
-        if len(gathered) > 1:
-            return local_batch(super().forward(gathered), len(features))
-        return nn.functional.batch_norm(
-            features, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
-
-
-class InpaintingDecoder(nn.Sequential):
-    """From bottleneck features `(B, width, X/32, ...)` back to the image `(B, C, X, Y, Z)`.
-
-    Five stages of convolution, instance norm, LeakyReLU and trilinear x2, then a 1x1x1 convolution. That convolution
-    and the interpolation before it commute; it is done first, on an eighth of the voxels.
-    """
-
-    def __init__(self, width: int, out_channels: int) -> None:
-        conv = Conv[Conv.CONV, 3]
-        widths = [width // 2**i for i in range(6)]  # 768 384 192 96 48 24 in the paper
-        stages = [
-            nn.Sequential(
-                conv(wide, narrow, kernel_size=3, padding=1),
-                nn.InstanceNorm3d(narrow),
-                nn.LeakyReLU(),
-                nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
-            )
-            for wide, narrow in pairwise(widths)
-        ]
-        super().__init__(*stages, conv(widths[-1], out_channels, kernel_size=1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        *stages, last, conv = self
-        for stage in stages:
-            features = stage(features)
-        *before, upsample = last
-        for layer in before:
-            features = layer(features)
-        return upsample(conv(features))
+    def asymmetry(self, scales: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """How far an image differs from its counterpart, `(B,)`, from the features of both at some scales."""
+        if self.symmetry_head is None:
+            peaks = [peak(asymmetry_of_places(*halves).flatten(1), SHARPNESS) for halves in scales]
+            return mean_of_scales(torch.stack(peaks, -1))
+        # Both halves at once, so that their normalisation is theirs together.
+        embedding, mirrored = self.symmetry_head(torch.cat([pool(half) for half in scales[-1]])).chunk(2)
+        return 1 - nn.functional.cosine_similarity(embedding.float(), mirrored.float(), dim=1)
 
 
 class SASwinClassifier(SymmetryAwareEncoding):
-    """Encoder, cross-attention, and a linear head on the pooled, normalised features.
+    """Encoder, cross-attention, and the evidence of each place for each class.
 
     The paper's head reads the joined features, pooled over the whole brain, in which a small lesion is diluted. By
-    default this one also reads the asymmetry: how far the features of each place differ from those of its mirrored
-    counterpart, before they are pooled. The variants without SACA have no counterpart and read their features alone.
+    default every place is read by itself, at `SCALES`: its features, and how far they differ from those of its mirrored
+    counterpart. The logit of a scale is the peak over its places (`PlaceReadout`), and each scale is trained by itself,
+    so that coarse ones, which tell training subjects apart by their shape, do not keep the fine ones from learning; in
+    the prediction the finer count more (`mean_of_scales`).
+    The variants without SACA have no counterpart and read the features alone.
 
     Args:
         num_classes: width of the output.
@@ -218,7 +186,8 @@ class SASwinClassifier(SymmetryAwareEncoding):
         in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint: as in `SASwinPretrainer`.
 
     Shape:
-        - pair: `(B, 2C, X, Y, Z)`; output: `(B, num_classes)` logits
+        - pair: `(B, 2C, X, Y, Z)`; output: `(B, num_classes)` logits; in training mode those of each scale,
+          `(B, num_classes, 4)`, which `custom.distributed.GlobalBatchLoss` takes; the paper's readout has no scales
     """
 
     def __init__(
@@ -230,21 +199,34 @@ class SASwinClassifier(SymmetryAwareEncoding):
         depths: Sequence[int] = (2, 2, 2, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
         symmetry: str = "saca",
-        readout: str = "asymmetry",
+        readout: str = "places",
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         width = 16 * feature_size
         self.variant = _known_variant(symmetry)
-        self.reads_asymmetry = look_up_option(readout, READOUTS) == "asymmetry" and symmetry == "saca"
+        self.scales = _read_scales(readout)
         self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
         self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
-        self.head = PooledHead(2 * width if self.reads_asymmetry else width, num_classes)
+        read = [feature_size * 2**scale * (2 if symmetry == "saca" else 1) for scale in self.scales]
+        self.head = PooledHead(width, num_classes) if readout == "paper" else PlaceReadout(read, num_classes)
 
     def forward(self, pair: Tensor) -> Tensor:
-        features, mirrored = self.encode_bottleneck(pair)
-        pooled = pool(self.join(features, mirrored))
-        return self.head(torch.cat([pooled, asymmetry(features, mirrored)], 1) if self.reads_asymmetry else pooled)
+        scales = self.encode_scales(pair, self.scales)
+        joined = self.join(*scales[-1])
+        if isinstance(self.head, PooledHead):
+            return self.head(pool(joined))
+        logits = self.head(self.compare(scales, joined))
+        return logits if self.training else mean_of_scales(logits.log_softmax(1))
+
+    def compare(self, scales: Sequence[tuple[Tensor, Tensor | None]], joined: Tensor) -> list[Tensor]:
+        """What is read of each place, at each scale: its features, and how far they differ from their counterpart's."""
+        features = [*(image for image, _ in scales[:-1]), joined]
+        if self.symmetry is None:
+            return features
+        return [
+            torch.cat([f, (image - mirrored).abs()], 1) for f, (image, mirrored) in zip(features, scales, strict=True)
+        ]
 
 
 class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
@@ -307,19 +289,6 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
         return self.out(self.decoder1(x, self.encoder1(images)))
 
 
-def pool(features: Tensor) -> Tensor:
-    """Mean over space, `(B, C, X, Y, Z)` to `(B, C)`: no single token stands for the whole."""
-    return features.mean(dim=(2, 3, 4))
-
-
-def asymmetry(features: Tensor, mirrored: Tensor) -> Tensor:
-    """Mean over space of how far each place differs from its mirrored counterpart, two `(B, C, X, Y, Z)` to `(B, C)`.
-
-    Differences come before the mean: the means of a volume's features and of its mirror image's are nearly the same.
-    """
-    return pool((features - mirrored).abs())
-
-
 def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
     """`split_pair` without MONAI's metadata, which would be sliced along with every slice of the features."""
     return split_pair(pair.as_tensor() if isinstance(pair, MetaTensor) else pair)
@@ -349,6 +318,10 @@ def _swin(
 
 def _known_variant(symmetry: str) -> str:
     return look_up_option(symmetry, SYMMETRY_VARIANTS)
+
+
+def _read_scales(readout: str) -> tuple[int, ...]:
+    return SCALES if look_up_option(readout, READOUTS) == "places" else (BOTTLENECK,)
 
 
 def _check_size(pair: Tensor, multiple: int) -> None:

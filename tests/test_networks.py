@@ -4,15 +4,9 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
-from custom.networks import (
-    BOTTLENECK,
-    InpaintingDecoder,
-    SASwinClassifier,
-    SASwinPretrainer,
-    SASwinUNETR,
-    asymmetry,
-    pool,
-)
+from custom.distributed import GlobalBatchLoss
+from custom.heads import GlobalBatchNorm, InpaintingDecoder, asymmetry_of_places, peak, pool
+from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import mirror, symmetric_pair
 
@@ -141,41 +135,118 @@ def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("readout", ["paper", "asymmetry"])
-def test_the_classifier_is_a_normed_linear_head_on_the_means_of_all_tokens(small, pair, readout):
-    network = SASwinClassifier(3, readout=readout, **small).eval()
+def test_the_papers_classifier_is_a_normed_linear_head_on_the_means_of_all_tokens(small, pair):
+    network = SASwinClassifier(3, readout="paper", **small).eval()
     scrambled(network.symmetry)
     norm, linear = network.head
     norm.running_mean.uniform_(-1, 1)
     image, mirrored = (network.swinViT(pair[:, half : half + 1])[BOTTLENECK] for half in (0, 1))
     mean = by_hand(network.symmetry, image, mirrored).flatten(2).mean(-1)
-    if readout == "asymmetry":
-        differences = [(image[..., x, 0, 0] - mirrored[..., x, 0, 0]).abs() for x in (0, 1)]
-        mean = torch.cat([mean, sum(differences) / 2], dim=1)
     normed = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(network(pair), normed @ linear.weight.T + linear.bias, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_symmetric_brain_has_no_asymmetry_and_swapping_the_halves_does_not_change_it():
-    features, mirrored = torch.randn(2, 2, 4, 3, 2, 2).unbind()
-    assert not asymmetry(features, features).any()
-    assert torch.equal(asymmetry(features, mirrored), asymmetry(mirrored, features))
-    moved = mirrored.roll(1, dims=2)  # the same features at other places: pooling first would not see it
-    torch.testing.assert_close(pool(moved), pool(mirrored))
-    assert not torch.allclose(asymmetry(mirrored, moved), torch.zeros(2, 4))
+def test_the_classifier_reads_each_place_and_how_far_it_differs_from_its_counterpart(small, pair):
+    network = SASwinClassifier(3, **small).eval()
+    scrambled(network.symmetry)
+    images, counterparts = (network.swinViT(pair[:, half : half + 1]) for half in (0, 1))
+    evidence = []
+    for scale, (norm, linear) in zip((1, 2, 3, 4), network.head, strict=True):
+        norm.running_mean.uniform_(-1, 1)
+        image, mirrored = images[scale], counterparts[scale]
+        features = by_hand(network.symmetry, image, mirrored) if scale == BOTTLENECK else image
+        read = torch.cat([features, (image - mirrored).abs()], 1).flatten(2).transpose(1, 2)  # B N 2C
+        read = (read - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+        places = read @ linear.weight.flatten(1).T + linear.bias  # B N K
+        evidence.append(places.exp().mean(1).log().log_softmax(-1))
+    torch.testing.assert_close(
+        network(pair), (8 * evidence[0] + 4 * evidence[1] + 2 * evidence[2] + evidence[3]) / 15, atol=1e-4, rtol=1e-4
+    )
 
 
-def test_an_unknown_readout_is_refused_and_no_readout_brings_symmetry_into_the_ablations(small):
+def test_each_scale_of_the_classifier_is_trained_by_itself(small, pair):
+    network = SASwinClassifier(3, **small).train()
+    labels, weights = torch.tensor([0, 2]), torch.tensor([1.0, 1.0, 5.0])
+    logits = network(pair)
+    assert logits.shape == (2, 3, 4)
+    loss = GlobalBatchLoss(torch.nn.CrossEntropyLoss(weight=weights))(logits, labels)
+    by_hand = [torch.nn.functional.cross_entropy(logits[..., scale], labels, weight=weights) for scale in range(4)]
+    torch.testing.assert_close(loss, sum(by_hand) / 4)
+    loss.backward()
+    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+
+
+def test_a_peak_is_the_log_mean_exp_of_its_places():
+    values = torch.tensor([[0.0, 0.0, 0.0, 2.0]])
+    assert peak(values).item() == pytest.approx(math.log((3 + math.exp(2)) / 4))
+    assert peak(values, 30.0).item() == pytest.approx(2 - math.log(4) / 30, abs=1e-5)
+    assert peak(torch.full((1, 7), 0.3), 30.0).item() == pytest.approx(0.3)
+    parts = torch.randn(3, 5)
+    torch.testing.assert_close(peak(peak(parts, 30.0), 30.0), peak(parts.flatten(), 30.0))
+
+
+def test_one_place_that_differs_shows_in_the_asymmetry_and_a_permutation_of_places_matters():
+    features = torch.randn(2, 4, 3, 2, 2)
+    assert asymmetry_of_places(features, 3 * features).abs().max() < 1e-6
+    lesion = features.clone()
+    lesion[0, :, 1, 0, 1] *= -1
+    found = asymmetry_of_places(features, lesion)
+    assert found[0, 1, 0, 1].item() == pytest.approx(2)
+    assert found.sum().item() == pytest.approx(2, abs=1e-4)
+    torch.testing.assert_close(found, asymmetry_of_places(lesion, features))
+    moved = features.roll(1, dims=2)  # the same features at other places: pooling first would not see it
+    torch.testing.assert_close(pool(moved), pool(features))
+    assert asymmetry_of_places(features, moved).min() > 0
+
+
+@torch.no_grad()
+def test_the_pretrainers_asymmetry_is_the_mean_over_scales_of_the_peak_over_places(small, pair):
+    network = SASwinPretrainer(embedding_size=8, **small).eval()
+    images, counterparts = (network.swinViT(pair[:, half : half + 1]) for half in (0, 1))
+    peaks = []
+    for scale in (1, 2, 3, 4):
+        cosine = torch.nn.functional.cosine_similarity(images[scale], counterparts[scale], dim=1).flatten(1)
+        peaks.append((30 * (1 - cosine)).exp().mean(1).log() / 30)
+    torch.testing.assert_close(
+        network(pair)[:, 0], (8 * peaks[0] + 4 * peaks[1] + 2 * peaks[2] + peaks[3]) / 15, atol=1e-4, rtol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_the_papers_asymmetry_is_that_of_the_pooled_embeddings(small, pair):
+    network = SASwinPretrainer(embedding_size=8, readout="paper", **small).eval()
+    embeddings = [network.symmetry_head(pool(network.swinViT(pair[:, half : half + 1])[BOTTLENECK])) for half in (0, 1)]
+    cosine = torch.nn.functional.cosine_similarity(*embeddings)
+    torch.testing.assert_close(network(pair)[:, 0], 1 - cosine, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("network", [SASwinClassifier, SASwinPretrainer])
+def test_an_unknown_readout_is_refused(network, small):
     with pytest.raises(ValueError, match="Unsupported option 'both'"):
-        SASwinClassifier(readout="both", **small)
-    shapes = {readout: SASwinClassifier(2, symmetry="none", readout=readout, **small).head[1].weight.shape
-              for readout in ("paper", "asymmetry")}  # fmt: skip
-    assert shapes == {"paper": (2, 192), "asymmetry": (2, 192)}
+        network(readout="both", **small)
+
+
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_no_readout_brings_symmetry_into_the_classifiers_ablations(small, pair, readout):
+    network = SASwinClassifier(2, symmetry="none", readout=readout, **small).eval()
+    other = torch.cat([pair[:, :1], torch.randn_like(pair[:, 1:])], dim=1)
+    assert torch.equal(network(pair), network(other))
+
+
+def test_the_global_batch_norm_is_torchs_for_rows_and_for_volumes():
+    for shape in ((6, 5), (3, 5, 2, 3, 4)):
+        ours, theirs = GlobalBatchNorm(5), (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm3d)(5)
+        for _ in range(3):
+            features = 3 + torch.randn(shape)
+            torch.testing.assert_close(ours(features), theirs(features), atol=1e-5, rtol=1e-4)
+        for name, values in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], values, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.eval()(features), theirs.eval()(features), atol=1e-5, rtol=1e-4)
 
 
 def test_a_batch_of_one_is_trained_on_with_the_running_statistics(small, pair):
-    network = SASwinClassifier(3, symmetry="none", **small).train()
+    network = SASwinClassifier(3, symmetry="none", readout="paper", **small).train()
     torch.testing.assert_close(network(pair[:1]), network.eval()(pair[:1]))
 
 
@@ -193,29 +264,23 @@ def test_the_counterpart_matters_except_where_it_is_switched_off(network, symmet
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("readout", ["places", "paper"])
 @pytest.mark.parametrize("symmetry", ["saca", "channel", "none"])
-def test_swapping_the_halves_swaps_the_embeddings(symmetry, small, pair):
-    network = SASwinPretrainer(symmetry=symmetry, embedding_size=8, **small).eval()
-    swapped = pair.flip(1)
-    embedding, mirrored = network(pair).chunk(2, dim=1)
-    torch.testing.assert_close(network(swapped), torch.cat([mirrored, embedding], dim=1))
-    assert not torch.allclose(embedding, mirrored)
+def test_swapping_the_halves_leaves_the_asymmetry(symmetry, readout, small, pair):
+    network = SASwinPretrainer(symmetry=symmetry, readout=readout, embedding_size=8, **small)
+    torch.testing.assert_close(network.pretext(pair.flip(1))["asymmetry"], network.pretext(pair)["asymmetry"])
+    network.eval()
+    torch.testing.assert_close(network(pair.flip(1))[:, 0], network(pair)[:, 0])
+    assert network(pair)[:, 0].min() > 1e-4
 
 
 @torch.no_grad()
-def test_swapping_the_halves_swaps_the_embeddings_in_training_too(small, pair):
-    network = SASwinPretrainer(embedding_size=8, **small).train()
-    outputs, swapped = network(pair), network(pair.flip(1))
-    torch.testing.assert_close(swapped["embedding"], outputs["mirrored"])
-    torch.testing.assert_close(swapped["mirrored"], outputs["embedding"])
-
-
-@torch.no_grad()
-def test_a_symmetric_brain_embeds_as_its_counterpart_does(small):
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_a_mirror_symmetric_brain_has_no_asymmetry(readout, small):
     half = torch.randn(1, 1, 32, 32, 32)
     brain = torch.cat([half, mirror(half)], dim=2)
-    embedding, mirrored = SASwinPretrainer(embedding_size=8, **small).eval()(symmetric_pair(brain)).chunk(2, dim=1)
-    torch.testing.assert_close(embedding, mirrored)
+    found = SASwinPretrainer(embedding_size=8, readout=readout, **small).eval()(symmetric_pair(brain))
+    assert found[:, 0].abs().max() < 1e-5
 
 
 @torch.no_grad()
@@ -227,15 +292,15 @@ def test_one_case_of_a_batch_does_not_touch_another(network, small, pair):
     torch.testing.assert_close(net(pair[:1])[0], net(pair)[0], atol=1e-4, rtol=1e-4)
 
 
-def test_the_pretext_outputs_have_their_shapes_and_reach_every_parameter(small, pair):
-    network = SASwinPretrainer(embedding_size=8, **small).train()
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_the_pretext_outputs_have_their_shapes_and_reach_every_parameter(readout, small, pair):
+    network = SASwinPretrainer(embedding_size=8, readout=readout, **small).train()
     outputs = network(pair)
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
         "inpainting": (2, 1, 64, 32, 32),
         "rotation": (2, 4),
         "contrastive": (2, 8),
-        "embedding": (2, 8),
-        "mirrored": (2, 8),
+        "asymmetry": (2,),
     }
     sum(value.square().mean() for value in outputs.values()).backward()
     assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
@@ -252,20 +317,21 @@ def test_the_inpainting_decoder_is_its_layers_in_order():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("network", "width"), [(SASwinPretrainer, 1024), (SASwinClassifier, 2), (SASwinUNETR, 1)])
+@pytest.mark.parametrize(("network", "width"), [(SASwinPretrainer, 513), (SASwinClassifier, 2), (SASwinUNETR, 1)])
 def test_in_eval_mode_one_tensor_comes_out(network, width, small, pair):
     assert network(**small).eval()(pair[:1]).shape[:2] == (1, width)
 
 
-def test_the_symmetry_heads_see_the_features_before_the_cross_attention(small, pair):
-    network = SASwinPretrainer(embedding_size=8, **small).train()
-    outputs = network(pair)
-    (outputs["embedding"].sum() + outputs["mirrored"].sum()).backward()
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_the_asymmetry_is_read_before_the_cross_attention(readout, small, pair):
+    network = SASwinPretrainer(embedding_size=8, readout=readout, **small).train()
+    network(pair)["asymmetry"].sum().backward()
     assert all(parameter.grad is None for parameter in network.symmetry.parameters())
+    assert network.swinViT.layers4[0].blocks[0].mlp.linear1.weight.grad is not None
 
 
 def test_the_defaults_are_the_papers_sizes():
-    network = SASwinPretrainer()
+    network = SASwinPretrainer(readout="paper")
     assert network.swinViT.embed_dim == 48
     assert tuple(network.swinViT.window_size) == (7, 7, 7)
     assert tuple(network.swinViT.patch_size) == (2, 2, 2)

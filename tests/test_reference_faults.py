@@ -3,6 +3,7 @@
 import ast
 import csv
 import inspect
+import itertools
 import json
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import yaml
 from monai.bundle import ConfigWorkflow
 from torch import nn
 
+from custom.heads import pool
 from custom.losses import PretextLoss, symmetry_loss
-from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR, pool
+from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.phantom import datalists
 from custom.symmetry import LATERAL_AXIS, mirror
 from custom.transforms import InputContract
@@ -98,7 +100,8 @@ def test_2_healthy_pairs_attract_and_abnormal_ones_repel():
     embedding = torch.tensor([[1.0, 0.5]], requires_grad=True)
     mirrored = torch.tensor([[0.5, 1.0]])
     for healthy, sign in ((True, 1), (False, -1)):
-        (gradient,) = torch.autograd.grad(symmetry_loss(embedding, mirrored, torch.tensor([healthy])), embedding)
+        asymmetry = 1 - nn.functional.cosine_similarity(embedding, mirrored)
+        (gradient,) = torch.autograd.grad(symmetry_loss(asymmetry, torch.tensor([healthy])), embedding)
         moved = embedding - 0.01 * gradient
         before, after = (nn.functional.cosine_similarity(e, mirrored).item() for e in (embedding, moved))
         assert sign * (after - before) > 0
@@ -144,13 +147,15 @@ def test_4_heads_take_the_mean_of_all_tokens():
 
 
 @torch.no_grad()
-def test_4_every_token_reaches_the_heads(small):
-    network = SASwinClassifier(symmetry="none", **small).eval()
-    features = torch.randn(1, 192, 2, 1, 1)
-    for place in (0, 1):
-        changed = features.clone()
-        changed[:, :, place] += 1
-        assert not torch.allclose(network.head(pool(changed)), network.head(pool(features)))
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_4_every_token_reaches_the_heads(small, readout):
+    network = SASwinClassifier(symmetry="none", readout=readout, **small).eval()
+    scales = [torch.randn(1, 12 * 2**scale, 2, 1, 1) for scale in network.scales]
+    read = (lambda x: network.head(x)) if readout == "places" else (lambda x: network.head(pool(x[-1])))
+    for scale, place in itertools.product(range(len(scales)), (0, 1)):
+        changed = [features.clone() for features in scales]
+        changed[scale][:, :, place] += 1
+        assert not torch.allclose(read(changed), read(scales))
 
 
 def test_4_the_losses_have_no_parameters_and_the_temperature_is_a_number():

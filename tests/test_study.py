@@ -20,7 +20,7 @@ PLAN = {
     "grid": {"spacing": 6.0, "spatial_size": [32, 64, 64]},
     "settings": {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "warmup_epochs": 0, "max_epochs": 1},
     "classify": {"batch_size": 2},
-    "variants": {"plain": {"symmetry": "none"}, "saca": {"symmetry": "saca", "readout": "asymmetry"}},
+    "variants": {"plain": {"symmetry": "none"}, "saca": {"symmetry": "saca", "readout": "places"}},
     "pretraining": {"paper": {"objective": "paper"}},
     "controls": {"wrong_axis": {"kind": "wrong_axis"}, "unaligned": {"align": False}},
     "groups": {"unilateral": {"side": ["left"]}},
@@ -75,7 +75,7 @@ def test_a_pretrained_cell_is_another_when_its_pretraining_is(tmp_path):
 
 def test_a_variants_readout_does_not_reach_the_bundles_that_have_none(tmp_path):
     plan = study(tmp_path)
-    assert plan.cell(Arm("classify", "saca"), 3).settings["readout"] == "asymmetry"
+    assert plan.cell(Arm("classify", "saca"), 3).settings["readout"] == "places"
     assert "readout" not in plan.cell(Arm("segment", "saca"), 3).settings
     assert plan.cell(Arm("segment", "saca"), 3).settings["seed"] == 3
 
