@@ -30,7 +30,8 @@ TRAININGS = {
         "batch_size": 6,
         "learning_rate": 2e-3,
         "weight_decay": 0.01,
-        "loss_weights": {"inpainting": 0.1, "symmetry": 10.0},  # in so few steps the other tasks would drown it
+        # In so few steps the other tasks would drown the symmetry loss.
+        "loss_weights": {"inpainting": 0.1, "rotation": 0.1, "contrastive": 0.1, "symmetry": 10.0},
         "roi_size": [32, 64, 64],  # one hemisphere's width
         "num_samples": 1,
         "val_interval": 4,
