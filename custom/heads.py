@@ -31,7 +31,7 @@ def peak(values: Tensor, sharpness: float = 1.0) -> Tensor:
 
 
 def asymmetry_of_places(features: Tensor, mirrored: Tensor) -> Tensor:
-    """`1 - cos` of the features of each place and of its mirrored counterpart, `(B, X, Y, Z)` in 0-2."""
+    """`1 - cos` of the features of each place and of its mirrored counterpart, `(B, C, ...)` to `(B, ...)`, 0 to 2."""
     return 1 - nn.functional.cosine_similarity(at_least_float(features), at_least_float(mirrored), dim=1)
 
 

@@ -167,7 +167,7 @@ class SASwinPretrainer(SymmetryAwareEncoding):
             return mean_of_scales(torch.stack(peaks, -1))
         # Both halves at once, so that their normalisation is theirs together.
         embedding, mirrored = self.symmetry_head(torch.cat([pool(half) for half in scales[-1]])).chunk(2)
-        return 1 - nn.functional.cosine_similarity(embedding.float(), mirrored.float(), dim=1)
+        return asymmetry_of_places(embedding, mirrored)
 
 
 class SASwinClassifier(SymmetryAwareEncoding):

@@ -7,7 +7,6 @@ import torch
 from monai.data import MetaTensor
 
 from custom.metrics import (
-    asymmetry_score,
     auc,
     classification_row,
     classification_summary,
@@ -149,12 +148,6 @@ def test_segmentations_are_summarised_as_counted_by_hand():
 def test_the_mean_dice_is_over_cases_then_classes():
     rows = [{"dice_class1": 1.0, "dice_class2": 0.0}, {"dice_class1": 0.5, "dice_class2": 0.5}]
     assert segmentation_summary(rows)["dice"] == pytest.approx((0.75 + 0.25) / 2)
-
-
-def test_asymmetry_is_nothing_for_equal_and_two_for_opposite_embeddings():
-    embedding = torch.tensor([[1.0, 2.0], [1.0, 0.0], [3.0, 0.0]])
-    mirrored = torch.tensor([[2.0, 4.0], [0.0, 5.0], [-1.0, 0.0]])
-    torch.testing.assert_close(asymmetry_score(embedding, mirrored), torch.tensor([0.0, 1.0, 2.0]))
 
 
 def test_an_embedded_case_is_a_row():

@@ -186,6 +186,12 @@ def test_a_peak_is_the_log_mean_exp_of_its_places():
     torch.testing.assert_close(peak(peak(parts, 30.0), 30.0), peak(parts.flatten(), 30.0))
 
 
+def test_the_asymmetry_of_embeddings_by_hand():
+    embedding = torch.tensor([[1.0, 2.0], [1.0, 0.0], [3.0, 0.0]])
+    mirrored = torch.tensor([[2.0, 4.0], [0.0, 5.0], [-1.0, 0.0]])
+    torch.testing.assert_close(asymmetry_of_places(embedding, mirrored), torch.tensor([0.0, 1.0, 2.0]))
+
+
 def test_one_place_that_differs_shows_in_the_asymmetry_and_a_permutation_of_places_matters():
     features = torch.randn(2, 4, 3, 2, 2)
     assert asymmetry_of_places(features, 3 * features).abs().max() < 1e-6
