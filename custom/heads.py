@@ -41,7 +41,7 @@ def mean_of_scales(values: Tensor) -> Tensor:
     The weights of nnU-Net's deep supervision: coarse features know a training subject by the shape of its head.
     """
     weights = 0.5 ** torch.arange(values.shape[-1], device=values.device, dtype=values.dtype)
-    return values @ (weights / weights.sum())
+    return (values * (weights / weights.sum())).sum(-1)  # not a product: autocast would round it
 
 
 def at_least_float(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from custom.distributed import GlobalBatchLoss
-from custom.heads import GlobalBatchNorm, InpaintingDecoder, asymmetry_of_places, peak, pool
+from custom.heads import GlobalBatchNorm, InpaintingDecoder, asymmetry_of_places, mean_of_scales, peak, pool
 from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import mirror, symmetric_pair
@@ -184,6 +184,14 @@ def test_a_peak_is_the_log_mean_exp_of_its_places():
     assert peak(torch.full((1, 7), 0.3), 30.0).item() == pytest.approx(0.3)
     parts = torch.randn(3, 5)
     torch.testing.assert_close(peak(peak(parts, 30.0), 30.0), peak(parts.flatten(), 30.0))
+
+
+def test_finer_scales_count_more_and_half_precision_does_not_touch_them():
+    values = torch.tensor([[0.1, 0.7, 0.3, 0.9]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mean_of_scales(values)
+    assert found.item() == pytest.approx((8 * 0.1 + 4 * 0.7 + 2 * 0.3 + 0.9) / 15, abs=1e-6)
+    assert peak(torch.full((1, 5), 1.003, dtype=torch.bfloat16), 30.0).dtype == torch.float32
 
 
 def test_the_asymmetry_of_embeddings_by_hand():
