@@ -19,10 +19,10 @@ CELL = Cell("segment", "ours", "fp32", 12, 1, 64, (96, 64, 64), "cpu")
     [(StockPretrainer, SASwinPretrainer), (StockClassifier, SASwinClassifier), (StockUNETR, SASwinUNETR)],
 )
 def test_the_stock_composition_computes_the_same_outputs(stock, ours, separate):
-    outputs = {"out_channels": 2} if ours is SASwinUNETR else {}
+    options = {"out_channels": 2} if ours is SASwinUNETR else {"readout": "paper"}
     theirs = stock(12, separate, use_checkpoint=False)
     torch.manual_seed(0)
-    network = ours(feature_size=12, **outputs)
+    network = ours(feature_size=12, **options)
     pair = symmetric_pair(torch.randn(2, 1, 64, 32, 32))
     for part in (theirs.symmetry, network.symmetry):
         part.eval()  # its dropout would differ
