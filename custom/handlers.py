@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: one row per case, means of the loss's parts, early stopping that can be resumed."""
+"""Ignite handlers that MONAI lacks: a row per case, temperature, parts of the loss, early stopping that can be resumed."""
 
 import json
 import math
@@ -14,10 +14,11 @@ from monai.data import decollate_batch
 from monai.engines.utils import IterationEvents
 from torch import nn
 
+from custom.calibration import fit_temperature
 from custom.cohort import Case, CohortError, image_paths
 from custom.errors import NumbersError
 from custom.files import write_rows, write_whole
-from custom.metrics import Row
+from custom.metrics import Row, class_probabilities
 
 
 class CaseTable:
@@ -81,6 +82,29 @@ class CaseTable:
                     self.output_dir / f"{self.name}.json", {**self.context_now(), **leakage(engine), "metrics": summary}
                 )
         check_complete(self.expected, rows)
+
+
+class TemperatureFit:
+    """After each validation, fit the network's temperature to the validation cases; it is saved with the weights.
+
+    Attach it behind the `CaseTable` of the validation. While the cases are predicted, the temperature is 1.
+
+    Args:
+        network: a classifier with a buffer `temperature`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.fit)
+
+    def reset(self, engine: Engine) -> None:
+        self.network.temperature.fill_(1.0)
+
+    def fit(self, engine: Engine) -> None:
+        self.network.temperature.fill_(fit_temperature(*class_probabilities(engine.state.cases)))
 
 
 def leakage(engine: Engine) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.networks import one_hot
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss, roc_auc_score
 from torch import Tensor
 
+from custom.calibration import calibration_error
 from custom.losses import PRETEXT_TASKS
 
 Row = dict[str, Any]
@@ -29,26 +30,36 @@ def classification_row(output: Mapping[str, Any]) -> Row:
 
 
 def classification_summary(rows: Sequence[Row]) -> dict[str, float]:
-    """AUC, accuracy, balanced accuracy; AUC, sensitivity and specificity of each class against the rest.
+    """AUC, accuracy, balanced accuracy; AUC, sensitivity and specificity of each class against the rest; calibration.
 
-    `auc` is the mean over classes. A figure that the cases do not define (a class without cases) is NaN.
+    `auc` is the mean over classes. A figure that the cases do not define (a class without cases) is NaN. `brier` is
+    scikit-learn's, with two classes the squared error of one; `calibration_error` the mean over classes of the expected
+    calibration error, ten bins.
     """
-    labels = np.array([row["label"] for row in rows])
+    probabilities, labels = class_probabilities(rows)
     predictions = np.array([row["prediction"] for row in rows])
-    classes = range(sum(name.startswith("probability_") for name in rows[0]))
+    classes = range(probabilities.shape[1])
     summary: dict[str, float] = {"n": len(rows)}
     for index in classes:
         truth, predicted = labels == index, predictions == index
-        probability = np.array([row[f"probability_{index}"] for row in rows])
         summary[f"n_class{index}"] = int(truth.sum())
-        summary[f"auc_class{index}"] = auc(truth, probability)
+        summary[f"auc_class{index}"] = auc(truth, probabilities[:, index])
         summary[f"sensitivity_class{index}"] = _mean(predicted[truth])
         summary[f"specificity_class{index}"] = _mean(~predicted[~truth])
     for name in ("auc", "sensitivity", "specificity"):
         summary[name] = _mean([summary[f"{name}_class{index}"] for index in classes])
     summary["accuracy"] = _mean(labels == predictions)
     summary["balanced_accuracy"] = float(balanced_accuracy_score(labels, predictions))
+    summary["log_loss"] = float(log_loss(labels, probabilities, labels=classes))
+    summary["brier"] = float(brier_score_loss(labels, probabilities, labels=classes))
+    summary["calibration_error"] = _mean([calibration_error(labels == i, probabilities[:, i]) for i in classes])
     return summary
+
+
+def class_probabilities(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities `(N, K)` and labels `(N,)` of N rows of `classification_row`."""
+    names = [name for name in rows[0] if name.startswith("probability_")]
+    return np.array([[row[name] for name in names] for row in rows]), np.array([row["label"] for row in rows])
 
 
 def segmentation_row(output: Mapping[str, Any]) -> Row:

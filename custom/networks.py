@@ -180,6 +180,9 @@ class SASwinClassifier(SymmetryAwareEncoding):
     the prediction the finer count more (`mean_of_scales`).
     The variants without SACA have no counterpart and read the features alone.
 
+    In eval mode the logits are divided by `temperature`, a buffer that is saved with the weights: 1, until it is fitted
+    to validation cases (`custom.handlers.TemperatureFit`).
+
     Args:
         num_classes: width of the output.
         readout: one of `READOUTS`.
@@ -210,14 +213,21 @@ class SASwinClassifier(SymmetryAwareEncoding):
         self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
         read = [feature_size * 2**scale * (2 if symmetry == "saca" else 1) for scale in self.scales]
         self.head = PooledHead(width, num_classes) if readout == "paper" else PlaceReadout(read, num_classes)
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, pair: Tensor) -> Tensor:
+        logits = self.logits(pair)
+        if self.training:
+            return logits
+        return (logits if logits.ndim == 2 else mean_of_scales(logits.log_softmax(1))) / self.temperature
+
+    def logits(self, pair: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of the paper's readout; `(B, num_classes, 4)`, of each scale, of all places'."""
         scales = self.encode_scales(pair, self.scales)
         joined = self.join(*scales[-1])
         if isinstance(self.head, PooledHead):
             return self.head(pool(joined))
-        logits = self.head(self.compare(scales, joined))
-        return logits if self.training else mean_of_scales(logits.log_softmax(1))
+        return self.head(self.compare(scales, joined))
 
     def compare(self, scales: Sequence[tuple[Tensor, Tensor | None]], joined: Tensor) -> list[Tensor]:
         """What is read of each place, at each scale: its features, and how far they differ from their counterpart's."""

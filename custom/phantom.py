@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from custom.cohort.splits import split_subjects
 from custom.files import WriteError, write_whole
-from custom.phantom_subject import FINDINGS, Config, Subject, make_subject
+from custom.phantom_subject import AFFECTED, FINDINGS, Config, Subject, make_subject
 
 SPLITS = ("training", "validation", "testing")
 FOLDS = 5
@@ -28,7 +28,7 @@ COLUMNS = {
     "diagnosis": "healthy, or the kind of lesion: tumour, infarct, atrophy, haemorrhage",
     "healthy": "Whether there is no lesion: true or false",
     "side": "The subject's side of the lesion, from the affine (RAS): left or right, both where it has a twin at the "
-    "mirrored place; n/a in the healthy",
+    "mirrored place, midline where it lies across the midsagittal plane; n/a in the healthy",
     "lesion_ml": "Volume of the lesion mask in millilitres",
     "site": "Made-up site, which decides the storage orientation and the scale of MR values",
     "skull": "Whether skull and scalp are in the image: true or false",
@@ -127,7 +127,7 @@ def splits(
 ) -> dict[str, tuple[str, int]]:
     """Split and fold of every subject, both stratified.
 
-    Healthy and patients apart, the latter by diagnosis and by whether both sides are affected.
+    Healthy and patients apart, the latter by diagnosis and by whether one side is affected, both, or the midline.
 
     Subjects take turns: each goes to the split that lags most behind its share. Those painted on one of several label
     maps stay together.
@@ -137,7 +137,7 @@ def splits(
     wanted = dict(zip(SPLITS, shares, strict=True))
     generator = np.random.default_rng([seed, 0])
     order = [participants[i] for i in generator.permutation(len(participants))]
-    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"], row["side"] == "both"))
+    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"], placement_of(row)))
     assigned: dict[str, tuple[str, int]] = {}
     for healthy in (True, False):
         counts = dict.fromkeys(SPLITS, 0)
@@ -148,11 +148,16 @@ def splits(
     return assigned
 
 
+def placement_of(row: dict[str, object]) -> str:
+    """Where a participant's lesion lies: both, midline, or empty for all else."""
+    return str(row["side"]) if row["side"] in AFFECTED.values() else ""
+
+
 def grouped_splits(
     participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
 ) -> dict[str, tuple[str, int]]:
     """Split and fold of every subject, where the subjects of one anatomy stay together."""
-    strata = {str(row["participant_id"]): (row["healthy"], row["side"] == "both") for row in participants}
+    strata = {str(row["participant_id"]): (row["healthy"], placement_of(row)) for row in participants}
     groups: dict[object, list[str]] = {}
     for row in participants:
         groups.setdefault(row["anatomy"], []).append(str(row["participant_id"]))
@@ -191,10 +196,10 @@ def start(root: Path, config: Config) -> None:
     """
     record = root / "cohort.json"
     if record.exists():
-        found = json.loads(record.read_text())
-        changed = [key for key, value in config.record.items() if found.get(key) != value]
+        found = Config().record | json.loads(record.read_text())  # an option that is younger stood at its default
+        changed = [key for key, value in config.record.items() if found[key] != value]
         if changed:
-            theirs = ", ".join(f"{key} {found.get(key)} (now {config.record[key]})" for key in changed)
+            theirs = ", ".join(f"{key} {found[key]} (now {config.record[key]})" for key in changed)
             raise ValueError(f"{root} holds a cohort made with {theirs}; choose another --output or remove it")
     elif root.exists() and any(root.iterdir()):
         raise ValueError(f"{root} is not empty and holds no cohort; choose another --output")
@@ -272,6 +277,7 @@ def main(
     lesions: str | None = None,
     lesion_ml: tuple[float, float] | None = None,
     bilateral: float = 0.0,
+    midline: float = 0.0,
     shares: tuple[float, float, float] = (0.6, 0.15, 0.25),
 ) -> None:
     """Make a cohort of brains with and without lesions: a BIDS folder with masks, planes and datalists.
@@ -294,6 +300,7 @@ def main(
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
         lesion_ml: smallest and largest volume of painted lesions, such as 30,90; by default the finding's own.
         bilateral: share of the patients with a twin of their lesion at the mirrored place, 0 to 1.
+        midline: share of the patients with a lesion across the midsagittal plane, 0 to 1.
         shares: of the subjects in training, validation and testing.
     """
     try:
@@ -311,6 +318,7 @@ def main(
             *folders,
             lesion_ml and tuple(lesion_ml),
             bilateral,
+            midline,
             tuple(shares),
         )
         if workers < 1:

@@ -1,4 +1,4 @@
-"""Lesions of the built-in cohort: one-sided, of a chosen volume, each a change of the tissue fractions.
+"""Lesions of the built-in cohort: of a chosen place and volume, each a change of the tissue fractions.
 
 A lesion is planned in the head (side, centre, size, mass effect) before the image is sampled; then `draw_mask` takes
 the voxels nearest to its centre, by a warped distance, until the volume is reached, and `apply_lesion` exchanges their
@@ -18,6 +18,8 @@ from custom.phantom_anatomy import DEPTH_MM, Anatomy, closed, normalized_grid, s
 from custom.phantom_geometry import Deformation, Field, radial_push, random_field
 
 FINDINGS = ("tumour", "infarct", "atrophy", "haemorrhage")
+PLACEMENTS = ("one-sided", "bilateral", "midline")
+"""In one hemisphere; there and at the mirrored place; across the plane between them, as much on either side."""
 ZONES: dict[str, tuple[tuple[str, float], ...]] = {
     "tumour": (("necrosis", 0.12), ("tumour", 0.45), ("oedema", 1.0)),
     "infarct": (("infarct", 1.0),),
@@ -30,7 +32,7 @@ REPLACED = {"necrosis": 1.0, "tumour": 0.95, "oedema": 0.85, "infarct": 0.9, "gl
 MASS_EFFECT = {"tumour": 0.28, "haemorrhage": 0.22}
 """Displacement at the surface as a share of the lesion's radius."""
 MARGIN_MM = 2.0
-"""No lesion comes nearer to the midsagittal plane than this."""
+"""No lesion comes nearer to the midsagittal plane than this, save one across it."""
 VOLUME_ML = {"tumour": (4.0, 60.0), "infarct": (4.0, 60.0), "atrophy": (15.0, 60.0), "haemorrhage": (4.0, 60.0)}
 """Smallest and largest volume drawn per finding; log-uniform between."""
 MASK_ML = (8.0, 100.0)
@@ -53,7 +55,7 @@ class Plan:
         stretch: `(3, 3)`, makes the lesion's distance that of an ellipsoid.
         texture: random field that makes its outline irregular.
         mask: a real lesion, `(X, Y, Z)` in standard space with its affine, in place of the ellipsoid.
-        both: whether it has a twin at the mirrored place of the other hemisphere.
+        place: one of `PLACEMENTS`.
     """
 
     finding: str
@@ -63,7 +65,12 @@ class Plan:
     stretch: Tensor
     texture: Field
     mask: tuple[Tensor, np.ndarray] | None = None
-    both: bool = False
+    place: str = "one-sided"
+
+    @property
+    def margin(self) -> float:
+        """Distance from the midsagittal plane that is kept free, mm."""
+        return -np.inf if self.place == "midline" else MARGIN_MM
 
     @property
     def radius(self) -> float:
@@ -84,8 +91,8 @@ class Plan:
         return points + push * depth[..., None]
 
     def folded(self, points: Tensor) -> Tensor:
-        """Points `(..., 3)`, for a lesion with a twin those of the other hemisphere reflected onto its side."""
-        if not self.both:
+        """Points `(..., 3)`, for a lesion of both hemispheres those of the other one reflected onto its side."""
+        if self.place == "one-sided":
             return points
         return torch.cat([self.side * points[..., :1].abs(), points[..., 1:]], dim=-1)
 
@@ -98,7 +105,7 @@ def plan_lesion(
     deformation: Deformation,
     masks: list[str] | None = None,
     volume_ml: tuple[float, float] | None = None,
-    both: bool = False,
+    place: str = "one-sided",
 ) -> Plan:
     """Choose where in the brain a lesion grows and how large it becomes.
 
@@ -108,24 +115,25 @@ def plan_lesion(
         side: 1 for the subject's right, -1 for the left.
         anatomy: the subject's tissue maps.
         deformation: from the head to the anatomy.
-        masks: files of real lesions in standard space, used for `STROKES`.
+        masks: files of real lesions in standard space, used for `STROKES`, but not across the midsagittal plane.
         volume_ml: smallest and largest volume, in place of the finding's own.
-        both: give it a twin in the other hemisphere; the volume is that of the two together.
+        place: one of `PLACEMENTS`; the volume of a bilateral lesion is that of both its parts.
     """
     low, high = np.log(volume_ml or VOLUME_ML[finding])
     millilitres = float(np.exp(generator.uniform(low, high)))
     axis = torch.arange(-100, 101, 4, dtype=torch.float32)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-    centre = points[choose_site(generator, finding, side, points, anatomy, deformation)]
+    site = choose_midline_site if place == "midline" else choose_site
+    centre = points[site(generator, finding, side, points, anatomy, deformation)]
     rotation, _ = np.linalg.qr(generator.standard_normal((3, 3)))
     stretch = rotation @ np.diag(np.exp(generator.normal(0, 0.22, 3)))
     texture = random_field(generator, 7.0)
     mask = None
-    if masks and finding in STROKES:
+    if masks and finding in STROKES and place != "midline":
         mask, millilitres = choose_mask(generator, masks, side)
         centre = mask_centre(mask, points, anatomy, deformation)
     stretch = torch.tensor(stretch, dtype=torch.float32)
-    return Plan(finding, side, centre, millilitres, stretch, texture, mask, both)
+    return Plan(finding, side, centre, millilitres, stretch, texture, mask, place)
 
 
 def choose_site(
@@ -149,6 +157,23 @@ def choose_site(
     else:
         allowed &= depth > 0.7
     indices = torch.nonzero(allowed)
+    return tuple(indices[int(generator.integers(len(indices)))].tolist())
+
+
+def choose_midline_site(
+    generator: np.random.Generator,
+    finding: str,
+    side: int,
+    points: Tensor,
+    anatomy: Anatomy,
+    deformation: Deformation,
+) -> tuple[int, ...]:
+    """As `choose_site`, near the midsagittal plane, where tissue crosses it: corpus callosum, thalami, midbrain."""
+    where = deformation(points)
+    gm, wm = anatomy.sample(where, ("gm", "wm"))
+    height = where[..., 2] * float(anatomy.to_standard[2, 2]) + float(anatomy.to_standard[2, 3])
+    lateral = side * points[..., 0]
+    indices = torch.nonzero((gm + wm > 0.8) & (lateral >= 0) & (lateral <= 8) & (height > -12) & (height < 58))
     return tuple(indices[int(generator.integers(len(indices)))].tolist())
 
 
@@ -209,7 +234,7 @@ def draw_mask(
         plan: the lesion.
         points: `(X, Y, Z, 3)` in the head, mm.
         tissue: `(X, Y, Z)` bool, grey and white matter.
-        half: `(X, Y, Z)` bool, the brain on the lesion's side, or on both for a lesion with a twin.
+        half: `(X, Y, Z)` bool, the brain where the lesion may be: on its side, or on both.
         standard: the points in standard space, for a real lesion's mask.
         spacing: mm.
     """
@@ -225,7 +250,8 @@ def draw_mask(
         count = min(max(1, round(1000 * plan.millilitres / spacing**3)), int(allowed.sum()) // 2)
         limit = np.partition(distance[allowed], count - 1)[count - 1]
         mask = allowed & (distance <= limit)
-    mask = largest_component(mask & right) | largest_component(mask & ~right) if plan.both else largest_component(mask)
+    parts = (mask & right, mask & ~right) if plan.place == "bilateral" else (mask,)
+    mask = np.any([largest_component(part) for part in parts], axis=0)
     if mask.any():
         mask |= closed(mask, 2.0, spacing) & half
     rank = np.ones(mask.shape, np.float32)

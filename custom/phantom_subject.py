@@ -12,7 +12,7 @@ from custom.phantom_anatomy import TISSUES, Anatomy, label_anatomy, label_maps
 from custom.phantom_contrast import CONTRASTS, paint
 from custom.phantom_geometry import Deformation, Pose, head_points, random_deformation, random_pose
 from custom.phantom_head import icbm_anatomy
-from custom.phantom_lesion import FINDINGS, MARGIN_MM, apply_lesion, draw_mask, in_standard, plan_lesion, widen_sulci
+from custom.phantom_lesion import FINDINGS, apply_lesion, draw_mask, in_standard, plan_lesion, widen_sulci
 
 FIELD_OF_VIEW = (208.0, 240.0, 208.0)
 """Extent of every image, mm."""
@@ -20,6 +20,8 @@ CENTRE_MM = (0.0, -18.0, 2.0)
 """The point of the ICBM152 space about which heads are tilted."""
 SITES = {"north": ("RAS", 1.0), "south": ("LPS", 0.6), "west": ("LIA", 1.7)}
 """Per site: storage orientation and the scanner's gain on MR values."""
+AFFECTED = {"bilateral": "both", "midline": "midline"}
+"""The side of a lesion that has none, as participants.tsv has it."""
 SKULL = ("true", "false", "mixed")
 ASYMMETRY = 0.2
 """Share of the deformation's one-sided part that is kept: natural left-right variation."""
@@ -45,6 +47,7 @@ class Config:
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
         lesion_ml: smallest and largest volume of painted lesions; None leaves it to the finding.
         bilateral: share of the patients whose lesion has a twin at the mirrored place.
+        midline: share of the patients whose lesion lies across the midsagittal plane, as much on either side; painted.
         shares: of the subjects in training, validation and testing.
     """
 
@@ -61,6 +64,7 @@ class Config:
     lesions: str | None = None
     lesion_ml: tuple[float, float] | None = None
     bilateral: float = 0.0
+    midline: float = 0.0
     shares: tuple[float, float, float] = (0.6, 0.15, 0.25)
 
     def __post_init__(self) -> None:
@@ -80,12 +84,15 @@ class Config:
             "spacing": (0.5, 8),
             "patients": (0, 1),
             "bilateral": (0, 1),
+            "midline": (0, 1),
             "tilt": (0, 45),
         }
         for name, (low, high) in {**ranges, "noise": (0, 10)}.items():
             value = getattr(self, name)
             if isinstance(value, str) or not low <= value <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}; got {value}")
+        if self.bilateral + self.midline > 1:
+            raise ValueError(f"bilateral and midline together must be 1 at most; got {self.bilateral + self.midline:g}")
         if self.lesion_ml is not None and (
             len(self.lesion_ml) != 2 or not 3 <= self.lesion_ml[0] < self.lesion_ml[1] <= 150
         ):
@@ -126,19 +133,30 @@ class Subject:
     participant: dict[str, object]
 
 
-def diagnosis(config: Config, number: int) -> tuple[str, int, bool]:
-    """Diagnosis, side (1 right, -1 left, 0 none), and whether both are affected.
+def diagnosis(config: Config, number: int) -> tuple[str, int, str]:
+    """Diagnosis, side (1 right, -1 left, 0 none), and which of `PLACEMENTS` the lesion has.
 
-    Findings and sides take turns among the patients, and so do one-sided and bilateral rounds of all findings.
+    Findings and sides take turns among the patients, and so do rounds of all findings with one placement.
     """
     before = int((number - 1) * config.patients + 1e-9)
     if int(number * config.patients + 1e-9) == before:
-        return "healthy", 0, False
+        return "healthy", 0, "one-sided"
     kinds = len(config.findings)
     first = config.seed % 2
     turn = before // kinds
-    both = int((turn + 1) * config.bilateral + 1e-9) > int(turn * config.bilateral + 1e-9)
-    return config.findings[before % kinds], 1 if (before + turn + first) % 2 else -1, both
+    side = 1 if (before + turn + first) % 2 else -1
+    return config.findings[before % kinds], side, placement(config, turn)
+
+
+def placement(config: Config, turn: int) -> str:
+    """Which of `PLACEMENTS` the lesions of a round have."""
+
+    def is_due(share: float) -> bool:
+        return int((turn + 1) * share + 1e-9) > int(turn * share + 1e-9)
+
+    if is_due(config.bilateral):
+        return "bilateral"
+    return "midline" if is_due(config.bilateral + config.midline) else "one-sided"
 
 
 def subject_anatomy(config: Config, generator: np.random.Generator) -> tuple[Anatomy, np.ndarray, int]:
@@ -178,7 +196,7 @@ def make_subject(config: Config, number: int) -> Subject:
         ValueError: when an anatomy or a lesion file cannot be used.
     """
     generator = np.random.default_rng([config.seed, number])
-    finding, side, both = diagnosis(config, number)
+    finding, side, place = diagnosis(config, number)
     site = str(generator.choice(list(SITES)))
     bare = config.skull == "false" or (config.skull == "mixed" and generator.random() < 0.5)
     anatomy, centre, number_of_anatomy = subject_anatomy(config, generator)
@@ -190,7 +208,7 @@ def make_subject(config: Config, number: int) -> Subject:
     if side:
         masks = lesion_masks(config, number_of_anatomy)
         fractions, brain, mask = with_lesion(
-            generator, config, finding, side, both, masks, anatomy, deformation, points
+            generator, config, finding, side, place, masks, anatomy, deformation, points
         )
     else:
         fractions, brain = sample_tissues(anatomy, deformation(points))
@@ -206,7 +224,7 @@ def make_subject(config: Config, number: int) -> Subject:
         "participant_id": f"sub-{number:03d}",
         "diagnosis": finding,
         "healthy": side == 0,
-        "side": "both" if both else {-1: "left", 0: "n/a", 1: "right"}[side],
+        "side": AFFECTED.get(place, {-1: "left", 0: "n/a", 1: "right"}[side]),
         "lesion_ml": round(float(mask.sum()) * config.spacing**3 / 1000, 3),
         "site": site,
         "skull": not bare,
@@ -226,7 +244,7 @@ def with_lesion(
     config: Config,
     finding: str,
     side: int,
-    both: bool,
+    place: str,
     masks: list[str] | None,
     anatomy: Anatomy,
     deformation: Deformation,
@@ -240,11 +258,11 @@ def with_lesion(
     where = deformation(points)
     (depth,) = anatomy.sample(where, ("depth",))
     for _ in range(20):
-        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks, config.lesion_ml, both)
+        plan = plan_lesion(generator, finding, side, anatomy, deformation, masks, config.lesion_ml, place)
         pushed = deformation(plan.displaced(points, depth)) if plan.pushes else where
         fractions, brain = sample_tissues(anatomy, pushed)
         tissue = fractions["gm"] + fractions["wm"] > 0.5
-        half = (brain > 0.5) & (side * plan.folded(points)[..., 0].numpy() > MARGIN_MM)
+        half = (brain > 0.5) & (side * plan.folded(points)[..., 0].numpy() > plan.margin)
         mask, rank = draw_mask(plan, points, tissue, half, in_standard(where, anatomy), config.spacing)
         if mask.sum() * config.spacing**3 >= SMALLEST_ML * 1000:
             if finding == "atrophy":

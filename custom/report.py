@@ -20,6 +20,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from custom import report_plots
 from custom.bootstrap import interval
+from custom.calibration import calibration_error
 from custom.errors import UserError
 from custom.figures import mosaic
 from custom.files import write_whole
@@ -124,8 +125,7 @@ def _intervals(run: Run) -> Iterator[Row]:
         yield _figure_row(f"average precision, {caption}", average_precision_score, *columns, strata=columns[0])
         if is_probability:
             yield _figure_row(f"Brier score, {caption}", brier_score_loss, *columns, strata=columns[0])
-            error = report_plots.calibration_error
-            yield _figure_row(f"expected calibration error, {caption}", error, *columns, strata=columns[0])
+            yield _figure_row(f"expected calibration error, {caption}", calibration_error, *columns, strata=columns[0])
     if run.has("prediction") and run.has("label"):
         columns = [run.numbers("label"), run.numbers("prediction")]
         yield _figure_row("accuracy", accuracy_score, *columns, strata=columns[0])

@@ -9,9 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from custom.bootstrap import limits, resamples
+from custom.calibration import bins
 
 GRID = np.linspace(0, 1, 101)
-NUM_BINS = 10
 
 
 def detection(truth: np.ndarray, score: np.ndarray, caption: str) -> Figure:
@@ -81,20 +81,6 @@ def calibration(truth: np.ndarray, probability: np.ndarray, caption: str) -> Fig
     axis.set(xlabel="predicted probability", ylabel="observed share", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     axis.set_title(f"calibration: {caption}", fontsize=9)
     return figure
-
-
-def bins(truth: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean probability, share that is true, and cases, of each of ten bins of equal width that holds any."""
-    index = np.minimum((probability * NUM_BINS).astype(int), NUM_BINS - 1)
-    held = [index == number for number in range(NUM_BINS) if np.any(index == number)]
-    means = [[values[chosen].mean() for chosen in held] for values in (probability, truth.astype(float))]
-    return np.array(means[0]), np.array(means[1]), np.array([chosen.sum() for chosen in held])
-
-
-def calibration_error(truth: np.ndarray, probability: np.ndarray) -> float:
-    """Expected calibration error: mean distance of predicted probability and observed share, over cases."""
-    predicted, observed, counts = bins(truth, probability)
-    return float((np.abs(predicted - observed) * counts).sum() / counts.sum())
 
 
 def confusion(labels: Sequence[int], predictions: Sequence[int], classes: int) -> Figure:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from scipy import ndimage
 from custom import phantom
 from custom.phantom_anatomy import plane_transform, thinned, thinned_affine
 from custom.phantom_contrast import CONTRASTS, MR_UNIT
-from custom.phantom_geometry import head_points, random_pose
+from custom.phantom_geometry import head_points, random_deformation, random_pose
 from custom.phantom_head import icbm_anatomy
-from custom.phantom_lesion import MARGIN_MM
+from custom.phantom_lesion import MARGIN_MM, plan_lesion
 from custom.phantom_subject import SITES, Config, diagnosis, lesion_masks, make_subject
 
 SHARED = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -222,15 +223,45 @@ def test_a_bilateral_lesion_lies_as_much_on_either_side_and_keeps_the_symmetry()
     assert found[1][2]["lesion_ml"] == pytest.approx(found[0][2]["lesion_ml"], rel=0.1)
 
 
-def test_half_of_the_patients_of_each_finding_are_bilateral_when_half_are_wanted():
-    config = Config(48, findings=("tumour", "infarct"), bilateral=0.5)
-    patients = [diagnosis(config, number) for number in range(1, 49)]
-    patients = [row for row in patients if row[1]]
-    assert {(finding, both) for finding, _, both in patients} == {
-        (finding, both) for finding in ("tumour", "infarct") for both in (True, False)
-    }
-    assert sum(both for *_, both in patients) == len(patients) / 2
-    assert {side for _, side, both in patients if not both} == {-1, 1}
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_midline_lesion_lies_across_the_plane_in_one_piece_and_keeps_the_symmetry(number):
+    one_sided, midline = (Config(4, findings=("tumour",), modality=("FLAIR",), midline=share) for share in (0, 1))
+    subject = make_subject(midline, number)
+    lesion = np.asarray(subject.mask.dataobj) > 0
+    lateral = nib.affines.apply_affine(subject.mask.affine, np.argwhere(lesion)) @ subject.pose.normal
+    lateral -= subject.pose.offset
+    assert 0.4 < np.mean(lateral > 0) < 0.6
+    assert np.abs(lateral).min() < 1  # mm: no gap about the plane
+    assert ndimage.label(lesion, np.ones((3, 3, 3)))[1] == 1
+    assert subject.participant["side"] == "midline"
+    correlations = []
+    for config in (one_sided, midline):
+        data, mirror_image, head = mirrored(config, number)
+        correlations.append(np.corrcoef(data[head], mirror_image[head])[0, 1])
+    assert correlations[1] > correlations[0]
+
+
+def test_a_midline_lesion_is_painted_even_where_real_masks_are_given():
+    generator = np.random.default_rng(0)
+    arguments = (generator, "infarct", 1, icbm_anatomy(4), random_deformation(generator, np.zeros(3), 1.0, 0.2))
+    assert plan_lesion(*arguments, masks=["not read"], place="midline").mask is None
+
+
+def test_placements_take_turns_among_the_patients_of_each_finding():
+    config = Config(96, findings=("tumour", "infarct"), bilateral=0.25, midline=0.25)
+    rows = [row for number in range(1, 97) if (row := diagnosis(config, number))[1]]
+    counts = Counter((finding, place) for finding, _, place in rows)
+    shares = {"one-sided": 12, "bilateral": 6, "midline": 6}
+    assert counts == {(finding, place): n for finding in ("tumour", "infarct") for place, n in shares.items()}
+    assert {side for _, side, place in rows if place == "one-sided"} == {-1, 1}
+
+
+def test_an_option_that_a_cohort_does_not_know_yet_stood_at_its_default(tmp_path):
+    config = Config(4)
+    (tmp_path / "cohort.json").write_text(json.dumps({k: v for k, v in config.record.items() if k != "midline"}))
+    phantom.start(tmp_path, config)
+    with pytest.raises(ValueError, match=r"midline 0.0 \(now 0.5\)"):
+        phantom.start(tmp_path, Config(4, midline=0.5))
 
 
 def test_subjects_of_one_label_map_are_in_one_part_of_the_split():
@@ -361,6 +392,7 @@ def test_one_bad_anatomy_does_not_lose_the_other_subjects(tmp_path, capsys):
         ({"skull": "maybe"}, "skull must be one of true, false, mixed; got maybe"),
         ({"patients": 1.5}, "patients must lie between 0 and 1; got 1.5"),
         ({"bilateral": 2}, "bilateral must lie between 0 and 1; got 2"),
+        ({"bilateral": 0.6, "midline": 0.5}, "bilateral and midline together must be 1 at most; got 1.1"),
         ({"shares": (0.5, 0.5, 0.5)}, r"shares must be three positive numbers with sum 1; got \(0.5, 0.5, 0.5\)"),
         ({"workers": 0}, "workers must be at least 1; got 0"),
         ({"anatomies": "nowhere"}, r"nowhere: expected NIfTI files .*, found none"),

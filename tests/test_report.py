@@ -11,7 +11,7 @@ from custom.bootstrap import interval, resamples
 from custom.figures import quantities
 from custom.report import main, page, read_run, short
 from custom.report_cases import cohort_table, pictured
-from custom.report_plots import GRID, _precision_recall, _roc, bins, calibration_error
+from custom.report_plots import GRID, _precision_recall, _roc
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error():
@@ -36,15 +36,6 @@ def test_the_curves_go_through_the_points_counted_by_hand():
     assert [sensitivity[x] for x in (0.0, 0.49, 0.5, 1.0)] == [0.5, 0.5, 1.0, 1.0]
     precision = dict(zip(GRID.round(2), _precision_recall(truth, score), strict=True))
     assert [precision[x] for x in (0.0, 0.5, 0.51, 1.0)] == pytest.approx([1, 1, 2 / 3, 2 / 3])
-
-
-def test_calibration_is_counted_by_hand():
-    truth, probability = np.array([True, False, True, True]), np.array([0.92, 0.98, 0.21, 1.0])
-    predicted, observed, counts = bins(truth, probability)
-    assert predicted == pytest.approx([0.21, (0.92 + 0.98 + 1.0) / 3])
-    assert observed == pytest.approx([1, 2 / 3])
-    assert counts.tolist() == [1, 3]
-    assert calibration_error(truth, probability) == pytest.approx((0.79 + 3 * (2.9 / 3 - 2 / 3)) / 4)
 
 
 def test_a_cohort_is_counted_by_list():

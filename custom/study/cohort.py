@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from custom.study.plan import Study, StudyError
 
 FACTS = ("healthy", "side", "diagnosis")
 """What groups of cases are made from."""
+KINDS = ("healthy", "one-sided", "bilateral", "midline")
 
 
 def make_cohort(study: Study, folder: Path, workers: int) -> None:
@@ -60,13 +62,14 @@ def test_facts(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def sizes(folder: Path) -> dict[str, dict[str, int]]:
-    """Subjects in each part of the split: healthy, one-sided and bilateral."""
+    """Subjects in each part of the split, by kind: healthy, one-sided, bilateral, midline; those that there are."""
     lists = read_lists(folder / "aligned" / "datalists" / "classify.json")
-    return {
-        name: {
-            "healthy": sum(entry["healthy"] for entry in entries),
-            "one-sided": sum(not entry["healthy"] and entry["side"] != "both" for entry in entries),
-            "bilateral": sum(entry["side"] == "both" for entry in entries),
-        }
-        for name, entries in lists.items()
-    }
+    counts = {name: Counter(map(kind, entries)) for name, entries in lists.items()}
+    return {name: {own: found[own] for own in KINDS if found[own]} for name, found in counts.items()}
+
+
+def kind(entry: Mapping[str, Any]) -> str:
+    """Which of `KINDS` a subject is."""
+    return (
+        "healthy" if entry["healthy"] else {"both": "bilateral", "midline": "midline"}.get(entry["side"], "one-sided")
+    )
