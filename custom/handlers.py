@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: a row per case, temperature, parts of the loss, early stopping that can be resumed."""
+"""Ignite handlers that MONAI lacks: a row per case, temperature, parts of the loss, early stopping that can resume."""
 
 import json
 import math

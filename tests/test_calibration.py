@@ -39,7 +39,8 @@ def test_a_few_cases_that_are_all_told_apart_do_not_make_it_certain():
     sure = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
     temperature = fit_temperature(sure, np.array([0, 0, 1, 1]))
     # Softened labels are 3/4 here: the best constant logit is log 3, and the mean of log 9 and log 4 is log 6.
-    assert LIMITS[0] < temperature and np.log(6) / temperature < 1.2 * np.log(3)
+    assert LIMITS[0] < temperature
+    assert np.log(6) / temperature < 1.2 * np.log(3)
 
 
 def test_predictions_no_better_than_chance_become_uncertain():
