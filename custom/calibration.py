@@ -1,10 +1,10 @@
-"""Calibration of class probabilities: how far they are from the shares that come true, and one temperature against it.
+"""Calibration of class probabilities: how far they are from the shares that come true, and what corrects them.
 
 Shapes: N cases, K classes.
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 NUM_BINS = 10
@@ -31,29 +31,42 @@ def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
 
 
-def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature by which logits must be divided so that these cases are most likely; above 1 makes less certain.
+def fit_calibration(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The temperature and the class biases with which `logits / temperature + bias` makes these cases most likely.
 
-    A few cases that are all told apart would call for certainty. The labels are therefore softened, as Platt does: a
-    case of a class with n cases counts as `(n + 1) / (n + K)` of it, and as `1 / (n + K)` of every other class.
+    The temperature alone cannot help a network that leans to one class. A few cases that are all told apart would call
+    for certainty; the labels are therefore softened, as Platt does: a case of a class with n cases counts as
+    `(n + 1) / (n + K)` of it, and as `1 / (n + K)` of every other class.
 
     Args:
         probabilities: `(N, K)`, as predicted.
         labels: `(N,)` integers.
 
     Returns:
-        The temperature, between 1/32 and 32.
+        The temperature, between 1/32 and 32 (above 1 makes less certain), and the biases `(K,)`, whose sum is 0.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2; Platt, Probabilistic Outputs for
         Support Vector Machines, 1999.
     """
     logits = log_probabilities(probabilities)
-    classes = np.arange(logits.shape[1])
-    counts = (labels[:, None] == classes).sum(0)[labels]
-    targets = ((labels[:, None] == classes) * counts[:, None] + 1) / (counts[:, None] + len(classes))
+    logits -= logits.mean(1, keepdims=True)
+    targets = softened(labels, logits.shape[1])
 
-    def loss(log_temperature: float) -> float:
-        return -float((targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(1).mean())
+    def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, bias = parameters[0], parameters[1:]
+        log_likely = log_softmax(slope * logits + bias, axis=1)
+        excess = (np.exp(log_likely) - targets) / len(logits)  # derivative by the calibrated logits
+        return -float((targets * log_likely).sum() / len(logits)), np.array([(excess * logits).sum(), *excess.sum(0)])
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(LIMITS), method="bounded").x))
+    start = np.array([1.0, *np.zeros(logits.shape[1])])
+    limits = [(1 / LIMITS[1], 1 / LIMITS[0]), *[(None, None)] * logits.shape[1]]
+    slope, *bias = minimize(loss_and_gradient, start, jac=True, bounds=limits, method="L-BFGS-B").x
+    return float(1 / slope), np.array(bias) - np.mean(bias)
+
+
+def softened(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels `(N,)` as shares of classes `(N, K)`: less than certain where a class has few cases."""
+    one_hot = labels[:, None] == np.arange(classes)
+    counts = one_hot.sum(0)[labels][:, None]
+    return (one_hot * counts + 1) / (counts + classes)

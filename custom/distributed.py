@@ -24,6 +24,31 @@ def gather_batch(local: Tensor) -> Tensor:
     return torch.cat(all_gather(convert_to_tensor(local, track_meta=False)))
 
 
+def own_rows(rows: Tensor, block: int = 1) -> Tensor:
+    """This process' rows of a whole batch's: a distributed sampler deals out cases in turns, `block` rows each."""
+    if not dist.is_initialized():
+        return rows
+    return rows.unflatten(0, (-1, block))[dist.get_rank() :: dist.get_world_size()].flatten(0, 1)
+
+
+def previous_rows(local: Tensor, block: int = 1) -> Tensor:
+    """Of each row, the one before it in the whole batch, of which `own_rows` are here; of the first row, the last.
+
+    Before the first row of a case comes the last one of the process before; each process hands those to the next.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local.roll(1, dims=0)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    cases = local.unflatten(0, (-1, block))
+    last = cases[:, -1].contiguous()
+    before = torch.empty_like(last)
+    exchange = [dist.P2POp(dist.isend, last, (rank + 1) % world), dist.P2POp(dist.irecv, before, (rank - 1) % world)]
+    for request in dist.batch_isend_irecv(exchange):
+        request.wait()
+    before = before.roll(1, dims=0) if rank == 0 else before
+    return torch.cat([before[:, None], cases[:, :-1]], dim=1).flatten(0, 1)
+
+
 class GlobalBatchLoss(nn.Module):
     """A loss over the batches of all processes, where it is not the mean of the losses of cases.
 

@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: a row per case, temperature, parts of the loss, early stopping that can resume."""
+"""Ignite handlers that MONAI lacks: a row per case, calibration, parts of the loss, early stopping that can resume."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from monai.data import decollate_batch
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from custom.calibration import fit_temperature
+from custom.calibration import fit_calibration
 from custom.cohort import Case, CohortError, image_paths
 from custom.errors import NumbersError
 from custom.files import write_rows, write_whole
@@ -84,27 +84,29 @@ class CaseTable:
         check_complete(self.expected, rows)
 
 
-class TemperatureFit:
-    """After each validation, fit the network's temperature to the validation cases; it is saved with the weights.
+class CalibrationFit:
+    """After each validation, fit the network's temperature and class biases to its cases; the weights hold them.
 
-    Attach it behind the `CaseTable` of the validation. While the cases are predicted, the temperature is 1.
+    Attach it behind the `CaseTable` of the validation, whose cases are predicted without them.
 
     Args:
-        network: a classifier with a buffer `temperature`.
+        network: a classifier with buffers `temperature` and `class_bias`.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.set(1.0, 0.0))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.fit)
 
-    def reset(self, engine: Engine) -> None:
-        self.network.temperature.fill_(1.0)
-
     def fit(self, engine: Engine) -> None:
-        self.network.temperature.fill_(fit_temperature(*class_probabilities(engine.state.cases)))
+        temperature, bias = fit_calibration(*class_probabilities(engine.state.cases))
+        self.set(temperature, torch.from_numpy(bias))
+
+    def set(self, temperature: float, bias: torch.Tensor | float) -> None:
+        self.network.temperature.fill_(temperature)
+        self.network.class_bias.copy_(torch.as_tensor(bias))
 
 
 def leakage(engine: Engine) -> dict[str, Any]:

@@ -180,8 +180,8 @@ class SASwinClassifier(SymmetryAwareEncoding):
     the prediction the finer count more (`mean_of_scales`).
     The variants without SACA have no counterpart and read the features alone.
 
-    In eval mode the logits are divided by `temperature`, a buffer that is saved with the weights: 1, until it is fitted
-    to validation cases (`custom.handlers.TemperatureFit`).
+    In eval mode it gives `logits / temperature + class_bias`: buffers, saved with the weights, that do nothing until
+    they are fitted to validation cases (`custom.handlers.CalibrationFit`).
 
     Args:
         num_classes: width of the output.
@@ -214,12 +214,14 @@ class SASwinClassifier(SymmetryAwareEncoding):
         read = [feature_size * 2**scale * (2 if symmetry == "saca" else 1) for scale in self.scales]
         self.head = PooledHead(width, num_classes) if readout == "paper" else PlaceReadout(read, num_classes)
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("class_bias", torch.zeros(num_classes))
 
     def forward(self, pair: Tensor) -> Tensor:
         logits = self.logits(pair)
         if self.training:
             return logits
-        return (logits if logits.ndim == 2 else mean_of_scales(logits.log_softmax(1))) / self.temperature
+        overall = logits if logits.ndim == 2 else mean_of_scales(logits.log_softmax(1))
+        return overall / self.temperature + self.class_bias
 
     def logits(self, pair: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of the paper's readout; `(B, num_classes, 4)`, of each scale, of all places'."""

@@ -92,7 +92,7 @@ class SeedSteps:
 
     Args:
         seed: of the training.
-        others: what has a generator of its own.
+        others: what has a generator of its own, the same in all processes.
     """
 
     def __init__(self, seed: int = 0, others: Sequence[Seedable] = ()) -> None:
@@ -103,7 +103,7 @@ class SeedSteps:
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        seed = derived_seed(self.seed, _STEPS, idist.get_rank(), engine.state.iteration)
-        seed_all(seed)
+        iteration = engine.state.iteration
+        seed_all(derived_seed(self.seed, _STEPS, idist.get_rank(), iteration))
         for other in self.others:
-            other.set_random_state(seed)
+            other.set_random_state(derived_seed(self.seed, _STEPS, 0, iteration))

@@ -6,11 +6,13 @@ Shapes: B pairs `(B, 2C, X, Y, Z)`, K holes. Views are stacked along the batch, 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.engines import PrepareBatch
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from custom.distributed import own_rows, previous_rows
 from custom.symmetry import split_pair
 
 
@@ -75,19 +77,17 @@ def hole_masks(cuboids: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return torch.einsum("bkx,bky,bkz->bxyz", x, y, z).gt(0.5).unsqueeze(1)
 
 
-def cut_holes(images: Tensor, generator: torch.Generator, ratio: float = 0.3, max_side: float = 0.25) -> Tensor:
-    """Cut random cuboids out of each image: every second one empty (0), the others filled from the batch's next image.
+def cut_holes(images: Tensor, cuboids: Tensor, filling: Tensor) -> Tensor:
+    """Cut cuboids out of each image: every second one empty (0), the others filled from another image.
 
     Args:
         images: `(B, C, X, Y, Z)`.
-        generator: source of randomness, on the images' device.
-        ratio: largest share of voxels cut.
-        max_side: longest side of a cuboid, as a share of the volume's side.
+        cuboids: of each image, from `random_cuboids`.
+        filling: `(B, C, X, Y, Z)`, what each image is filled from.
     """
     shape = tuple(images.shape[2:])
-    cuboids = random_cuboids(len(images), shape, generator, ratio, max_side)
     emptied = images.masked_fill(hole_masks(cuboids[:, ::2], shape), 0.0)
-    return torch.where(hole_masks(cuboids[:, 1::2], shape), images.roll(1, dims=0), emptied)
+    return torch.where(hole_masks(cuboids[:, 1::2], shape), filling, emptied)
 
 
 def random_roi(pair: Tensor, roi_size: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -102,6 +102,9 @@ def random_roi(pair: Tensor, roi_size: Sequence[int], generator: torch.Generator
 class PrepareViews(PrepareBatch):
     """Make two views of each symmetric pair of a batch: rotated alike in both halves, holes in the image only.
 
+    Several processes draw the views of the whole batch, each the same ones, and keep those of their own pairs: with the
+    same seed they see what one process would. The holes of an image are filled from the image before it in the batch.
+
     The network's input is `(2B, 2C, X, Y, Z)`; the targets are a dictionary: `image`, the rotated image without holes
     `(2B, C, X, Y, Z)`; `rotation` `(2B,)`; and `healthy` `(2B,)`, where the batch has that key.
 
@@ -110,10 +113,12 @@ class PrepareViews(PrepareBatch):
         hole_max_side: longest side of a hole, as a share of the ROI's side.
         rotate: whether to turn the views.
         needs_healthy: fail if the batch has no `healthy` label.
+        num_samples: pairs of each case, which lie together in the batch.
         roi_size: voxels, X Y Z: take a random ROI of each batch first, where its volumes are larger; None takes them
             whole.
-        seed: of the views.
-        repeat: draw the same views for every batch, so that validation losses can be compared over epochs.
+        seed: of the views, the same in all processes.
+        repeat: draw the same views for every batch, so that validation losses can be compared over epochs; every
+            process by itself.
 
     Raises:
         ValueError: when `healthy` is needed and missing.
@@ -128,6 +133,7 @@ class PrepareViews(PrepareBatch):
         hole_max_side: float = 0.25,
         rotate: bool = True,
         needs_healthy: bool = True,
+        num_samples: int = 1,
         roi_size: Sequence[int] | None = None,
         seed: int = 0,
         repeat: bool = False,
@@ -136,6 +142,7 @@ class PrepareViews(PrepareBatch):
         self.hole_max_side = hole_max_side
         self.rotate = rotate
         self.needs_healthy = needs_healthy
+        self.num_samples = num_samples
         self.roi_size = roi_size
         self.seed = seed
         self.repeat = repeat
@@ -147,9 +154,12 @@ class PrepareViews(PrepareBatch):
         pair = convert_to_tensor(batchdata["image"], track_meta=False).to(device, non_blocking=non_blocking)
         generator = self.random_generator(pair.device)
         pairs = random_roi(pair, self.roi_size or pair.shape[2:], generator).repeat(2, 1, 1, 1, 1)
-        turns = torch.randint(0, 4, (len(pairs),), generator=generator, device=pair.device) * int(self.rotate)
+        turns = self.own(torch.randint(0, 4, (self.whole(pairs),), generator=generator, device=pair.device))
+        turns = turns * int(self.rotate)
         image, mirrored = split_pair(quarter_turns(pairs, turns) if self.rotate else pairs)
-        holed = cut_holes(image, generator, self.hole_ratio, self.hole_max_side)
+        shape = tuple(image.shape[2:])
+        cuboids = random_cuboids(self.whole(pairs), shape, generator, self.hole_ratio, self.hole_max_side)
+        holed = cut_holes(image, self.own(cuboids), self.filling(image))
         targets = {"image": image, "rotation": turns}
         if "healthy" in batchdata:
             targets["healthy"] = torch.as_tensor(batchdata["healthy"]).to(pair.device).bool().repeat(2)
@@ -159,6 +169,18 @@ class PrepareViews(PrepareBatch):
                 "add it, or choose objective label_free, no_symmetry or reconstruction"
             )
         return torch.cat([holed, mirrored], dim=1), targets
+
+    def whole(self, rows: Tensor) -> int:
+        """Number of rows of all processes together."""
+        return len(rows) * (1 if self.repeat else idist.get_world_size())
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process' share of the rows of all of them."""
+        return rows if self.repeat else own_rows(rows, self.num_samples)
+
+    def filling(self, images: Tensor) -> Tensor:
+        """The image before each in the whole batch."""
+        return images.roll(1, dims=0) if self.repeat else previous_rows(images, self.num_samples)
 
     def set_random_state(self, seed: int) -> None:
         """Start the views anew from another seed, as MONAI's random transforms do."""

@@ -1,56 +1,75 @@
-"""Temperature: what it does to probabilities, and that it is fitted, saved, used and switched off."""
+"""Calibration: what temperature and biases do to probabilities, how they are fitted, saved and used."""
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from scipy.special import expit
+from scipy.special import expit, softmax
 
-from custom.calibration import LIMITS, bins, calibration_error, fit_temperature
-from custom.handlers import TemperatureFit
+from custom.calibration import bins, calibration_error, fit_calibration
+from custom.handlers import CalibrationFit
 from custom.metrics import classification_summary
 from custom.networks import SASwinClassifier
 
 SMALL = {"feature_size": 12, "window_size": 2, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
 
-def drawn(factor: float, cases: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Cases whose logits are `factor` times what they should be."""
+def drawn(factor: float, shift: float = 0.0, cases: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Cases whose logits are `factor` times what they should be, and then shifted."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2, cases)
     labels = (generator.random(cases) < expit(logits)).astype(int)
-    positive = expit(factor * logits)
+    positive = expit(factor * logits + shift)
     return np.stack([1 - positive, positive], axis=1), labels
 
 
+def calibrated(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    temperature, bias = fit_calibration(probabilities, labels)
+    return softmax(np.log(probabilities) / temperature + bias, axis=1)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_the_temperature_undoes_a_factor_on_the_logits(factor):
-    assert fit_temperature(*drawn(factor)) == pytest.approx(factor, rel=0.06)
+def test_a_factor_on_the_logits_and_a_leaning_to_one_class_are_undone(factor, shift):
+    temperature, bias = fit_calibration(*drawn(factor, shift))
+    assert temperature == pytest.approx(factor, rel=0.08)
+    assert bias[1] - bias[0] == pytest.approx(-shift / factor, abs=0.15)
+    assert bias.sum() == pytest.approx(0)
 
 
-def test_a_fitted_temperature_makes_cases_more_likely_and_better_calibrated():
-    probabilities, labels = drawn(3.0)
-    logits = np.log(probabilities[:, 1] / probabilities[:, 0])
-    after = expit(logits / fit_temperature(probabilities, labels))
-    assert calibration_error(labels == 1, after) < 0.25 * calibration_error(labels == 1, probabilities[:, 1])
+def test_three_classes_each_have_a_bias():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (4000, 3))
+    labels = np.array([generator.choice(3, p=p) for p in softmax(logits, axis=1)])
+    shift = np.array([1.0, -2.0, 0.5])
+    temperature, bias = fit_calibration(softmax(2 * logits + shift, axis=1), labels)
+    assert temperature == pytest.approx(2.0, rel=0.08)
+    np.testing.assert_allclose(bias, -(shift - shift.mean()) / 2, atol=0.15)
+
+
+def test_what_is_fitted_makes_cases_better_calibrated():
+    probabilities, labels = drawn(3.0, 2.0)
+    before, after = (
+        calibration_error(labels == 1, p[:, 1]) for p in (probabilities, calibrated(probabilities, labels))
+    )
+    assert after < 0.2 * before
 
 
 def test_a_few_cases_that_are_all_told_apart_do_not_make_it_certain():
     sure = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
-    temperature = fit_temperature(sure, np.array([0, 0, 1, 1]))
-    # Softened labels are 3/4 here: the best constant logit is log 3, and the mean of log 9 and log 4 is log 6.
-    assert LIMITS[0] < temperature
-    assert np.log(6) / temperature < 1.2 * np.log(3)
+    found = calibrated(sure, np.array([0, 0, 1, 1]))
+    assert found[:2, 0].mean() == pytest.approx(0.75, abs=0.03)  # (2 + 1) / (2 + 2)
 
 
-def test_predictions_no_better_than_chance_become_uncertain():
-    probabilities = np.array([[0.99, 0.01], [0.01, 0.99]] * 50)
-    temperature = fit_temperature(probabilities, np.array([0, 1, 1, 0] * 25))
-    assert expit(np.log(99) / temperature) < 0.54
+def test_predictions_no_better_than_chance_become_the_share_of_their_class():
+    probabilities = np.array([[0.99, 0.01], [0.01, 0.99]] * 60)
+    found = calibrated(probabilities, np.array([0, 0, 1, 1, 0, 0] * 20))
+    np.testing.assert_allclose(found[:, 0], 2 / 3, atol=0.07)
 
 
-def test_probabilities_that_underflow_have_a_temperature():
-    assert np.isfinite(fit_temperature(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])))
+def test_probabilities_that_underflow_are_calibrated():
+    temperature, bias = fit_calibration(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
+    assert np.isfinite([temperature, *bias]).all()
 
 
 def test_calibration_is_counted_by_hand():
@@ -75,38 +94,41 @@ def test_the_summary_has_the_figures_of_calibration():
 
 
 @pytest.mark.parametrize("readout", ["places", "paper"])
-def test_logits_are_divided_by_the_temperature_in_eval_mode_alone(readout):
+def test_temperature_and_biases_act_in_eval_mode_alone(readout):
     torch.manual_seed(0)
     network = SASwinClassifier(**SMALL, readout=readout)
     pair = torch.randn(2, 2, 64, 32, 32)
     network.eval()
     before = network(pair)
     network.temperature.fill_(4.0)
-    torch.testing.assert_close(network(pair), before / 4)
+    network.class_bias.copy_(torch.tensor([-0.5, 0.5]))
+    torch.testing.assert_close(network(pair), before / 4 + torch.tensor([-0.5, 0.5]))
     network.train()
     torch.manual_seed(1)
     trained = network(pair)
     network.temperature.fill_(1.0)
+    network.class_bias.zero_()
     torch.manual_seed(1)
     torch.testing.assert_close(network(pair), trained)
 
 
-def test_the_handler_starts_each_validation_at_1_and_fits_at_its_end():
+def test_the_handler_fits_at_the_end_of_each_validation_which_runs_without():
     network = SASwinClassifier(**SMALL)
-    probabilities, labels = drawn(3.0, 400)
+    probabilities, labels = drawn(3.0, 2.0, 400)
     seen = []
 
     def step(engine: Engine, batch: int) -> None:
-        seen.append(network.temperature.item())
+        seen.append((network.temperature.item(), network.class_bias.abs().sum().item()))
 
     engine = Engine(step)
     engine.state.cases = [
         {"probability_0": p[0], "probability_1": p[1], "label": label}
         for p, label in zip(probabilities, labels, strict=True)
     ]
-    TemperatureFit(network).attach(engine)
+    CalibrationFit(network).attach(engine)
     for _ in range(2):
         engine.run([0])
-        assert network.temperature.item() == pytest.approx(3.0, rel=0.2)
-    assert seen == [1.0, 1.0]
-    assert "temperature" in network.state_dict()
+        assert network.temperature.item() == pytest.approx(3.0, rel=0.25)
+        assert network.class_bias[1].item() == pytest.approx(-1 / 3, abs=0.2)
+    assert seen == [(1.0, 0.0), (1.0, 0.0)]
+    assert {"temperature", "class_bias"} <= network.state_dict().keys()

@@ -55,12 +55,24 @@ def test_samples_are_the_same_whatever_loads_them_and_wherever_an_epoch_goes_on(
     assert not same(batches(0, epoch=2), alone)
 
 
-def test_processes_draw_differently_in_a_step(monkeypatch):
-    drawn = []
+class Drawer:
+    """What remembers the seed it was given."""
+
+    seed = 0
+
+    def set_random_state(self, seed):
+        self.seed = seed
+
+
+def test_processes_draw_differently_in_a_step_save_what_they_draw_together(monkeypatch):
+    drawn, together = [], []
     for rank in (0, 1):
         monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
         engine = type("Engine", (), {"state": type("State", (), {"iteration": 4})})
-        SeedSteps(0)(engine)
+        drawer = Drawer()
+        SeedSteps(0, [drawer])(engine)
+        together.append(drawer.seed)
         drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))  # noqa: NPY002
     assert not set(drawn[0][0]) & set(drawn[1][0])
     assert drawn[0][1:] != drawn[1][1:]
+    assert len(set(together)) == 1
