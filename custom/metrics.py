@@ -59,7 +59,10 @@ def classification_summary(rows: Sequence[Row]) -> dict[str, float]:
 def class_probabilities(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities `(N, K)` and labels `(N,)` of N rows of `classification_row`."""
     names = [name for name in rows[0] if name.startswith("probability_")]
-    return np.array([[row[name] for name in names] for row in rows]), np.array([row["label"] for row in rows])
+    probabilities = np.array(
+        [[row[name] for name in names] for row in rows]
+    )  # of single precision: their sum is near 1
+    return probabilities / probabilities.sum(1, keepdims=True), np.array([row["label"] for row in rows])
 
 
 def segmentation_row(output: Mapping[str, Any]) -> Row:

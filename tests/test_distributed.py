@@ -123,7 +123,7 @@ def test_alone_and_without_gradients_nothing_is_gathered():
 
 
 def bundle_curve(task, root, output, launcher, batch_size, *layers):
-    """Mean losses of a bundle's three epochs, as it logs them, and its last weights; without SACA, whose dropout differs."""
+    """Mean losses of a bundle's three epochs, as it logs them, and its last weights; no SACA, whose dropout differs."""
     bundle = ROOT / "bundles" / f"sa_swin_{task}"
     files = [str(bundle / "configs" / f"{name}.yaml") for name in ("train", *layers)]
     options = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 64], "symmetry": "none"}

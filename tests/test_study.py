@@ -111,6 +111,19 @@ def test_a_setting_that_the_bundle_does_not_have_is_refused(tmp_path):
         plan.cells()
 
 
+def test_a_variant_with_a_setting_that_no_bundle_has_is_refused(tmp_path):
+    plan = study(tmp_path, variants={"plain": {"symetry": "none"}, "saca": {}})
+    with pytest.raises(StudyError, match="variant plain: no bundle has a setting symetry"):
+        plan.cells()
+
+
+def test_a_share_of_the_labels_has_its_own_number_of_epochs_where_the_study_names_one(tmp_path):
+    plan = study(tmp_path, label_epochs={10: 7})
+    epochs = {percent: plan.cell(Arm("classify", "saca", label_percent=percent), 0).settings["max_epochs"]
+              for percent in (10, 30, 100)}  # fmt: skip
+    assert epochs == {10: 7, 30: 1, 100: 1}
+
+
 def test_a_group_is_its_patients_and_all_the_healthy():
     facts = {
         "a": {"healthy": True, "side": "n/a"},
@@ -239,7 +252,12 @@ def test_arms_on_different_cases_are_not_compared():
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_committed_study_is_sound(path):
-    assert Study(path).cells()
+    study = Study(path)
+    if "commit" not in study.content:
+        assert study.cells()
+        return
+    with pytest.raises(StudyError, match=f"is of commit {study.content['commit']}, this is .*; check that one out"):
+        study.cells()
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
+from custom.calibration import calibration_error
 from custom.study.statistics import (
     delong,
     difference_interval,
@@ -11,6 +13,7 @@ from custom.study.statistics import (
     placements,
     sign_flip,
 )
+from custom.study.summary import calibration_figures
 
 
 def scores(seed, shift, seeds=3, n=80):
@@ -91,3 +94,18 @@ def test_the_sign_flip_test_counts_all_assignments_of_a_few_cases():
 
 def test_dice_is_the_mean_over_seeds_and_cases():
     assert mean_score(np.ones(2, bool), np.array([[0.5, 0.7], [0.9, 0.7]])) == pytest.approx(0.7)
+
+
+def test_calibration_figures_undo_what_the_arm_was_calibrated_with():
+    truth = np.array([True, False, True, False])
+    raw = np.array([[0.9, 0.8, 0.7, 0.4], [0.6, 0.2, 0.9, 0.1]])
+    parts = [{"temperature": 2.0, "bias": -0.5}, {"temperature": 0.5, "bias": 0.25}]
+    scores = np.stack(
+        [expit(logit(row) / own["temperature"] + own["bias"]) for row, own in zip(raw, parts, strict=True)]
+    )
+    found = calibration_figures({"calibration": parts}, truth, scores)
+    by_hand = -np.log([0.9, 0.2, 0.7, 0.6, 0.6, 0.8, 0.9, 0.9]).mean()
+    assert found["log_loss_before"] == pytest.approx(by_hand)
+    assert found["log_loss"] == pytest.approx(-np.log(np.where(truth, scores, 1 - scores)).mean())
+    assert found["log_loss_low"] <= found["log_loss"] - found["log_loss_before"] <= found["log_loss_high"]
+    assert found["calibration_error_before"] == pytest.approx(np.mean([calibration_error(truth, row) for row in raw]))

@@ -21,6 +21,7 @@ from custom.run_record import commit
 from custom.study.cohort import read_lists
 from custom.study.controls import ControlledContract
 from custom.study.plan import BUNDLES, Cell
+from custom.weights import load_checkpoint
 
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate")}
 FIXED = {"num_workers": 0, "cache_rate": 1.0, "pretrained_minimum": 0.5}
@@ -47,6 +48,7 @@ def run_cell(cell: Cell, folder: Path, device: str) -> None:
             cases = measure(cell, folder, settings)
             seconds = round(time.monotonic() - started, 1)
             result = {"cell": cell.name, "seconds": seconds, "commit": commit(), "cases": cases}
+            result |= calibration(home) if cell.arm.task == "classify" else {}
             write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
         if cell.arm.task == "classify" and not cell.control and not (home / "reflected.json").exists():
             evaluate_reflected(home, settings)
@@ -60,6 +62,13 @@ def train_and_evaluate(cell: Cell, folder: Path, settings: Mapping[str, Any]) ->
     for path in (home / "models").glob("*.ckpt"):  # nobody goes on from them
         path.unlink()
     return read_cases(home / "evaluate" / "cases.csv", SCORES[cell.arm.task])
+
+
+def calibration(home: Path) -> dict[str, float]:
+    """What a trained classifier of two classes was calibrated with, of the logit of the second."""
+    weights = load_checkpoint(home / "models" / "model.pt")
+    bias = weights["class_bias"]
+    return {"temperature": float(weights["temperature"]), "bias": float(bias[1] - bias[0])}
 
 
 def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:

@@ -139,7 +139,10 @@ def section(study: Mapping[str, Any]) -> str:
         parts.append(own["about"].strip() + "\n")
     parts += [cohort_line(study), *(f"![{name}](evidence/{name}.svg)\n" for name in plots(study))]
     for task in dict.fromkeys(row["task"] for row in study["summary"]["arms"]):
-        parts.append(arms_table([row for row in study["summary"]["arms"] if row["task"] == task], FIGURES[task]))
+        own_rows = [row for row in study["summary"]["arms"] if row["task"] == task]
+        parts.append(arms_table(own_rows, FIGURES[task]))
+        if any("log_loss" in row for row in own_rows):
+            parts.append(calibration_table(own_rows))
     if study["summary"]["comparisons"]:
         parts.append(comparisons_table(study["summary"]["comparisons"]))
     if study["missing"]:
@@ -192,6 +195,19 @@ def arms_table(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
         if measured:
             cells.append(format(own["all"]["inconsistency"], ".3f") if "inconsistency" in own["all"] else "")
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def calibration_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What temperature and class biases, fitted to validation subjects, do to the probabilities of the test cases."""
+    head = ["arm", "log loss before calibration", "after", "difference", "calibration error before", "after"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in (row for row in rows if "log_loss" in row):
+        difference = row["log_loss"] - row["log_loss_before"]
+        limits = f"[{row['log_loss_low']:+.3f}, {row['log_loss_high']:+.3f}]"
+        cells = [f"{row['log_loss_before']:.3f}", f"{row['log_loss']:.3f}", f"{difference:+.3f} {limits}"]
+        cells += [f"{row['calibration_error_before']:.3f}", f"{row['calibration_error']:.3f}"]
+        lines.append(f"| {' | '.join([row['arm'], *cells])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from custom.errors import UserError
+from custom.run_record import commit
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 BUNDLE_TASKS = ("pretrain", "classify", "segment")
@@ -20,8 +21,8 @@ AXES = ("task", "variant", "pretraining", "control", "label_percent")
 """What an arm is one combination of. Its cells differ by their seed alone."""
 PLAIN = {"pretraining": "none", "control": "none", "label_percent": 100}
 PARTS = {
-    "name", "title", "about", "cohort", "grid", "settings", "variants", "pretraining", "controls", "groups", "seeds",
-    "arms", "comparisons", *BUNDLE_TASKS,
+    "name", "title", "about", "commit", "cohort", "grid", "settings", "label_epochs", "variants", "pretraining",
+    "controls", "groups", "seeds", "arms", "comparisons", *BUNDLE_TASKS,
 }  # fmt: skip
 
 
@@ -192,20 +193,29 @@ class Study:
     def settings(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Overrides of the arm's bundle; a variant's settings for other bundles are passed over."""
         parts = [self.content.get("settings", {}), self.content["grid"], self.content.get(arm.task, {})]
-        parts.append(
-            {key: value for key, value in self.named["variant"][arm.variant].items() if key in knobs(arm.task)}
-        )
+        variant = self.named["variant"][arm.variant]
+        if unknown := sorted(set(variant).difference(*map(knobs, BUNDLE_TASKS))):
+            raise StudyError(f"variant {arm.variant}: no bundle has a setting {', '.join(unknown)}")
+        parts.append({key: value for key, value in variant.items() if key in knobs(arm.task)})
         if arm.task == "pretrain":
             parts.append(self.named["pretraining"][arm.pretraining])
         merged = {key: value for part in parts for key, value in part.items()} | {"seed": seed}
         if arm.task != "pretrain":
             merged["label_percent"] = arm.label_percent
+            merged["max_epochs"] = self.content.get("label_epochs", {}).get(arm.label_percent, merged["max_epochs"])
         if unknown := sorted(set(merged) - knobs(arm.task)):
             raise StudyError(f"the bundle {arm.task} has no setting {', '.join(unknown)}")
         return merged
 
     def cells(self) -> list[Cell]:
-        """All cells, each once, what others start from first."""
+        """All cells, each once, what others start from first.
+
+        Raises:
+            StudyError: when the study is of other code than this, or names settings that the bundles do not have.
+        """
+        wanted, found = self.content.get("commit"), str(commit())
+        if wanted and not found.startswith(wanted):
+            raise StudyError(f"study {self.content['name']} is of commit {wanted}, this is {found}; check that one out")
         cells = [self.cell(arm, seed) for seed in self.content["seeds"] for arm in self.arms]
         starts = [cell.start for cell in cells if cell.start]
         return list({cell.digest: cell for cell in [*starts, *cells]}.values())

@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import false_discovery_control
 
+from custom.calibration import calibration_error
 from custom.study import cohort
 from custom.study.plan import Study, describe, members
-from custom.study.statistics import delong, difference_interval, figure_interval, mean_auc, mean_score, sign_flip
+from custom.study.statistics import (
+    delong,
+    difference_interval,
+    figure_interval,
+    mean_auc,
+    mean_log_loss,
+    mean_score,
+    sign_flip,
+)
 
 
 def collect(study: Study, folder: Path) -> dict[str, Any]:
@@ -47,6 +57,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
                 "scores": [[result["cases"][subject] for subject in subjects] for result in results],
             }
             | reflected(paths, subjects)
+            | calibrations(results)
         )
     sizes = cohort.sizes(folder)
     missing = list(dict.fromkeys(missing))
@@ -60,6 +71,14 @@ def reflected(paths: Sequence[Path], subjects: Sequence[str]) -> dict[str, Any]:
         return {}
     cases = [json.loads(path.read_text()) for path in own]
     return {"reflected": [[scores[subject] for subject in subjects] for scores in cases]}
+
+
+def calibrations(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the classifiers of an arm were calibrated with, where all of them say so."""
+    keys = ("temperature", "bias")
+    if not all(key in result for result in results for key in keys):
+        return {}
+    return {"calibration": [{key: result[key] for key in keys} for result in results]}
 
 
 def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,15 +129,19 @@ def figures(
     truth, scores = columns(arm, facts, group)
     figure = figure_of(arm["task"])
     low, high = figure_interval(figure, truth, scores)
-    return {
-        "value": figure(truth, scores),
-        "low": low,
-        "high": high,
-        "seeds": [figure(truth, own[None]) for own in scores],
-        "n": len(truth),
-        "n_patients": int(truth.sum()),
-        "seconds": float(np.mean(arm["seconds"])),
-    } | inconsistency(arm)
+    return (
+        {
+            "value": figure(truth, scores),
+            "low": low,
+            "high": high,
+            "seeds": [figure(truth, own[None]) for own in scores],
+            "n": len(truth),
+            "n_patients": int(truth.sum()),
+            "seconds": float(np.mean(arm["seconds"])),
+        }
+        | inconsistency(arm)
+        | (calibration_figures(arm, truth, scores) if "calibration" in arm and group is None else {})
+    )
 
 
 def inconsistency(arm: Mapping[str, Any]) -> dict[str, float]:
@@ -126,6 +149,25 @@ def inconsistency(arm: Mapping[str, Any]) -> dict[str, float]:
     if "reflected" not in arm:
         return {}
     return {"inconsistency": float(np.mean(np.abs(np.array(arm["scores"]) - np.array(arm["reflected"]))))}
+
+
+def calibration_figures(arm: Mapping[str, Any], truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Log loss and expected calibration error of all cases as they are, and as they were before the calibration.
+
+    The difference of the log losses is paired, and its interval is over cases and seeds.
+    """
+    scores = np.clip(scores, 1e-6, 1 - 1e-6)  # six decimals are kept of them
+    own = np.array([[part["temperature"], part["bias"]] for part in arm["calibration"]])
+    raw = expit((logit(scores) - own[:, 1:]) * own[:, :1])
+    low, high = difference_interval(mean_log_loss, truth, scores, raw)
+    return {
+        "log_loss": mean_log_loss(truth, scores),
+        "log_loss_before": mean_log_loss(truth, raw),
+        "log_loss_low": low,
+        "log_loss_high": high,
+        "calibration_error": float(np.mean([calibration_error(truth, row) for row in scores])),
+        "calibration_error_before": float(np.mean([calibration_error(truth, row) for row in raw])),
+    }
 
 
 def compare(
