@@ -49,27 +49,6 @@ def previous_rows(local: Tensor, block: int = 1) -> Tensor:
     return torch.cat([before[:, None], cases[:, :-1]], dim=1).flatten(0, 1)
 
 
-class MirrorConsistency(nn.Module):
-    """A loss of images and their mirrored brains, and how much their probabilities differ.
-
-    Args:
-        loss: of prediction and target.
-        weight: of the mean squared difference of the probabilities.
-    """
-
-    def __init__(self, loss: nn.Module, weight: float) -> None:
-        super().__init__()
-        self.loss = loss
-        self.weight = weight
-
-    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        if len(pred) == len(target):
-            return self.loss(pred, target)
-        image, mirrored = pred.chunk(2)
-        difference = (image.softmax(1) - mirrored.softmax(1)).square().mean()
-        return (self.loss(image, target) + self.loss(mirrored, target)) / 2 + self.weight * difference
-
-
 class GlobalBatchLoss(nn.Module):
     """A loss over the batches of all processes, where it is not the mean of the losses of cases.
 

@@ -28,9 +28,9 @@ from custom.heads import (
 from custom.saca import SymmetryAwareCrossAttention
 from custom.symmetry import split_pair
 
-SYMMETRY_VARIANTS = ("saca", "difference", "channel", "none")
-"""How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), compared with it place by
-place without cross-attention, as extra input channels, or not at all. All take the same symmetric pair."""
+SYMMETRY_VARIANTS = ("saca", "channel", "none")
+"""How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels,
+or not at all. All three take the same symmetric pair."""
 
 READOUTS = ("places", "paper")
 """What is said of a whole brain: what stands out at any of its places, or the mean over all of them (the paper)."""
@@ -68,7 +68,7 @@ class SymmetryAwareEncoding(nn.Module):
         _check_size(pair, self.swinViT.patch_size[0] ** 5)
         image, mirrored = _halves(pair)
         images = self.encoder_input(image, mirrored)
-        if self.variant not in ("saca", "difference") and not with_mirrored:
+        if self.symmetry is None and not with_mirrored:
             return self.swinViT.hidden(images)
         return self.swinViT.hidden(torch.cat([images, self.encoder_input(mirrored, image)]))
 
@@ -186,7 +186,6 @@ class SASwinClassifier(SymmetryAwareEncoding):
     Args:
         num_classes: width of the output.
         readout: one of `READOUTS`.
-        both: in training mode, give the logits of the mirrored brains, too, behind those of the images, `(2B, ...)`.
         in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint: as in `SASwinPretrainer`.
 
     Shape:
@@ -205,16 +204,14 @@ class SASwinClassifier(SymmetryAwareEncoding):
         symmetry: str = "saca",
         readout: str = "places",
         use_checkpoint: bool = False,
-        both: bool = False,
     ) -> None:
         super().__init__()
         width = 16 * feature_size
-        self.both = both
         self.variant = _known_variant(symmetry)
         self.scales = _read_scales(readout)
         self.swinViT = _swin(in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint)
         self.symmetry = SymmetryAwareCrossAttention(width) if symmetry == "saca" else None
-        read = [feature_size * 2**scale * (2 if symmetry in ("saca", "difference") else 1) for scale in self.scales]
+        read = [feature_size * 2**scale * (2 if symmetry == "saca" else 1) for scale in self.scales]
         self.head = PooledHead(width, num_classes) if readout == "paper" else PlaceReadout(read, num_classes)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("class_bias", torch.zeros(num_classes))
@@ -229,8 +226,6 @@ class SASwinClassifier(SymmetryAwareEncoding):
     def logits(self, pair: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of the paper's readout; `(B, num_classes, 4)`, of each scale, of all places'."""
         scales = self.encode_scales(pair, self.scales)
-        if self.both and self.training:
-            scales = [(torch.cat([f, m]), torch.cat([m, f])) for f, m in scales]
         joined = self.join(*scales[-1])
         if isinstance(self.head, PooledHead):
             return self.head(pool(joined))
@@ -239,7 +234,7 @@ class SASwinClassifier(SymmetryAwareEncoding):
     def compare(self, scales: Sequence[tuple[Tensor, Tensor | None]], joined: Tensor) -> list[Tensor]:
         """What is read of each place, at each scale: its features, and how far they differ from their counterpart's."""
         features = [*(image for image, _ in scales[:-1]), joined]
-        if scales[-1][1] is None:
+        if self.symmetry is None:
             return features
         return [
             torch.cat([f, (image - mirrored).abs()], 1) for f, (image, mirrored) in zip(features, scales, strict=True)
@@ -282,53 +277,28 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
         self.variant = _known_variant(symmetry)
         self.swinViT = SwinEncoder(self.swinViT)
         self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
-        self.fusion = DifferenceFusion(in_channels, feature_size) if symmetry == "difference" else None
 
     def forward(self, pair: Tensor) -> Tensor:
-        if self.fusion is not None:
-            image, mirrored = _halves(pair)
-            halves = self.encode_scales(pair, range(5))
-            full, *hidden = self.fusion([(image, mirrored), *halves])
-            return self.decode(image, hidden, None, full)
         hidden, mirrored = self.encode(pair)
         return self.decode(self.encoder_input(*_halves(pair)), hidden, mirrored)
 
     def predict_both(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the pair, and of the pair with its halves swapped (the mirrored brain), from one encoder pass."""
         image, mirrored = _halves(pair)
-        if self.fusion is not None:
-            return self(pair), self(torch.cat([mirrored, image], 1))
         images = torch.cat([self.encoder_input(image, mirrored), self.encoder_input(mirrored, image)])
         hidden = self.swinViT(images)
         counterparts = None if self.symmetry is None else hidden[BOTTLENECK].roll(len(pair), dims=0)
         logits, swapped = self.decode(images, hidden, counterparts).chunk(2)
         return logits, swapped
 
-    def decode(
-        self, images: Tensor, hidden: Sequence[Tensor], mirrored: Tensor | None, full: Tensor | float = 0.0
-    ) -> Tensor:
+    def decode(self, images: Tensor, hidden: Sequence[Tensor], mirrored: Tensor | None) -> Tensor:
         """Logits, from what the encoder saw, its features, and the counterparts' at the bottleneck."""
         x = self.encoder10(self.join(hidden[BOTTLENECK], mirrored))
         x = self.decoder5(x, hidden[3])
         x = self.decoder4(x, self.encoder4(hidden[2]))
         x = self.decoder3(x, self.encoder3(hidden[1]))
         x = self.decoder2(x, self.encoder2(hidden[0]))
-        return self.out(self.decoder1(x, self.encoder1(images) + full))
-
-
-class DifferenceFusion(nn.ModuleList):
-    """Add to the features of each scale what a convolution makes of their difference from the counterpart's."""
-
-    def __init__(self, in_channels: int, feature_size: int) -> None:
-        widths = [feature_size * 2**i for i in range(5)]
-        super().__init__(nn.Conv3d(width, width, 1, bias=False) for width in widths)
-        self.insert(0, nn.Conv3d(in_channels, feature_size, 3, padding=1, bias=False))
-        for layer in self:
-            nn.init.zeros_(layer.weight)
-
-    def forward(self, scales: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        added = [layer(f - m) for layer, (f, m) in zip(self, scales, strict=True)]
-        return [added[0], *(f + more for (f, _), more in zip(scales[1:], added[1:], strict=True))]
+        return self.out(self.decoder1(x, self.encoder1(images)))
 
 
 def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:
