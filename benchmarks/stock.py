@@ -7,13 +7,24 @@ runs one forward pass per view and per half of the pair, as the reference does; 
 from collections.abc import Sequence
 
 import torch
+from monai.networks.blocks import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
+from custom.channels_last import InstanceNorm, PointwiseConv
 from custom.heads import pool
 from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.symmetry import split_pair
 from custom.weights import transfer
+
+
+def use_stock_layers(network: nn.Module) -> None:
+    """Torch's own layers in place of those of `custom.channels_last`, and its usual memory layout."""
+    for part in network.modules():
+        if isinstance(part, InstanceNorm | PointwiseConv):
+            part.__class__ = type(part).__bases__[0]
+        if isinstance(part, UnetrBasicBlock):
+            part.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),))
 
 
 class StockEncoding:
@@ -35,6 +46,7 @@ class StockEncoding:
         )
         transfer(swin, self.swinViT.state_dict(), parts=("",), minimum=1.0)
         self.swinViT = swin
+        use_stock_layers(self)
 
     def encode(self, pair: Tensor, with_mirrored: bool = False) -> tuple[list[Tensor], Tensor]:
         halves = split_pair(pair)

@@ -11,6 +11,7 @@ import torch
 from monai.networks.layers import Conv
 from torch import Tensor, nn
 
+from custom.channels_last import use_channels_last
 from custom.distributed import gather_batch
 
 SHARPNESS = 30.0
@@ -137,6 +138,7 @@ class InpaintingDecoder(nn.Sequential):
             for wide, narrow in pairwise(widths)
         ]
         super().__init__(*stages, conv(widths[-1], out_channels, kernel_size=1))
+        use_channels_last(self)
 
     def forward(self, features: Tensor) -> Tensor:
         *stages, last, conv = self

@@ -14,6 +14,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import look_up_option
 from torch import Tensor, nn
 
+from custom.channels_last import channels_last, use_channels_last
 from custom.encoder import SwinEncoder
 from custom.heads import (
     SHARPNESS,
@@ -277,6 +278,7 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
         self.variant = _known_variant(symmetry)
         self.swinViT = SwinEncoder(self.swinViT)
         self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
+        use_channels_last(self)
 
     def forward(self, pair: Tensor) -> Tensor:
         hidden, mirrored = self.encode(pair)
@@ -298,7 +300,7 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
         x = self.decoder4(x, self.encoder4(hidden[2]))
         x = self.decoder3(x, self.encoder3(hidden[1]))
         x = self.decoder2(x, self.encoder2(hidden[0]))
-        return self.out(self.decoder1(x, self.encoder1(images)))
+        return self.out(self.decoder1(x, self.encoder1(channels_last(images))))
 
 
 def _halves(pair: Tensor) -> tuple[Tensor, Tensor]:

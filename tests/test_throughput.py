@@ -23,6 +23,7 @@ def test_the_stock_composition_computes_the_same_outputs(stock, ours, separate):
     theirs = stock(12, separate, use_checkpoint=False)
     torch.manual_seed(0)
     network = ours(feature_size=12, **options)
+    assert not any(type(part).__module__.startswith("custom.channels_last") for part in theirs.modules())
     pair = symmetric_pair(torch.randn(2, 1, 64, 32, 32))
     for part in (theirs.symmetry, network.symmetry):
         part.eval()  # its dropout would differ
