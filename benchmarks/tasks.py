@@ -61,7 +61,8 @@ def build(cell: Cell, wrap: Callable[[nn.Module], nn.Module] = lambda network: n
     pair = symmetric_pair(torch.randn(count, 1, *size, generator=generator)).to(device)
     if cell.task.startswith("infer"):
         return inference(cell, network.eval(), pair)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=cell.device == "cuda" or None)
+    fused = cell.implementation != "stock" or None
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused)
     loss_of = objective(cell, pair)
     run = wrap(network)
 
