@@ -30,6 +30,8 @@ How to read it:
 - Differences are paired: the same cases and seeds are drawn for both arms. `p` is DeLong's test for an AUC (over cases,
   the seeds' components averaged; other trainings are not in it), and a sign-flip permutation test over cases for Dice.
   `q` is `p` after Benjamini-Hochberg over the study's comparisons.
+- Calibration: `logits / temperature + bias`, both fitted to the validation subjects, before and after. It does not
+  change the AUC of two classes. A difference of log losses below zero is a gain.
 - An answer is *yes* or *the opposite* only where the interval leaves out zero and `q` is below {significant}; all else
   is *not shown*, which is not a proof of no difference.
 """

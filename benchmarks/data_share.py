@@ -1,0 +1,124 @@
+"""Share of a training's time that is spent waiting for data, of a bundle as it is, on a prepared cohort.
+
+    python -m custom.phantom --output COHORT --subjects 24
+    python -m custom.prepare --dataset_dir COHORT --output PREPARED --spacing 2 --spatial_size 96,128,96
+    python -m benchmarks.data_share --dataset_dir PREPARED --num_workers 0,2
+
+Each training runs for some epochs; the first, in which caches fill and workers start, is not counted.
+"""
+
+import contextlib
+import datetime
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from ignite.handlers import BasicTimeProfiler
+from monai.bundle import ConfigWorkflow
+from monai.utils import ensure_tuple
+
+from benchmarks.throughput import circumstances
+from custom.files import write_whole
+
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+SIZES = {12: {"num_heads": [1, 2, 4, 8]}, 48: {"num_heads": [3, 6, 12, 24]}}
+Row = dict[str, Any]
+
+
+def measured(task: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Seconds of every step and of the wait before it, `(steps,)` each, without the first epoch."""
+    root = BUNDLES / f"sa_swin_{task}"
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"bundle_root": str(root), "output_dir": folder, "ckpt_dir": folder}
+        workflow = ConfigWorkflow(
+            str(root / "configs" / "train.yaml"), logging_file=False, workflow_type="train", **paths, **settings
+        )
+        workflow.initialize()
+        trainer, profiler = workflow.parser.get_parsed_content("train::trainer"), BasicTimeProfiler()
+        profiler.attach(trainer)
+        workflow.run()
+        workflow.finalize()
+    first = trainer.state.epoch_length
+    return profiler.processing_times[first:], profiler.dataflow_times[first:]
+
+
+def row(task: str, settings: dict[str, Any]) -> Row:
+    """Figures of one training."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        steps, waits = measured(task, settings)
+    return {
+        "task": task,
+        "feature_size": settings["feature_size"],
+        "num_workers": settings["num_workers"],
+        "steps": len(steps),
+        "seconds_a_step": steps.median().item(),
+        "share": (waits.sum() / (waits.sum() + steps.sum())).item(),
+    }
+
+
+def run(
+    dataset_dir: str,
+    tasks: Sequence[str] = ("pretrain", "classify", "segment"),
+    feature_sizes: Sequence[int] = (12, 48),
+    num_workers: Sequence[int] = (0,),
+    spacing: float = 2.0,
+    spatial_size: Sequence[int] = (96, 128, 96),
+    roi: int = 64,
+    batch_size: int = 1,
+    epochs: int = 3,
+    limit: int = 4,
+    device: str = "cpu",
+    output: str = "benchmarks/results",
+) -> None:
+    """Measure, and write data_share_<device>_<date>.json and .md.
+
+    Args:
+        dataset_dir: prepared cohort, of `spacing` and `spatial_size`.
+        tasks: of pretrain, classify, segment.
+        feature_sizes: of the encoder, 12 or 48.
+        num_workers: of the data loader.
+        spacing: mm.
+        spatial_size: voxels, X Y Z.
+        roi: side of the ROI in voxels; a classifier takes the whole volume.
+        batch_size: volumes.
+        epochs: the first one is not counted.
+        limit: volumes to train on.
+        device: cpu or cuda.
+        output: folder of the results.
+    """
+    rows = []
+    for task, size, workers in product(*map(ensure_tuple, (tasks, feature_sizes, num_workers))):
+        settings = {"dataset_dir": dataset_dir, "align": False, "spacing": spacing, "spatial_size": list(spatial_size)}
+        settings |= {"feature_size": size, "num_workers": workers, "batch_size": batch_size, **SIZES[size]}
+        settings |= {"max_epochs": epochs, "warmup_epochs": 0, "val_interval": epochs + 1, "limit": limit}
+        settings |= {"roi_size": [roi] * 3} if task != "classify" else {}
+        rows.append(row(task, settings | {"device": f"$torch.device({device!r})"}))
+        content = {"circumstances": circumstances(device), "rows": rows}
+        path = Path(output) / f"data_share_{device}_{datetime.date.today()}.json"
+        write_whole(path, json.dumps(content, indent=1) + "\n")
+        write_whole(path.with_suffix(".md"), "\n".join(table(content)) + "\n")
+    sys.stdout.write("\n".join(table(content)) + "\n")
+
+
+def table(content: dict[str, Any]) -> Iterator[str]:
+    """The figures in Markdown."""
+    about = content["circumstances"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    yield "# Share of a training's time spent waiting for data\n"
+    yield f"{about['date']}, {about['hardware']}; {versions}; commit {about['commit']}. Prepared volumes, cached.\n"
+    yield "| task | feature size | workers | steps | s a step | share of time waiting |"
+    yield "|---|---|---|---|---|---|"
+    for found in content["rows"]:
+        cells = [found["task"], found["feature_size"], found["num_workers"], found["steps"]]
+        yield f"| {' | '.join(map(str, cells))} | {found['seconds_a_step']:.2f} | {found['share']:.1%} |"
+
+
+if __name__ == "__main__":
+    fire.Fire(run)
