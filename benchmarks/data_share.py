@@ -4,7 +4,7 @@
     python -m custom.prepare --dataset_dir COHORT --output PREPARED --spacing 2 --spatial_size 96,128,96
     python -m benchmarks.data_share --dataset_dir PREPARED --num_workers 0,2
 
-Each training runs for some epochs; the first, in which caches fill and workers start, is not counted.
+Each training runs for some epochs, of which the first is not counted. Workers start anew with each epoch, which is.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def run(
     roi: int = 64,
     batch_size: int = 1,
     epochs: int = 3,
-    limit: int = 4,
+    limit: int = 8,
     device: str = "cpu",
     output: str = "benchmarks/results",
 ) -> None:

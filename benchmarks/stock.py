@@ -7,7 +7,6 @@ runs one forward pass per view and per half of the pair, as the reference does; 
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
@@ -19,12 +18,14 @@ from custom.weights import transfer
 
 
 def use_stock_layers(network: nn.Module) -> None:
-    """Torch's own layers in place of those of `custom.channels_last`, and its usual memory layout."""
+    """Torch's own layers in place of those of `custom.channels_last`, and the image in its usual memory layout."""
     for part in network.modules():
         if isinstance(part, InstanceNorm | PointwiseConv):
             part.__class__ = type(part).__bases__[0]
-        if isinstance(part, UnetrBasicBlock):
-            part.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),))
+    if isinstance(network, SASwinUNETR):
+        network.encoder1.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
+        )
 
 
 class StockEncoding:

@@ -35,7 +35,8 @@ class InstanceNorm(nn.InstanceNorm3d):
         if not on_cpu(volumes):
             return super().forward(volumes)
         volumes = channels_last(volumes)
-        return torch.cat([F.batch_norm(one, None, None, training=True, eps=self.eps) for one in volumes.split(1)])
+        normed = [F.batch_norm(one, None, None, training=True, eps=self.eps) for one in volumes.split(1)]
+        return torch.cat(normed) if len(normed) > 1 else normed[0]
 
 
 class PointwiseConv(nn.Conv3d):
@@ -52,5 +53,10 @@ def use_channels_last(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.InstanceNorm3d and not part.affine and not part.track_running_stats:
             part.__class__ = InstanceNorm
-        elif type(part) is nn.Conv3d and part.kernel_size == part.stride == (1, 1, 1) and part.groups == 1:
+        elif type(part) is nn.Conv3d and is_pointwise(part):
             part.__class__ = PointwiseConv
+
+
+def is_pointwise(conv: nn.Conv3d) -> bool:
+    """Whether a convolution is a product of each voxel's channels with a matrix."""
+    return conv.kernel_size == conv.stride == (1, 1, 1) and conv.padding == (0, 0, 0) and conv.groups == 1

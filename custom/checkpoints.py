@@ -172,8 +172,7 @@ class Checkpoints:
         try:
             self.network.load_state_dict(state["network"])
             for name, item in self.objects.items():
-                horizon = {key: vars(item)[key] for key in ("warmup_steps", "t_total") if key in vars(item)}
-                item.load_state_dict(state[name] | horizon)  # a schedule goes on towards the max_epochs of this run
+                item.load_state_dict(adapted(state[name], item))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(
@@ -266,6 +265,15 @@ class Checkpoints:
             write_whole(self.save_dir / name, json.dumps(dict(content), indent=2) + "\n")
         else:
             write_whole(self.save_dir / name, lambda path: save_to(path, content))
+
+
+def adapted(saved: Mapping[str, Any], item: Any) -> dict[str, Any]:
+    """A saved state with what this run decides: how far a schedule goes, and an optimiser's implementation."""
+    horizon = {key: vars(item)[key] for key in ("warmup_steps", "t_total") if key in vars(item)}
+    if "param_groups" not in saved:
+        return {**saved, **horizon}
+    own = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in item.param_groups]
+    return {**saved, "param_groups": [old | new for old, new in zip(saved["param_groups"], own, strict=True)]}
 
 
 def save_to(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Ignite handlers that MONAI lacks: a row per case, calibration, parts of the loss, early stopping that can resume."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from custom.cohort import Case, CohortError, image_paths
 from custom.errors import NumbersError
 from custom.files import write_rows, write_whole
 from custom.metrics import Row, class_probabilities
+
+logger = logging.getLogger(__name__)
 
 
 class CaseTable:
@@ -91,17 +94,25 @@ class CalibrationFit:
 
     Args:
         network: a classifier with buffers `temperature` and `class_bias`.
+        enabled: if not, the network's probabilities stay as they are trained.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, enabled: bool = True) -> None:
         self.network = network
+        self.enabled = enabled
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.set(1.0, 0.0))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.fit)
 
     def fit(self, engine: Engine) -> None:
-        temperature, bias = fit_calibration(*class_probabilities(engine.state.cases))
+        if not self.enabled:
+            return
+        probabilities, labels = class_probabilities(engine.state.cases)
+        if absent := sorted(set(range(probabilities.shape[1])) - set(labels.tolist())):
+            logger.warning("not calibrated: no validation case of class %s", ", ".join(map(str, absent)))
+            return
+        temperature, bias = fit_calibration(probabilities, labels)
         self.set(temperature, torch.from_numpy(bias))
 
     def set(self, temperature: float, bias: torch.Tensor | float) -> None:

@@ -12,7 +12,7 @@ from custom.phantom_anatomy import TISSUES, Anatomy, label_anatomy, label_maps
 from custom.phantom_contrast import CONTRASTS, paint
 from custom.phantom_geometry import Deformation, Pose, head_points, random_deformation, random_pose
 from custom.phantom_head import icbm_anatomy
-from custom.phantom_lesion import FINDINGS, apply_lesion, draw_mask, in_standard, plan_lesion, widen_sulci
+from custom.phantom_lesion import FINDINGS, PLACEMENTS, apply_lesion, draw_mask, in_standard, plan_lesion, widen_sulci
 
 FIELD_OF_VIEW = (208.0, 240.0, 208.0)
 """Extent of every image, mm."""
@@ -150,13 +150,15 @@ def diagnosis(config: Config, number: int) -> tuple[str, int, str]:
 
 def placement(config: Config, turn: int) -> str:
     """Which of `PLACEMENTS` the lesions of a round have."""
-
-    def is_due(share: float) -> bool:
-        return int((turn + 1) * share + 1e-9) > int(turn * share + 1e-9)
-
-    if is_due(config.bilateral):
-        return "bilateral"
-    return "midline" if is_due(config.bilateral + config.midline) else "one-sided"
+    counts = dict.fromkeys(PLACEMENTS, 0)
+    for rounds in range(1, turn + 2):
+        place = "one-sided"
+        if int(rounds * config.bilateral + 1e-9) > counts["bilateral"]:
+            place = "bilateral"
+        elif int(rounds * (config.bilateral + config.midline) + 1e-9) > counts["bilateral"] + counts["midline"]:
+            place = "midline"
+        counts[place] += 1
+    return place
 
 
 def subject_anatomy(config: Config, generator: np.random.Generator) -> tuple[Anatomy, np.ndarray, int]:

@@ -53,4 +53,4 @@ class SymmetryAwareCrossAttention(nn.Module):
         tokens = self.norm1(tokens + self.attention(tokens))
         tokens = self.norm2(tokens + self.cross_attention(tokens, context))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        return tokens.transpose(1, 2).unflatten(2, features.shape[2:])  # in channels-last memory, as the encoder's
+        return tokens.transpose(1, 2).reshape(features.shape)

@@ -72,7 +72,7 @@ class Training:
         loader = DataLoader(SeededSamples(data), sampler=sampler, batch_size=batch_size)
         held_out = DataLoader(Dataset(samples(2)), batch_size=1)
         self.evaluator = SupervisedEvaluator(CPU, held_out, self.network, key_val_metric={"auc": Score()})
-        optimizer = torch.optim.AdamW(self.network.parameters(), 0.05)
+        optimizer = torch.optim.AdamW(self.network.parameters(), 0.05, fused=True)
         schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=max_epochs * STEPS)
         self.loss, self.preemption = nn.MSELoss(), Preemption()
         means = LossParts(self.loss)

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.bundle.config_parser import ConfigParser
 
+from custom.checkpoints import Checkpoints
 from custom.errors import advice, root_cause
+from custom.handlers import CalibrationFit, CaseTable
 from custom.networks import SASwinClassifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +160,23 @@ def test_the_advice_for_full_memory_names_knobs_that_work(tiny_cohort, tmp_path)
     assert all(knob in sentence for knob in (*named, "--network_def::use_checkpoint True"))
     bundle = made("segment", "train", tiny_cohort, tmp_path, **{"network_def::use_checkpoint": True})
     assert bundle.parser.get_parsed_content("network_def").swinViT.layers1[0].blocks[0].use_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "enabled"), [({}, True), ({"calibrate": False}, False), ({"class_weights": [1.0, 2.0]}, False)]
+)
+def test_a_classifier_is_calibrated_on_each_validation_before_its_weights_are_saved(
+    tiny_cohort, tmp_path, changes, enabled
+):
+    parser = made("classify", "train", tiny_cohort, tmp_path, **changes).parser
+    parser.get_parsed_content("train::trainer")
+    evaluator = parser.get_parsed_content("validate::evaluator")
+    owners = [getattr(handler, "__self__", None) for handler, *_ in evaluator._event_handlers[Events.EPOCH_COMPLETED]]
+    kinds = [type(owner) for owner in owners]
+    assert kinds.index(CaseTable) < kinds.index(CalibrationFit) < kinds.index(Checkpoints)
+    fit = owners[kinds.index(CalibrationFit)]
+    assert bool(fit.enabled) == enabled
+    assert fit.network is parser.get_parsed_content("network_def")
 
 
 BAD_INPUT = {

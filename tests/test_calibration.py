@@ -112,6 +112,19 @@ def test_temperature_and_biases_act_in_eval_mode_alone(readout):
     torch.testing.assert_close(network(pair), trained)
 
 
+def test_where_a_class_has_no_case_or_it_is_switched_off_nothing_is_fitted(caplog):
+    for enabled, labels in ((True, [1, 1]), (False, [0, 1])):
+        network = SASwinClassifier(**SMALL)
+        network.temperature.fill_(5.0)  # of an earlier validation
+        engine = Engine(lambda engine, batch: None)
+        engine.state.cases = [{"probability_0": 0.8, "probability_1": 0.2, "label": label} for label in labels]
+        CalibrationFit(network, enabled).attach(engine)
+        engine.run([0])
+        assert network.temperature.item() == 1
+        assert not network.class_bias.any()
+    assert caplog.messages == ["not calibrated: no validation case of class 0"]
+
+
 def test_the_handler_fits_at_the_end_of_each_validation_which_runs_without():
     network = SASwinClassifier(**SMALL)
     probabilities, labels = drawn(3.0, 2.0, 400)

@@ -60,10 +60,12 @@ def test_the_norm_is_of_each_volume_by_itself():
 
 def test_what_has_parameters_or_a_larger_kernel_stays_as_it_is():
     module = nn.Sequential(
-        nn.InstanceNorm3d(2, affine=True), nn.Conv3d(2, 2, 3), nn.Conv3d(2, 2, 1, stride=2), nn.Conv3d(2, 2, 1)
+        nn.InstanceNorm3d(2, affine=True),
+        *(nn.Conv3d(2, 2, size, **options) for size, options in ((3, {}), (1, {"stride": 2}), (1, {"padding": 1}))),
+        nn.Conv3d(2, 2, 1),
     )
     use_channels_last(module)
-    assert [type(part) for part in module] == [nn.InstanceNorm3d, nn.Conv3d, nn.Conv3d, PointwiseConv]
+    assert [type(part) for part in module] == [nn.InstanceNorm3d, *[nn.Conv3d] * 3, PointwiseConv]
 
 
 def test_the_segmenters_full_size_features_are_in_channels_last_memory():

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Events
 from small_training import EPOCHS, STEPS, Training, content, same
 
-from custom.checkpoints import check_whole, find_last
+from custom.checkpoints import adapted, check_whole, find_last
 from custom.preemption import REQUEUE
 from custom.randomness import SeedSteps
 from custom.weights import WeightsError
@@ -269,3 +269,16 @@ def test_another_number_of_steps_per_epoch_is_refused(tmp_path):
     Training(tmp_path, max_epochs=1).run()
     with pytest.raises(WeightsError, match=r"had 3 steps per epoch, this run has 6; resume with the cohort"):
         Training(tmp_path, batch_size=1).run()
+
+
+def test_a_state_of_another_implementation_of_the_optimiser_goes_on_with_this_runs(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    usual, fused = (torch.optim.AdamW(network.parameters(), 0.05, fused=choice) for choice in (None, True))
+    network(torch.ones(1, 2)).sum().backward()
+    usual.step()
+    fused.load_state_dict(adapted(usual.state_dict(), fused))
+    assert fused.param_groups[0]["fused"] is True
+    assert fused.param_groups[0]["lr"] == 0.05
+    assert same(fused.state_dict()["state"], usual.state_dict()["state"])
+    with pytest.raises(ValueError, match="zip"):
+        adapted({"param_groups": []}, fused)

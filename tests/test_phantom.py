@@ -17,7 +17,7 @@ from custom.phantom_contrast import CONTRASTS, MR_UNIT
 from custom.phantom_geometry import head_points, random_deformation, random_pose
 from custom.phantom_head import icbm_anatomy
 from custom.phantom_lesion import MARGIN_MM, plan_lesion
-from custom.phantom_subject import SITES, Config, diagnosis, lesion_masks, make_subject
+from custom.phantom_subject import SITES, Config, diagnosis, lesion_masks, make_subject, placement
 
 SHARED = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BUNDLES = ("pretrain", "classify", "segment")
@@ -245,6 +245,13 @@ def test_a_midline_lesion_is_painted_even_where_real_masks_are_given():
     generator = np.random.default_rng(0)
     arguments = (generator, "infarct", 1, icbm_anatomy(4), random_deformation(generator, np.zeros(3), 1.0, 0.2))
     assert plan_lesion(*arguments, masks=["not read"], place="midline").mask is None
+
+
+@pytest.mark.parametrize(("bilateral", "midline"), [(0.5, 0.1), (0.4, 0.2), (0.25, 0.25), (0.0, 1.0), (0.3, 0.5)])
+def test_each_placement_has_its_share_of_the_rounds(bilateral, midline):
+    config = Config(4, bilateral=bilateral, midline=midline)
+    found = Counter(placement(config, turn) for turn in range(200))
+    assert (found["bilateral"], found["midline"]) == (200 * bilateral, 200 * midline)
 
 
 def test_placements_take_turns_among_the_patients_of_each_finding():

@@ -108,4 +108,8 @@ def test_calibration_figures_undo_what_the_arm_was_calibrated_with():
     assert found["log_loss_before"] == pytest.approx(by_hand)
     assert found["log_loss"] == pytest.approx(-np.log(np.where(truth, scores, 1 - scores)).mean())
     assert found["log_loss_low"] <= found["log_loss"] - found["log_loss_before"] <= found["log_loss_high"]
+    sure = calibration_figures(
+        {"calibration": [{"temperature": 10.0, "bias": 0.0}]}, np.array([False, True]), np.array([[0.99, 0.9]])
+    )
+    assert np.isfinite(list(sure.values())).all()  # before, such a probability rounds to 1
     assert found["calibration_error_before"] == pytest.approx(np.mean([calibration_error(truth, row) for row in raw]))

@@ -29,9 +29,9 @@ def mean_score(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(scores.mean())
 
 
-def mean_log_loss(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over seeds and cases of the negative log of the probability that a case's truth was given."""
-    return float(-np.log(np.where(truth, scores, 1 - scores)).mean())
+def mean_log_loss(truth: np.ndarray, logits: np.ndarray) -> float:
+    """Mean over seeds and cases of the negative log of the probability that a case's truth was given; of logits."""
+    return float(np.logaddexp(0, np.where(truth, -logits, logits)).mean())
 
 
 def nested_draws(truth: np.ndarray, seeds: int, count: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

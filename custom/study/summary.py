@@ -156,17 +156,17 @@ def calibration_figures(arm: Mapping[str, Any], truth: np.ndarray, scores: np.nd
 
     The difference of the log losses is paired, and its interval is over cases and seeds.
     """
-    scores = np.clip(scores, 1e-6, 1 - 1e-6)  # six decimals are kept of them
     own = np.array([[part["temperature"], part["bias"]] for part in arm["calibration"]])
-    raw = expit((logit(scores) - own[:, 1:]) * own[:, :1])
-    low, high = difference_interval(mean_log_loss, truth, scores, raw)
+    logits = logit(np.clip(scores, 1e-6, 1 - 1e-6))  # six decimals are kept of the scores
+    raw = (logits - own[:, 1:]) * own[:, :1]
+    low, high = difference_interval(mean_log_loss, truth, logits, raw)
     return {
-        "log_loss": mean_log_loss(truth, scores),
+        "log_loss": mean_log_loss(truth, logits),
         "log_loss_before": mean_log_loss(truth, raw),
         "log_loss_low": low,
         "log_loss_high": high,
         "calibration_error": float(np.mean([calibration_error(truth, row) for row in scores])),
-        "calibration_error_before": float(np.mean([calibration_error(truth, row) for row in raw])),
+        "calibration_error_before": float(np.mean([calibration_error(truth, row) for row in expit(raw)])),
     }
 
 
