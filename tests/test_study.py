@@ -122,6 +122,7 @@ def test_a_share_of_the_labels_has_its_own_number_of_epochs_where_the_study_name
     epochs = {percent: plan.cell(Arm("classify", "saca", label_percent=percent), 0).settings["max_epochs"]
               for percent in (10, 30, 100)}  # fmt: skip
     assert epochs == {10: 7, 30: 1, 100: 1}
+    assert json.loads(json.dumps(plan.content)) == plan.content
 
 
 def test_a_group_is_its_patients_and_all_the_healthy():

@@ -133,6 +133,8 @@ class Study:
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise StudyError(f"{path}: a study has cohort, grid, arms, and further {sorted(PARTS)}; found {found}")
         self.content = {"name": Path(path).stem, "seeds": [0, 1, 2], "groups": {}, "comparisons": [], **content}
+        if epochs := content.get("label_epochs"):
+            self.content["label_epochs"] = {str(percent): own for percent, own in epochs.items()}  # as JSON has them
         self.named = {
             "variant": content.get("variants", {}),
             "pretraining": {"none": {}, **content.get("pretraining", {})},
@@ -202,7 +204,8 @@ class Study:
         merged = {key: value for part in parts for key, value in part.items()} | {"seed": seed}
         if arm.task != "pretrain":
             merged["label_percent"] = arm.label_percent
-            merged["max_epochs"] = self.content.get("label_epochs", {}).get(arm.label_percent, merged["max_epochs"])
+            own = self.content.get("label_epochs", {}).get(f"{arm.label_percent:g}")
+            merged |= {"max_epochs": own} if own else {}
         if unknown := sorted(set(merged) - knobs(arm.task)):
             raise StudyError(f"the bundle {arm.task} has no setting {', '.join(unknown)}")
         return merged
