@@ -66,10 +66,11 @@ def versions() -> dict[str, str]:
 
 def commit(folder: str | Path = Path(__file__).parent) -> str | None:
     """The git commit of the code, with `+changes` where tracked files differ from it; None outside of a repository."""
+    command = ["git", "--no-optional-locks"]  # a run that is killed meanwhile must not leave the repository locked
     try:
         head, changes = (
-            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            subprocess.run(command + words, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -18,7 +18,11 @@ def committed_files(root: Path, bundle: str) -> dict[str, bytes]:
         known = sorted(path.name for path in (root / "bundles").glob("*") if (path / "configs").is_dir())
         raise ReleaseError(f"no bundle {bundle} in {root / 'bundles'}; there are {', '.join(known) or 'none'}")
     parts = ["custom", f"bundles/{bundle}"]
-    if changed := _git(root, "status", "--porcelain", "--untracked-files=all", "--", *parts).decode().splitlines():
+    if (
+        changed := _git(root, "--no-optional-locks", "status", "--porcelain", "--untracked-files=all", "--", *parts)
+        .decode()
+        .splitlines()
+    ):
         raise ReleaseError(
             "a package is cut from a commit, but these are untracked or changed: "
             + ", ".join(line[3:] for line in changed[:8])
