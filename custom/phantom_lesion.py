@@ -123,8 +123,7 @@ def plan_lesion(
     millilitres = float(np.exp(generator.uniform(low, high)))
     axis = torch.arange(-100, 101, 4, dtype=torch.float32)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-    site = choose_midline_site if place == "midline" else choose_site
-    centre = points[site(generator, finding, side, points, anatomy, deformation)]
+    centre = points[choose_site(generator, finding, side, place, points, anatomy, deformation)]
     rotation, _ = np.linalg.qr(generator.standard_normal((3, 3)))
     stretch = rotation @ np.diag(np.exp(generator.normal(0, 0.22, 3)))
     texture = random_field(generator, 7.0)
@@ -140,40 +139,29 @@ def choose_site(
     generator: np.random.Generator,
     finding: str,
     side: int,
-    points: Tensor,
-    anatomy: Anatomy,
-    deformation: Deformation,
-) -> int | tuple[int, ...]:
-    """Index of the point at which a lesion is centred: in the cerebrum, cortical or deep as the finding has it."""
-    where = deformation(points)
-    gm, wm, depth = anatomy.sample(where, ("gm", "wm", "depth"))
-    height = where[..., 2] * float(anatomy.to_standard[2, 2]) + float(anatomy.to_standard[2, 3])
-    lateral = side * points[..., 0]
-    allowed = (gm + wm > 0.8) & (lateral > 16) & (height > -12) & (height < 58)
-    if finding == "atrophy":
-        allowed &= (depth < 0.9) & (lateral > 28)
-    elif finding == "haemorrhage":
-        allowed &= (lateral < 48) & (depth >= 1)
-    else:
-        allowed &= depth > 0.7
-    indices = torch.nonzero(allowed)
-    return tuple(indices[int(generator.integers(len(indices)))].tolist())
-
-
-def choose_midline_site(
-    generator: np.random.Generator,
-    finding: str,
-    side: int,
+    place: str,
     points: Tensor,
     anatomy: Anatomy,
     deformation: Deformation,
 ) -> tuple[int, ...]:
-    """As `choose_site`, near the midsagittal plane, where tissue crosses it: corpus callosum, thalami, midbrain."""
+    """Index of the point at which a lesion is centred: in the cerebrum, cortical or deep as the finding has it.
+
+    Across the midline it is near the plane, where tissue crosses it: corpus callosum, thalami, midbrain.
+    """
     where = deformation(points)
-    gm, wm = anatomy.sample(where, ("gm", "wm"))
+    gm, wm, depth = anatomy.sample(where, ("gm", "wm", "depth"))
     height = where[..., 2] * float(anatomy.to_standard[2, 2]) + float(anatomy.to_standard[2, 3])
     lateral = side * points[..., 0]
-    indices = torch.nonzero((gm + wm > 0.8) & (lateral >= 0) & (lateral <= 8) & (height > -12) & (height < 58))
+    allowed = (gm + wm > 0.8) & (height > -12) & (height < 58)
+    if place == "midline":
+        allowed &= (lateral >= 0) & (lateral <= 8)
+    elif finding == "atrophy":
+        allowed &= (depth < 0.9) & (lateral > 28)
+    elif finding == "haemorrhage":
+        allowed &= (lateral > 16) & (lateral < 48) & (depth >= 1)
+    else:
+        allowed &= (lateral > 16) & (depth > 0.7)
+    indices = torch.nonzero(allowed)
     return tuple(indices[int(generator.integers(len(indices)))].tolist())
 
 
