@@ -1,4 +1,4 @@
-"""Convolution blocks in channels-last memory, which a CPU does in a half to a fifth of the time, with MONAI's numbers.
+"""Convolution blocks in channels-last memory, which spares a CPU a copy of every output, with MONAI's numbers.
 
 Shapes: B volumes `(B, C, X, Y, Z)`; in channels-last memory the C values of a voxel lie together.
 """
