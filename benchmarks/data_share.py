@@ -93,14 +93,14 @@ def run(
         device: cpu or cuda.
         output: folder of the results.
     """
-    rows = []
+    rows, about = [], circumstances(device)
     for task, size, workers in product(*map(ensure_tuple, (tasks, feature_sizes, num_workers))):
         settings = {"dataset_dir": dataset_dir, "align": False, "spacing": spacing, "spatial_size": list(spatial_size)}
         settings |= {"feature_size": size, "num_workers": workers, "batch_size": batch_size, **SIZES[size]}
         settings |= {"max_epochs": epochs, "warmup_epochs": 0, "val_interval": epochs + 1, "limit": limit}
         settings |= {"roi_size": [roi] * 3} if task != "classify" else {}
         rows.append(row(task, settings | {"device": f"$torch.device({device!r})"}))
-        content = {"circumstances": circumstances(device), "rows": rows}
+        content = {"circumstances": about, "rows": rows}
         path = Path(output) / f"data_share_{device}_{datetime.date.today()}.json"
         write_whole(path, json.dumps(content, indent=1) + "\n")
         write_whole(path.with_suffix(".md"), "\n".join(table(content)) + "\n")

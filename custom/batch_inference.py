@@ -21,7 +21,7 @@ from custom.run_record import calling_parser, merged_config, versions
 
 DECISIVE = ("network_def", "preprocessing", "inferer", "postprocessing", "overlays")
 """Ids of a config that a result depends on, with all that they refer to."""
-PLACES = ("output_dir", "dataset_dir", "bundle_root", "ckpt_dir", "checkpoint", "network")
+PLACES = ("output_dir", "dataset_dir", "bundle_root", "ckpt_dir", "checkpoint", "network", "device")
 """What those refer to, and what does not change a result; of the checkpoint the content counts."""
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ _ADVICE = (
     (
         r"OutOfMemoryError|out of memory|not enough memory|can't allocate memory|MemoryError",
         "the memory is full: make batch_size, num_samples, roi_size or feature_size smaller, or let the activations be "
-        "recomputed (--network_def::use_checkpoint True); in the host's memory, lower cache_rate or num_workers; on a "
-        f"GPU mixed precision is on already; {_GO_ON}",
+        "recomputed (--use_checkpoint True); in the host's memory, lower cache_rate or num_workers; on a "
+        f"GPU half precision is the default already; {_GO_ON}",
     ),
     (
         r"DataLoader worker .*(exited unexpectedly|killed by signal)",

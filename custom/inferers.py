@@ -20,6 +20,7 @@ from torch import Tensor
 from custom.heads import SHARPNESS, peak
 from custom.losses import PretextLoss
 from custom.networks import SASwinPretrainer
+from custom.precision import autocast
 from custom.symmetry import mirror
 from custom.views import PrepareViews
 
@@ -68,7 +69,6 @@ class MirroredSlidingWindow(Inferer):
         overlap: of neighbouring windows, as a share of the ROI.
         mode: weights of a window's voxels, MONAI's `gaussian` or `constant`.
         mirrored: average with the prediction of the mirrored brain.
-        half: compute the windows in bf16 where that is safe (autocast); sums stay in fp32.
 
     Shape:
         - inputs: a symmetric pair `(B, 2C, X, Y, Z)`; returns `(B, K, X, Y, Z)` logits
@@ -84,12 +84,11 @@ class MirroredSlidingWindow(Inferer):
         overlap: float = 0.5,
         mode: str = "gaussian",
         mirrored: bool = True,
-        half: bool = False,
     ) -> None:
         super().__init__()
         self.roi_size = ensure_tuple_rep(roi_size, 3)
         self.sw_batch_size, self.overlap, self.mode = sw_batch_size, overlap, mode
-        self.mirrored, self.half = mirrored, half
+        self.mirrored = mirrored
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         if self.mirrored and not hasattr(network, "predict_both"):
@@ -123,8 +122,7 @@ class MirroredSlidingWindow(Inferer):
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """Logits `(K, x, y, z)` of some windows, and where each starts; those of the mirrored brain reflected back."""
         windows = torch.cat([pair[:, :, x : x + roi[0], y : y + roi[1], z : z + roi[2]] for x, y, z in starts])
-        with torch.autocast(pair.device.type, torch.bfloat16, enabled=self.half):
-            logits, swapped = network.predict_both(windows) if self.mirrored else (network(windows), None)
+        logits, swapped = network.predict_both(windows) if self.mirrored else (network(windows), None)
         yield from zip(starts, logits, strict=True)
         if swapped is not None:
             for (x, y, z), window in zip(starts, swapped, strict=True):
@@ -155,17 +153,25 @@ class PretextEvaluation:
         network: the pretrainer itself, not its distributed wrapper.
         loss_function: its parts are reported.
         prepare_views: makes the views; with `repeat`, the same ones in every evaluation.
+        precision: of the network, as in `custom.precision.working_dtype`.
     """
 
-    def __init__(self, network: SASwinPretrainer, loss_function: PretextLoss, prepare_views: PrepareViews) -> None:
+    def __init__(
+        self,
+        network: SASwinPretrainer,
+        loss_function: PretextLoss,
+        prepare_views: PrepareViews,
+        precision: str = "auto",
+    ) -> None:
         self.network = network
         self.loss_function = loss_function
         self.prepare_views = prepare_views
+        self.precision = precision
 
     def __call__(self, engine: SupervisedEvaluator, batch: Mapping[str, Any]) -> dict[str, Any]:
         device = engine.state.device
         image = batch["image"].to(device)
-        with eval_mode(self.network), torch.autocast(device.type, enabled=engine.amp):
+        with eval_mode(self.network), autocast(self.precision, device):
             views, targets = self.prepare_views(batch, device)
             self.loss_function(self.network.pretext(views), targets)
             pred = engine.inferer(image, self.network)

@@ -285,12 +285,17 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
         return self.decode(self.encoder_input(*_halves(pair)), hidden, mirrored)
 
     def predict_both(self, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the pair, and of the pair with its halves swapped (the mirrored brain), from one encoder pass."""
+        """Logits of the pair, and of the pair with its halves swapped (the mirrored brain), from one encoder pass.
+
+        They are decoded one after the other, in the memory of one.
+        """
         image, mirrored = _halves(pair)
         images = torch.cat([self.encoder_input(image, mirrored), self.encoder_input(mirrored, image)])
-        hidden = self.swinViT(images)
-        counterparts = None if self.symmetry is None else hidden[BOTTLENECK].roll(len(pair), dims=0)
-        logits, swapped = self.decode(images, hidden, counterparts).chunk(2)
+        halves = list(zip(*(features.chunk(2) for features in (images, *self.swinViT(images))), strict=True))
+        logits, swapped = (
+            self.decode(own, hidden, counterparts[BOTTLENECK])
+            for (own, *hidden), (_, *counterparts) in (halves, halves[::-1])
+        )
         return logits, swapped
 
     def decode(self, images: Tensor, hidden: Sequence[Tensor], mirrored: Tensor | None) -> Tensor:

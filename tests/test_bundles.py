@@ -132,9 +132,29 @@ def test_a_knob_of_training_and_inference_has_one_value(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_training_and_inference_build_the_same_network_and_the_same_input(task):
     training, inference = read(task, "train"), read(task, "inference")
+    assert training["network_def"].pop("use_checkpoint") == "@use_checkpoint"  # no part of the function
     assert training["network_def"] == inference["network_def"]
     contract = {k: v for k, v in training["contract"].items() if k not in ("label_key", "num_classes")}
     assert inference["preprocessing"] == {"_target_": "Compose", "transforms": [contract]}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_and_validation_run_in_the_precision_that_is_asked_for(task, tiny_cohort, tmp_path, monkeypatch):
+    computed = {True: set(), False: set()}
+    linear = torch.nn.Linear.forward
+
+    def noted(layer, inputs):
+        result = linear(layer, inputs)
+        computed[layer.training].add(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    changes = {"max_epochs": 1, "val_interval": 1, "limit": 2}
+    bundle = made(task, "train", tiny_cohort, tmp_path, precision="bf16", **changes)
+    bundle.initialize()
+    bundle.run()
+    assert computed == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+    assert all(p.dtype == torch.float32 for p in bundle.parser.get_parsed_content("network_def").parameters())
 
 
 def test_every_knob_is_used():
@@ -157,8 +177,8 @@ def test_the_advice_for_full_memory_names_knobs_that_work(tiny_cohort, tmp_path)
     sentence = advice(MemoryError())
     named = ["batch_size", "num_samples", "roi_size", "feature_size", "cache_rate", "num_workers"]
     assert set(named) <= set(knobs(read("segment", "train")))
-    assert all(knob in sentence for knob in (*named, "--network_def::use_checkpoint True"))
-    bundle = made("segment", "train", tiny_cohort, tmp_path, **{"network_def::use_checkpoint": True})
+    assert all(knob in sentence for knob in (*named, "--use_checkpoint True"))
+    bundle = made("segment", "train", tiny_cohort, tmp_path, use_checkpoint=True)
     assert bundle.parser.get_parsed_content("network_def").swinViT.layers1[0].blocks[0].use_checkpoint
 
 

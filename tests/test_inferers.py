@@ -12,6 +12,7 @@ from custom.inferers import MirroredSlidingWindow, PretextEvaluation, WindowedEm
 from custom.losses import PretextLoss
 from custom.metrics import pretext_row, pretext_summary
 from custom.networks import SASwinPretrainer, SASwinUNETR
+from custom.precision import MixedPrecision
 from custom.symmetry import mirror, symmetric_pair
 from custom.views import PrepareViews
 
@@ -108,7 +109,8 @@ def test_every_window_is_encoded_once(segmenter, monkeypatch):
 @torch.no_grad()
 def test_in_half_precision_the_logits_are_nearly_the_same_and_in_fp32(segmenter):
     pair = symmetric_pair(torch.randn(1, 1, 64, 32, 32))
-    exact, half = (MirroredSlidingWindow((64, 32, 32), half=half)(pair, segmenter) for half in (False, True))
+    inferer = MirroredSlidingWindow((64, 32, 32))
+    exact, half = (MixedPrecision(inferer, precision, "cpu")(pair, segmenter) for precision in ("fp32", "bf16"))
     assert half.dtype == torch.float32
     assert 0 < (half - exact).norm() / exact.norm() < 0.02
 

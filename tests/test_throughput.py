@@ -46,6 +46,22 @@ def test_a_step_trains_and_the_mirrored_inference_is_stocks():
     torch.testing.assert_close(ours, stock, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("implementation", ["ours", "stock", "stock best"])
+@pytest.mark.parametrize("task", ["infer", "infer_mirrored", "segment"])
+def test_every_cell_runs_in_the_precision_that_its_row_names(implementation, task, monkeypatch):
+    computed = set()
+    convolve = torch.nn.Conv3d.forward
+
+    def noted(*arguments):
+        result = convolve(*arguments)
+        computed.add(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", noted)
+    build(replace(CELL, task=task, implementation=implementation, dtype="bf16"))()
+    assert computed == {torch.bfloat16}
+
+
 def test_the_report_compares_each_in_its_best_dtype():
     row = CELL.__dict__ | {"samples": 2, "flops": 10**9, "result": 0.0, "cpu_seconds": [1.0]}
     rows = [

@@ -22,10 +22,12 @@ NOT_OF_THE_WEIGHTS = frozenset(
         "fold",
         "limit",
         "num_workers",
+        "precision",
         "pretrained",
         "pretrained_minimum",
         "resume",
         "untrusted",
+        "use_checkpoint",
     ]
 )
 """Knobs that say how a run was done, not what the weights are: a package keeps the bundle's own values."""

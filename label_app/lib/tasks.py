@@ -57,10 +57,6 @@ class BundleTask(BundleInferTask):
         out["warnings"] = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
         return out
 
-    def run_inferer(self, data: Request, convert_to_batch: bool = True, device: str = "cuda") -> Request:
-        with torch.autocast("cuda", enabled=device.startswith("cuda")):  # as the bundle's evaluator does
-            return super().run_inferer(data, convert_to_batch, device)
-
     def writer(self, data: Request, extension: str | None = None, dtype: str | None = None) -> tuple[Any, Request]:
         file, answer = super().writer(data, extension, dtype)
         return file, answer | self.facts(data)
