@@ -1,10 +1,13 @@
 """Share of a training's time that is spent waiting for data, of a bundle as it is, on a prepared cohort.
 
+Also how many volumes one process reads and augments in a second, of which a GPU's share of waiting follows.
+
     python -m custom.phantom --output COHORT --subjects 24
     python -m custom.prepare --dataset_dir COHORT --output PREPARED --spacing 2 --spatial_size 96,128,96
     python -m benchmarks.data_share --dataset_dir PREPARED --num_workers 0,2
 
 Each training runs for some epochs, of which the first is not counted. Workers start anew with each epoch, which is.
+With a cache rate of 0 every volume is read in every epoch, from the page cache where the memory holds the files.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import io
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -26,14 +30,15 @@ from monai.utils import ensure_tuple
 
 from benchmarks.throughput import circumstances
 from custom.files import write_whole
+from custom.randomness import SeededSamples
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 SIZES = {12: {"num_heads": [1, 2, 4, 8]}, 48: {"num_heads": [3, 6, 12, 24]}}
 Row = dict[str, Any]
 
 
-def measured(task: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Seconds of every step and of the wait before it, `(steps,)` each, without the first epoch."""
+def measured(task: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Seconds of every step, of the wait before it, and of one process for each volume; without the first epoch."""
     root = BUNDLES / f"sa_swin_{task}"
     with tempfile.TemporaryDirectory() as folder:
         paths = {"bundle_root": str(root), "output_dir": folder, "ckpt_dir": folder}
@@ -44,22 +49,34 @@ def measured(task: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.T
         trainer, profiler = workflow.parser.get_parsed_content("train::trainer"), BasicTimeProfiler()
         profiler.attach(trainer)
         workflow.run()
+        loading = loading_times(workflow.parser.get_parsed_content("train::seeded"))
         workflow.finalize()
     first = trainer.state.epoch_length
-    return profiler.processing_times[first:], profiler.dataflow_times[first:]
+    return profiler.processing_times[first:], profiler.dataflow_times[first:], loading
+
+
+def loading_times(samples: SeededSamples) -> torch.Tensor:
+    """Seconds to read, prepare and augment each volume in this process."""
+    times = [time.perf_counter()]
+    for index in range(len(samples)):
+        samples[(0, index)]
+        times.append(time.perf_counter())
+    return torch.tensor(times, dtype=torch.float64).diff()
 
 
 def row(task: str, settings: dict[str, Any]) -> Row:
     """Figures of one training."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        steps, waits = measured(task, settings)
+        steps, waits, loading = measured(task, settings)
     return {
         "task": task,
         "feature_size": settings["feature_size"],
+        "cache_rate": settings["cache_rate"],
         "num_workers": settings["num_workers"],
         "steps": len(steps),
         "seconds_a_step": steps.median().item(),
         "share": (waits.sum() / (waits.sum() + steps.sum())).item(),
+        "volumes_a_second": 1 / loading.median().item(),
     }
 
 
@@ -67,6 +84,7 @@ def run(
     dataset_dir: str,
     tasks: Sequence[str] = ("pretrain", "classify", "segment"),
     feature_sizes: Sequence[int] = (12, 48),
+    cache_rates: Sequence[float] = (0.0, 1.0),
     num_workers: Sequence[int] = (0,),
     spacing: float = 2.0,
     spatial_size: Sequence[int] = (96, 128, 96),
@@ -83,6 +101,7 @@ def run(
         dataset_dir: prepared cohort, of `spacing` and `spatial_size`.
         tasks: of pretrain, classify, segment.
         feature_sizes: of the encoder, 12 or 48.
+        cache_rates: share of the cohort that is held in memory.
         num_workers: of the data loader.
         spacing: mm.
         spatial_size: voxels, X Y Z.
@@ -93,10 +112,12 @@ def run(
         device: cpu or cuda.
         output: folder of the results.
     """
-    rows, about = [], circumstances(device)
-    for task, size, workers in product(*map(ensure_tuple, (tasks, feature_sizes, num_workers))):
+    rows, about = [], circumstances(device) | {"spatial_size": list(spatial_size)}
+    grid = product(*map(ensure_tuple, (tasks, feature_sizes, cache_rates, num_workers)))
+    for task, size, rate, workers in grid:
         settings = {"dataset_dir": dataset_dir, "align": False, "spacing": spacing, "spatial_size": list(spatial_size)}
-        settings |= {"feature_size": size, "num_workers": workers, "batch_size": batch_size, **SIZES[size]}
+        settings |= {"cache_rate": rate, "num_workers": workers, "batch_size": batch_size}
+        settings |= {"feature_size": size, **SIZES[size]}
         settings |= {"max_epochs": epochs, "warmup_epochs": 0, "val_interval": epochs + 1, "limit": limit}
         settings |= {"roi_size": [roi] * 3} if task != "classify" else {}
         rows.append(row(task, settings | {"device": f"$torch.device({device!r})"}))
@@ -112,12 +133,14 @@ def table(content: dict[str, Any]) -> Iterator[str]:
     about = content["circumstances"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     yield "# Share of a training's time spent waiting for data\n"
-    yield f"{about['date']}, {about['hardware']}; {versions}; commit {about['commit']}. Prepared volumes, cached.\n"
-    yield "| task | feature size | workers | steps | s a step | share of time waiting |"
-    yield "|---|---|---|---|---|---|"
+    yield f"{about['date']}, {about['hardware']}; {versions}; commit {about['commit']}. Prepared volumes "
+    yield f"of {' x '.join(map(str, about['spatial_size']))} voxels.\n"
+    yield "| task | feature size | cached | workers | steps | s a step | share of time waiting | volumes/s a process |"
+    yield "|---|---|---|---|---|---|---|---|"
     for found in content["rows"]:
-        cells = [found["task"], found["feature_size"], found["num_workers"], found["steps"]]
-        yield f"| {' | '.join(map(str, cells))} | {found['seconds_a_step']:.2f} | {found['share']:.1%} |"
+        names = "task", "feature_size", "cache_rate", "num_workers", "steps"
+        figures = f"{found['seconds_a_step']:.2f} | {found['share']:.1%} | {found['volumes_a_second']:.1f}"
+        yield f"| {' | '.join(str(found[name]) for name in names)} | {figures} |"
 
 
 if __name__ == "__main__":

@@ -47,17 +47,20 @@ def case_of(entry: dict[str, Any], dataset_dir: Path) -> Case:
 
 
 def aligned_path(path: str, root: str) -> str:
-    """Where a file's aligned version lies under the output folder: its own relative path, as `.nii.gz`."""
+    """Where a file's aligned version lies under the output folder: its own relative path, as `.nii`.
+
+    Uncompressed: training reads it in every epoch, and unpacking would take most of that time.
+    """
     relative = below(path, root)
     name = relative.name
     for suffix in (".gz", ".nii", ".mgz", ".nrrd", ".mha", ".img", ".hdr"):
         name = name.removesuffix(suffix)
-    return str(relative.with_name(f"{name}.nii.gz"))
+    return str(relative.with_name(f"{name}.nii"))
 
 
 def label_path(case: Case) -> str:
     """Where a case's aligned label lies: beside its image, as two images with one label lie on different grids."""
-    return aligned_path(case.images[0], case.root).removesuffix(".nii.gz") + "_label.nii.gz"
+    return aligned_path(case.images[0], case.root).removesuffix(".nii") + "_label.nii"
 
 
 def aligned_paths(case: Case) -> list[str]:
@@ -68,7 +71,7 @@ def aligned_paths(case: Case) -> list[str]:
 def record_path(case: Case, output: Path) -> Path:
     """Where a case's plane, quality and grids are kept."""
     path = output / aligned_path(case.images[0], case.root)
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+    return path.with_name(path.name.removesuffix(".nii") + ".json")
 
 
 def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,12 +43,13 @@ def standardize_mr(image: Tensor) -> Tensor:
 def _standardize_channel(channel: Tensor, index: int) -> Tensor:
     low, high = _quantiles(channel, (BACKGROUND_QUANTILE, 0.995))
     clipped = channel.clamp(low, high)
-    head = clipped[clipped > clipped.mean()]
-    if head.numel() < 2 or not head.std() > 0:
+    head = clipped.masked_select(clipped > clipped.mean())
+    mean, spread = (head.mean(), head.std()) if head.numel() > 1 else (0, 0)
+    if not spread > 0:
         raise ValueError(
             f"channel {index} of the image is constant ({channel.flatten()[0].item():g}); nothing to see in it"
         )
-    return ((channel.clamp_min(low) - head.mean()) / head.std()).clamp(*Z_RANGE)
+    return channel.clamp_min(low).sub_(mean).div_(spread).clamp_(*Z_RANGE)
 
 
 def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Tensor:
@@ -69,7 +71,6 @@ def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Te
 
 
 def _quantiles(channel: Tensor, probabilities: Sequence[float]) -> list[float]:
-    """Quantiles of a volume; `torch.quantile` refuses more than 16 million elements, so large ones are thinned."""
+    """Quantiles of a volume, of which large ones are thinned; numpy's, for torch's sort all values."""
     values = channel.flatten()
-    values = values[:: max(1, values.numel() // 2**20)].float()
-    return torch.quantile(values, torch.tensor(probabilities, device=values.device)).tolist()
+    return np.quantile(values[:: max(1, values.numel() // 2**20)].float().cpu().numpy(), probabilities).tolist()

@@ -54,9 +54,20 @@ def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
         array = np.asanyarray(image.dataobj)
     except VolumeFileError as error:
         raise VolumeFileError(error.kind, f"{path}: {error}") from error
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch computes with none of them
-        array = array.astype(f"i{min(8, 2 * array.dtype.itemsize)}")
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)), image.affine
+    return _native(array), image.affine
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The values `(X, Y, Z)` with Z running fastest, in this machine's byte order and a type that torch computes with.
+
+    Plane by plane: in files X runs fastest, and turning a whole volume around would miss the cache at every step.
+    """
+    unsigned = array.dtype.kind == "u" and array.dtype.itemsize > 1  # torch computes with none of them
+    dtype = np.dtype(f"i{min(8, 2 * array.dtype.itemsize)}") if unsigned else array.dtype.newbyteorder("=")
+    native = np.empty(array.shape, dtype)
+    for y in range(array.shape[1]):
+        native[:, y] = array[:, y]
+    return native
 
 
 class LoadVolumed(MapTransform):

@@ -181,7 +181,7 @@ def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
     """A case's place on the contact sheet."""
-    name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii.gz")).parts[-2:])
+    name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii")).parts[-2:])
     figures, second = "", record["reason"][:60]
     if record["status"] == "aligned":
         figures = f"  similarity {record['similarity']:.2f}"

@@ -157,7 +157,9 @@ class CheckVolumed(MapTransform):
                 raise VolumeError(
                     f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}"
                 )
-            if bad := int((~(image.as_tensor().abs() <= LARGEST_VALUE)).sum()):  # NaN is no less
+            low, high = image.as_tensor().aminmax()  # NaN, if any voxel is, and so no less
+            if not (low >= -LARGEST_VALUE and high <= LARGEST_VALUE):
+                bad = int((~(image.as_tensor().abs() <= LARGEST_VALUE)).sum())
                 raise VolumeError(
                     f"{name}: {bad} voxels are not finite, or beyond {LARGEST_VALUE:g}; repair or leave out the file"
                 )

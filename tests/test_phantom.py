@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import pytest
 from scipy import ndimage
 
 from custom import phantom
-from custom.phantom_anatomy import plane_transform, thinned, thinned_affine
 from custom.phantom_contrast import CONTRASTS, MR_UNIT
-from custom.phantom_geometry import head_points, random_deformation, random_pose
 from custom.phantom_head import icbm_anatomy
-from custom.phantom_lesion import MARGIN_MM, plan_lesion
-from custom.phantom_subject import SITES, Config, diagnosis, lesion_masks, make_subject, placement
+from custom.phantom_lesion import MARGIN_MM
+from custom.phantom_subject import SITES, Config, make_subject
 
 SHARED = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BUNDLES = ("pretrain", "classify", "segment")
@@ -241,58 +238,12 @@ def test_a_midline_lesion_lies_across_the_plane_in_one_piece_and_keeps_the_symme
     assert correlations[1] > correlations[0]
 
 
-def test_a_midline_lesion_is_painted_even_where_real_masks_are_given():
-    generator = np.random.default_rng(0)
-    arguments = (generator, "infarct", 1, icbm_anatomy(4), random_deformation(generator, np.zeros(3), 1.0, 0.2))
-    assert plan_lesion(*arguments, masks=["not read"], place="midline").mask is None
-
-
-@pytest.mark.parametrize(("bilateral", "midline"), [(0.5, 0.1), (0.4, 0.2), (0.25, 0.25), (0.0, 1.0), (0.3, 0.5)])
-def test_each_placement_has_its_share_of_the_rounds(bilateral, midline):
-    config = Config(4, bilateral=bilateral, midline=midline)
-    found = Counter(placement(config, turn) for turn in range(200))
-    assert (found["bilateral"], found["midline"]) == (200 * bilateral, 200 * midline)
-
-
-def test_placements_take_turns_among_the_patients_of_each_finding():
-    config = Config(96, findings=("tumour", "infarct"), bilateral=0.25, midline=0.25)
-    rows = [row for number in range(1, 97) if (row := diagnosis(config, number))[1]]
-    counts = Counter((finding, place) for finding, _, place in rows)
-    shares = {"one-sided": 12, "bilateral": 6, "midline": 6}
-    assert counts == {(finding, place): n for finding in ("tumour", "infarct") for place, n in shares.items()}
-    assert {side for _, side, place in rows if place == "one-sided"} == {-1, 1}
-
-
 def test_an_option_that_a_cohort_does_not_know_yet_stood_at_its_default(tmp_path):
     config = Config(4)
     (tmp_path / "cohort.json").write_text(json.dumps({k: v for k, v in config.record.items() if k != "midline"}))
     phantom.start(tmp_path, config)
     with pytest.raises(ValueError, match=r"midline 0.0 \(now 0.5\)"):
         phantom.start(tmp_path, Config(4, midline=0.5))
-
-
-def test_subjects_of_one_label_map_are_in_one_part_of_the_split():
-    participants = [
-        {"participant_id": f"sub-{i:03d}", "healthy": i % 2 == 0, "side": "left", "diagnosis": "x", "anatomy": i // 10}
-        for i in range(100)
-    ]
-    assigned = phantom.splits(participants, 0, (0.4, 0.1, 0.5))
-    parts: dict[int, set[str]] = {}
-    for row in participants:
-        parts.setdefault(row["anatomy"], set()).add(assigned[row["participant_id"]][0])
-    assert all(len(names) == 1 for names in parts.values())
-    names = [next(iter(found)) for found in parts.values()]
-    assert sorted(map(names.count, phantom.SPLITS)) == [1, 4, 5]
-
-
-def test_label_maps_share_no_lesion_mask(tmp_path, write_volume):
-    for folder, number in (("anatomies", 3), ("lesions", 10)):
-        for i in range(number):
-            write_volume(tmp_path / folder / f"{i}.nii.gz", np.zeros((2, 2, 2), np.uint8))
-    config = Config(4, anatomies=str(tmp_path / "anatomies"), lesions=str(tmp_path / "lesions"))
-    masks = [lesion_masks(config, number) for number in range(3)]
-    assert sorted(path for own in masks for path in own) == sorted(map(str, (tmp_path / "lesions").iterdir()))
-    assert all(masks)
 
 
 def test_ct_is_in_hounsfield_units():
@@ -327,41 +278,6 @@ def test_without_skull_nothing_is_left_outside_the_brain():
     assert (np.asarray(make_subject(replace(bare_config, noise=1.0), 1).images["T1w"].dataobj) == 0).mean() > 0.7
     assert (bare > 0).sum() * 6.0**3 / 1e6 == pytest.approx(1.9, abs=0.5)
     assert (whole > 0).sum() > 1.5 * (bare > 0).sum()
-
-
-def test_head_points_undo_the_pose():
-    pose = random_pose(np.random.default_rng(0), 20.0)
-    points = head_points((3, 4, 5), np.diag([2.0, 2, 2, 1]), pose)
-    world = points.numpy() @ pose.rotation.T + pose.shift
-    np.testing.assert_allclose(world[1, 2, 3], [2, 4, 6], atol=1e-4)
-    assert np.array([2.0, 4, 6]) @ pose.normal - pose.offset == pytest.approx(float(points[1, 2, 3, 0]), abs=1e-4)
-
-
-def test_roll_turns_about_the_front_to_back_axis_and_yaw_about_the_vertical_one():
-    generator = np.random.default_rng(1)
-    pose = random_pose(generator, 20.0)
-    roll, yaw, _ = np.deg2rad(pose.angles)
-    np.testing.assert_allclose(pose.normal, [np.cos(roll) * np.cos(yaw), np.cos(roll) * np.sin(yaw), -np.sin(roll)])
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_thinning_keeps_a_ramp_where_it_was(factor):
-    ramp = np.broadcast_to(np.arange(13, dtype=np.float32)[:, None, None], (13, 13, 13))
-    kept = thinned(ramp, factor)
-    where = thinned_affine(np.eye(4), (13, 13, 13), factor) @ [1, 1, 1, 1]
-    np.testing.assert_allclose(kept[1, 1, 1], where[0], atol=1e-5)
-
-
-def test_the_plane_between_two_hemispheres_is_found_through_the_affine():
-    affine = np.array([[-2.0, 0, 0, 61], [0, 0, 2, -50], [0, -2, 0, 60], [0, 0, 0, 1]])
-    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, np.moveaxis(np.indices((60, 60, 60)), 0, -1)), -1, 0)
-    normal = np.array([np.cos(0.1), np.sin(0.1), 0])
-    lateral = x * normal[0] + y * normal[1] - 5
-    ball = x**2 + y**2 + z**2 < 45**2
-    transform = plane_transform(ball & (lateral < -1), ball & (lateral > 1), affine)
-    on_plane = transform @ [*(5 * normal + 20 * np.array([-normal[1], normal[0], 0])), 1]
-    assert abs(on_plane[0]) < 0.5
-    np.testing.assert_allclose(transform[0, :3], normal, atol=0.01)
 
 
 def label_map(path: Path, labels: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
 """`custom.prepare` on a cohort of small heads: what it writes, resumes, refuses and reports."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -84,19 +85,19 @@ def test_one_bad_file_does_not_stop_the_rest_and_is_named(cohort, capsys):
     assert lists["description"] == "kept"
     assert lists["testing"] == []
     first, second = lists["training"]
-    assert first == {"image": "a/T1.nii.gz", "label": "a/T1_label.nii.gz", "subject": "a", "fold": 0}
-    assert second == {"image": ["b/T1.nii.gz"], "label": 1, "subject": "b"}
+    assert first == {"image": "a/T1.nii", "label": "a/T1_label.nii", "subject": "a", "fold": 0}
+    assert second == {"image": ["b/T1.nii"], "label": 1, "subject": "b"}
     assert float(rows["b/T1.nii.gz"]["yaw_deg"]) == pytest.approx(math.degrees(0.2), abs=0.2)
     assert (cohort / "out" / "contact_sheet_01.png").exists()
 
-    image = torch.from_numpy(nib.load(cohort / "out" / "b" / "T1.nii.gz").get_fdata(dtype=np.float32))
+    image = torch.from_numpy(nib.load(cohort / "out" / "b" / "T1.nii").get_fdata(dtype=np.float32))
     assert image.shape == SIZE
     assert (image - mirror(image)).abs().mean() < 0.1 * image.mean()
     mask = nib.load(cohort / "out" / first["label"])
     assert set(np.unique(mask.dataobj)) == {0, 1}
     assert mask.get_data_dtype() == np.uint8
     record = json.loads((cohort / "out" / "b" / "T1.json").read_text())
-    np.testing.assert_allclose(record["aligned_affine"], nib.load(cohort / "out" / "b" / "T1.nii.gz").affine, atol=1e-4)
+    np.testing.assert_allclose(record["aligned_affine"], nib.load(cohort / "out" / "b" / "T1.nii").affine, atol=1e-4)
     assert record["source_size"] == list(nib.load(cohort / "in" / "b" / "T1.nii.gz").shape)
 
 
@@ -106,7 +107,7 @@ def test_an_untrusted_volume_is_handled_as_chosen(cohort, untrusted, status, kep
         run(cohort, untrusted=untrusted)
     assert table(cohort)["c/T1.nii.gz"]["status"] == status
     assert len(json.loads((cohort / "out" / "datalists" / "list.json").read_text())["testing"]) == kept
-    assert (cohort / "out" / "c" / "T1.nii.gz").exists() == bool(kept)
+    assert (cohort / "out" / "c" / "T1.nii").exists() == bool(kept)
 
 
 @pytest.mark.parametrize(("untrusted", "status"), [("fail", "failed"), ("warn", "kept"), ("drop", "dropped")])
@@ -118,20 +119,20 @@ def test_a_volume_without_a_head_is_handled_as_chosen(cohort, untrusted, status)
         run(cohort, untrusted=untrusted)
     assert table(cohort)["c/T1.nii.gz"]["status"] == status
     assert "no head found" in table(cohort)["c/T1.nii.gz"]["reason"]
-    assert (cohort / "out" / "c" / "T1.nii.gz").exists() == (status == "kept")
+    assert (cohort / "out" / "c" / "T1.nii").exists() == (status == "kept")
 
 
 def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
     with pytest.raises(SystemExit):
         run(cohort)
-    kept, gone = cohort / "out" / "a" / "T1.nii.gz", cohort / "out" / "b"
+    kept, gone = cohort / "out" / "a" / "T1.nii", cohort / "out" / "b"
     before = kept.stat().st_mtime_ns
     (gone / "T1.json").unlink()
-    (gone / "T1.nii.gz").unlink()
+    (gone / "T1.nii").unlink()
     with pytest.raises(SystemExit):
         run(cohort)
     assert kept.stat().st_mtime_ns == before
-    assert (gone / "T1.nii.gz").exists()
+    assert (gone / "T1.nii").exists()
     (cohort / "in" / "a" / "T1.nii.gz").touch()
     with pytest.raises(SystemExit):
         run(cohort)
@@ -177,7 +178,7 @@ def test_what_is_no_datalist_is_refused(tmp_path, content, message):
         (
             {"image": ["a.nii.gz", "b.nii.gz"]},
             {"image": "b.nii.gz"},
-            r"b\.nii\.gz would be written with a\.nii\.gz and again with b\.nii\.gz",
+            r"b\.nii would be written with a\.nii\.gz and again with b\.nii\.gz",
         ),
     ],
 )
@@ -223,7 +224,9 @@ def test_several_datalists_share_one_alignment_and_keep_their_names(several, how
     run(cohort, **options[how])
     assert sorted(case.images[0] for case in aligned) == ["a/T1.nii.gz", "b/T1.nii.gz"]
     found = {path.stem: json.loads(path.read_text())["training"] for path in (cohort / "out" / "datalists").iterdir()}
-    lists["segment"][0]["label"] = "a/T1_label.nii.gz"
+    lists["segment"][0]["label"] = "a/T1_label.nii"
+    for entry in itertools.chain(*lists.values()):
+        entry["image"] = entry["image"].removesuffix(".gz")
     assert found == lists
 
 
@@ -249,12 +252,12 @@ def test_a_second_channel_in_one_list_follows_the_first_one(several):
     both = [{"image": ["a/T1.nii.gz", "a/FLAIR.nii.gz"], "label": "a/lesion.nii.gz"}]
     (cohort / "in" / "datalists" / "segment.json").write_text(json.dumps({"training": both}))
     run(cohort, datalist=None, dataset_dir=str(cohort / "in"))
-    first, second = (nib.load(cohort / "out" / "a" / f"{name}.nii.gz") for name in ("T1", "FLAIR"))
+    first, second = (nib.load(cohort / "out" / "a" / f"{name}.nii") for name in ("T1", "FLAIR"))
     np.testing.assert_array_equal(first.affine, second.affine)
     inside = first.get_fdata() > 300
     np.testing.assert_allclose((first.get_fdata() + second.get_fdata())[inside], 1000, atol=0.1)
     read = json.loads((cohort / "out" / "datalists" / "pretrain.json").read_text())["training"]
-    assert [entry["image"] for entry in read] == ["a/T1.nii.gz", "b/T1.nii.gz"]
+    assert [entry["image"] for entry in read] == ["a/T1.nii", "b/T1.nii"]
 
 
 def test_a_mask_on_another_grid_than_its_image_is_named(cohort):
@@ -284,7 +287,7 @@ def prepared(cohort):
     with pytest.raises(SystemExit):
         run(cohort)
     path = cohort / "out" / "own.json"
-    path.write_text(json.dumps({"training": [{"image": "a/T1.nii.gz", "subject": "a"}]}))
+    path.write_text(json.dumps({"training": [{"image": "a/T1.nii", "subject": "a"}]}))
 
     def load(**changes):
         return load_datalist(path, "training", cohort / "out", grid=GRID | changes)
@@ -300,7 +303,7 @@ def test_a_prepared_image_is_taken_by_a_training_on_the_same_grid(prepared):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"spacing": 3.0}, r"a/T1.nii.gz: prepared with spacing \[4, 4, 4\] mm, but this run wants \[3, 3, 3\]"),
+        ({"spacing": 3.0}, r"a/T1.nii: prepared with spacing \[4, 4, 4\] mm, but this run wants \[3, 3, 3\]"),
         ({"spatial_size": [48, 56, 64]}, r"spatial_size \[48, 56, 48\] voxels, but this run wants \[48, 56, 64\]"),
     ],
 )
@@ -343,6 +346,6 @@ def test_the_code_that_aligns_is_all_that_changes_a_voxel_and_nothing_else():
 
 
 def test_the_leakage_guard_knows_a_prepared_image_by_its_source(prepared, cohort):
-    aligned, source = (str(cohort / folder / "a" / "T1.nii.gz") for folder in ("out", "in"))
+    aligned, source = (str(cohort / path) for path in ("out/a/T1.nii", "in/a/T1.nii.gz"))
     contents = contents_of([aligned, source])
     assert contents[aligned] > contents[source]
