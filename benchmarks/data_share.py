@@ -56,7 +56,7 @@ def measured(task: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.T
 
 
 def loading_times(samples: SeededSamples) -> torch.Tensor:
-    """Seconds to read, prepare and augment each volume in this process."""
+    """Seconds in this process for each volume, from the file or the cache to what a step takes."""
     times = [time.perf_counter()]
     for index in range(len(samples)):
         samples[(0, index)]

@@ -175,10 +175,10 @@ def serve(cell: Cell, connection: Connection) -> None:
     while (request := connection.recv()) != "stop":
         try:
             if request == "warm":
-                step = build(cell)
-                count = flops(step)
-                if "compiled" in cell.implementation:  # only now: the counter does not see into compiled code
-                    step = build(cell, torch.compile)
+                count = flops(build(cell))
+                step = build(cell, *([torch.compile] if "compiled" in cell.implementation else []))
+                if cell.device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
                 connection.send((count, timed(step, cell.device)))
             elif request == "step":
                 connection.send(timed(step, cell.device))

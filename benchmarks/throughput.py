@@ -160,10 +160,10 @@ def best_table(rows: Sequence[Row]) -> Iterator[str]:
         best = {name: min((r for r in done if r["implementation"] == name), key=seconds) for name in names}
         for name, theirs in best.items():
             if name.startswith("stock") and "ours" in best:
-                ours = best["ours"]
+                ours = min((best[n] for n in ("ours", "ours compiled") if n in best), key=seconds)
                 speed, memory = seconds(theirs) / seconds(ours), ours["peak_bytes"] / theirs["peak_bytes"]
-                dtypes = f"{ours['dtype']} against {name} {theirs['dtype']}"
-                yield f"| {task} | {feature_size} | {dtypes} | {speed:.2f}x | {memory:.2f}x |"
+                names = f"{ours['dtype']}{ours['implementation'].removeprefix('ours')} against {name} {theirs['dtype']}"
+                yield f"| {task} | {feature_size} | {names} | {speed:.2f}x | {memory:.2f}x |"
 
 
 def cell_table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Iterator[str]:
@@ -252,7 +252,8 @@ def main(
 def search_batches(path: Path, content: dict[str, Any], end: float) -> None:
     """Add the largest batch that fits to the rows of training."""
     for row in content["rows"]:
-        if row["task"].startswith("infer") or "largest_batch" in row or time.monotonic() > end:
+        training = not row["task"].startswith("infer") and row["implementation"] not in COMPILED
+        if not training or "largest_batch" in row or time.monotonic() > end:
             continue
         cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # its memory goes back with it

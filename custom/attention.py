@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SCORES_AT_ONCE = 2**21
-"""How many scores a backward pass on a CPU holds, 8 MB: enough for all threads, and of the size of a cache."""
+"""How many scores a backward pass on a CPU holds, twice 8 MB: enough for all threads, and of the size of a cache."""
 
 GPU_SCORES_AT_ONCE = 2**28
 """How many on a GPU: half a gigabyte in bf16."""

@@ -157,7 +157,7 @@ class Checkpoints:
         state = read_checkpoint(self.resume_from)
         self.load_objects(state)
         self.load_progress(trainer, state)
-        if trainer.scaler:
+        if trainer.scaler and state["scaler"]:  # the run before may have had another precision
             trainer.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"], state["best_epoch"]

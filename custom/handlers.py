@@ -196,7 +196,7 @@ class PredictionGuard:
         if not all(torch.isfinite(tensor).all() for tensor in tensors):
             raise NumbersError(
                 f"the prediction is not finite for {names_of(engine.state.batch)}: nothing is written for it; look at "
-                "the images, or compute without mixed precision"
+                "the images, or compute with --precision fp32"
             )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
@@ -18,26 +19,35 @@ def working_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """What products and convolutions are computed in.
 
     Args:
-        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that computes in it, fp16 on an older one, and fp32
-            on a CPU, of which few compute in bf16.
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on a GPU that computes in it, fp16 on an older one (before
+            Ampere, compute capability 8.0), and fp32 on a CPU, of which few compute in bf16.
         device: of the network.
 
     Raises:
         UserError: on another precision, and on fp16 without a GPU, since its loss must be scaled.
     """
-    on_cpu = torch.device(device).type == "cpu"
+    on_gpu = torch.device(device).type != "cpu" and torch.cuda.is_available()
     if precision == "auto":
-        if on_cpu:
+        if not on_gpu:
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if precision not in PRECISIONS or (precision == "fp16" and on_cpu):
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if precision not in PRECISIONS or (precision == "fp16" and not on_gpu):
         raise UserError(f"precision must be auto, fp32 or bf16, or on a GPU fp16; got '{precision}' on {device}")
     return PRECISIONS[precision]
 
 
 def needs_loss_scale(precision: str, device: torch.device | str) -> bool:
-    """Whether gradients would underflow: the `amp` of MONAI's trainer, which then scales the loss."""
-    return working_dtype(precision, device) == torch.float16
+    """Whether gradients would underflow: the `amp` of MONAI's trainer, which then scales the loss.
+
+    All processes of a training must ask.
+
+    Raises:
+        UserError: where they do not agree, so that scaled gradients would be averaged with others.
+    """
+    scaled = working_dtype(precision, device) == torch.float16
+    if len({idist.all_reduce(int(scaled), op) for op in ("MIN", "MAX")}) > 1:
+        raise UserError("some GPUs of this training compute in bf16 and some do not; give --precision fp32 or fp16")
+    return scaled
 
 
 def autocast(precision: str, device: torch.device | str) -> torch.autocast:

@@ -15,6 +15,7 @@ from monai.bundle.config_parser import ConfigParser
 from custom.checkpoints import Checkpoints
 from custom.errors import advice, root_cause
 from custom.handlers import CalibrationFit, CaseTable
+from custom.inferers import MirroredSlidingWindow
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = Path(os.environ.get("SA_SWIN_SCHEMA", ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"))
@@ -148,6 +149,23 @@ def test_training_and_validation_run_in_the_precision_that_is_asked_for(task, ti
     bundle.run()
     assert computed == {True: {torch.bfloat16}, False: {torch.bfloat16}}
     assert all(p.dtype == torch.float32 for p in bundle.parser.get_parsed_content("network_def").parameters())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_inference_runs_in_the_precision_that_is_asked_for(task, tiny_cohort, tmp_path):
+    bundle = made(task, "inference", tiny_cohort, tmp_path, precision="bf16")
+    assert bundle.parser["evaluator"]["inferer"] == "@inferer"
+    assert bundle.parser.get_parsed_content("inferer").precision == "bf16"
+
+
+def test_the_segmenters_windows_can_be_those_of_the_mirrored_brain_too(tiny_cohort, tmp_path):
+    changes = {"window::_target_": "custom.inferers.MirroredSlidingWindow", "save_asymmetry": True}
+    bundle = made("segment", "inference", tiny_cohort, tmp_path, checkpoint=str(tmp_path / "model.pt"), **changes)
+    torch.save(bundle.parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    bundle.initialize()
+    bundle.run()
+    assert isinstance(bundle.parser.get_parsed_content("inferer").inferer, MirroredSlidingWindow)
+    assert len(list(tmp_path.rglob("*_asymmetry.nii.gz"))) == len(list(tmp_path.rglob("*_pred.nii.gz"))) == 1
 
 
 def test_every_knob_is_used():

@@ -145,6 +145,16 @@ def test_the_scale_of_the_loss_goes_on_where_it_stood(tmp_path):
     assert content(tmp_path / "whole")[0]["scaler"]["scale"] == 4.0 * 2 ** (EPOCHS * STEPS // 2)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, 4.0), (4.0, None)])
+def test_a_training_goes_on_in_another_precision(tmp_path, before, after):
+    with pytest.raises(KilledError):
+        Training(tmp_path, scale=before).run(60, killed)
+    assert bool(content(tmp_path)[0]["scaler"]) == bool(before)
+    Training(tmp_path, scale=after).run()
+    assert content(tmp_path)[0]["trainer"]["iteration"] == EPOCHS * STEPS
+    assert bool(content(tmp_path)[0]["scaler"]) == bool(after)
+
+
 def test_a_training_that_stopped_early_stays_stopped(tmp_path):
     training = Training(tmp_path, max_epochs=12, patience=1)
     training.run()

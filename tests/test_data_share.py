@@ -30,5 +30,4 @@ def test_the_first_epoch_is_not_counted(tiny_cohort, monkeypatch):
     steps, waits, loading = data_share.measured("segment", settings | sizes)
     assert len(steps) == len(waits) == 4
     assert len(loading) == 2
-    assert (steps > waits).all()
     assert (waits > 0).all()

@@ -22,21 +22,29 @@ class Product(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("native", "device", "precision", "dtype", "scaled"),
+    ("device", "precision", "dtype", "scaled"),
     [
-        (True, "cuda", "auto", torch.bfloat16, False),
-        (False, "cuda", "auto", torch.float16, True),  # before Ampere: bf16 is emulated there
-        (True, "cuda:1", "fp16", torch.float16, True),
-        (True, "cuda", "fp32", torch.float32, False),
-        (False, "cuda", "bf16", torch.bfloat16, False),
-        (False, "cpu", "auto", torch.float32, False),
-        (False, torch.device("cpu"), "bf16", torch.bfloat16, False),
+        ("cuda:0", "auto", torch.bfloat16, False),
+        ("cuda:1", "auto", torch.float16, True),
+        ("cuda:0", "fp16", torch.float16, True),
+        ("cuda:0", "fp32", torch.float32, False),
+        ("cuda:1", "bf16", torch.bfloat16, False),
+        ("cpu", "auto", torch.float32, False),
+        (torch.device("cpu"), "bf16", torch.bfloat16, False),
     ],
 )
-def test_the_precision_follows_the_knob_and_the_device(monkeypatch, native, device, precision, dtype, scaled):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+def test_the_precision_follows_the_knob_and_the_device(monkeypatch, device, precision, dtype, scaled):
+    capabilities = {"cuda:0": (9, 0), "cuda:1": (7, 5)}  # Hopper, and Turing, where bf16 is emulated
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
     assert working_dtype(precision, device) == dtype
     assert needs_loss_scale(precision, device) == scaled
+
+
+def test_processes_whose_gpus_differ_are_refused(monkeypatch):
+    monkeypatch.setattr("ignite.distributed.all_reduce", lambda own, op: {"MIN": 0, "MAX": 1}[op])
+    with pytest.raises(UserError, match="some GPUs of this training compute in bf16 and some do not"):
+        needs_loss_scale("auto", "cpu")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "half"])

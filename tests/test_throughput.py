@@ -76,3 +76,6 @@ def test_the_report_compares_each_in_its_best_dtype():
     assert "| segment | 12 | ours | fp32 | 1 | 1 | 2.000 (1.000-9.000) | 1.00 | 1.00 | 1 | 50% |  |" in text
     assert "| segment | 12 | stock | fp32 | 1 | out of memory |" in text
     assert "On a GPU: not measured." in text
+    rows.append(row | {"seconds": [0.5], "peak_bytes": 2 * 10**9, "implementation": "ours compiled"})
+    text = report({"circumstances": about | {"peak_flops": {"fp32": 1e9, "bf16": 2e9}}, "rows": rows})
+    assert "| segment | 12 | fp32 compiled against stock bf16 | 10.00x | 0.50x |" in text
