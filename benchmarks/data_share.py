@@ -2,9 +2,9 @@
 
 Also how many volumes one process reads and augments in a second, of which a GPU's share of waiting follows.
 
-    python -m custom.phantom --output COHORT --subjects 24
-    python -m custom.prepare --dataset_dir COHORT --output PREPARED --spacing 2 --spatial_size 96,128,96
-    python -m benchmarks.data_share --dataset_dir PREPARED --num_workers 0,2
+    python -m custom.phantom --output COHORT --subjects 16 --spacing 1
+    python -m custom.prepare --dataset_dir COHORT --output PREPARED
+    python -m benchmarks.data_share --dataset_dir PREPARED --tasks pretrain,segment
 
 Each training runs for some epochs, of which the first is not counted. Workers start anew with each epoch, which is.
 With a cache rate of 0 every volume is read in every epoch, from the page cache where the memory holds the files.
@@ -31,6 +31,7 @@ from monai.utils import ensure_tuple
 from benchmarks.throughput import circumstances
 from custom.files import write_whole
 from custom.randomness import SeededSamples
+from custom.transforms import SPATIAL_SIZE
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 SIZES = {12: {"num_heads": [1, 2, 4, 8]}, 48: {"num_heads": [3, 6, 12, 24]}}
@@ -86,8 +87,8 @@ def run(
     feature_sizes: Sequence[int] = (12, 48),
     cache_rates: Sequence[float] = (0.0, 1.0),
     num_workers: Sequence[int] = (0,),
-    spacing: float = 2.0,
-    spatial_size: Sequence[int] = (96, 128, 96),
+    spacing: float = 1.0,
+    spatial_size: Sequence[int] = SPATIAL_SIZE,
     roi: int = 64,
     batch_size: int = 1,
     epochs: int = 3,

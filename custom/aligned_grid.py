@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL
 from monai.transforms import SpatialResample
 from monai.utils import GridSampleMode, TraceKeys
 from torch import Tensor
@@ -58,13 +59,19 @@ def is_aligned(
 ) -> bool:
     """Whether a volume lies straight on a grid of this spacing and size, so that no interpolation is needed."""
     own = central_affine(image, spacing, spatial_size)
-    if tuple(image.shape[1:]) != tuple(spatial_size) or not torch.allclose(own, image.affine.to(own), atol=1e-3):
+    if not lies_on(image, own, spatial_size):
         return False
     lateral = own[:3, 0] / own[:3, 0].norm()
     normal = torch.tensor(plane.normal, dtype=own.dtype)
     angle = torch.rad2deg(torch.acos((lateral @ normal).clamp(-1, 1)))
     distance = (normal @ array_center(image) - plane.offset).abs()
     return bool(angle < ALIGNED_DEGREES and distance < ALIGNED_MM)
+
+
+def lies_on(volume: MetaTensor, affine: Tensor, spatial_size: Sequence[int]) -> bool:
+    """Whether a volume has this grid already, as MONAI's resampling sees it."""
+    same_size = tuple(volume.shape[1:]) == tuple(spatial_size)
+    return same_size and torch.allclose(affine.to(volume.affine), volume.affine, atol=AFFINE_TOL)
 
 
 def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]) -> Tensor:
@@ -98,8 +105,11 @@ def to_grid(volume: MetaTensor, affine: Tensor, spatial_size: Sequence[int], mod
     """Resample onto a grid, once; outside the field of view an image takes its background level, a label 0.
 
     With mode `nearest` a volume of labels takes at each voxel the label with the largest share in a linear
-    interpolation: there and back it overlaps itself better than by the nearest neighbour.
+    interpolation: there and back it overlaps itself better than by the nearest neighbour. A volume that lies on the
+    grid already keeps its values.
     """
+    if lies_on(volume, affine, spatial_size):
+        return RESAMPLE(volume, affine, spatial_size, mode=mode)
     if mode == GridSampleMode.NEAREST:
         return _voted(volume, RESAMPLE(volume, affine, spatial_size, mode=mode))
     levels = [background_level(channel) for channel in volume.as_tensor()]

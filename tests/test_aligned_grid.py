@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Affined, Compose, LoadImaged
 from nilearn.datasets import load_mni152_template
 
-from custom.aligned_grid import aligned_grid, central_affine, plane_figures
+from custom.aligned_grid import aligned_grid, central_affine, from_grid, plane_figures, to_grid
 from custom.alignment import estimate_plane
 from custom.head_volume import resample
 from custom.transforms import MidsagittalAlignd
@@ -211,3 +211,15 @@ def test_the_figures_say_how_the_head_lies_in_the_file(head):
     middle = (image.affine @ torch.tensor([*((n - 1) / 2 for n in image.shape[1:]), 1], dtype=torch.float64))[:3]
     truth = MOTION[:3, 0] @ (MOTION[:3, 3] - middle.numpy())
     assert figures["offset_mm"] == pytest.approx(truth, abs=0.5)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_a_volume_on_the_grid_keeps_its_values_there_and_back(mode):
+    labels = torch.randint(0, 4, (1, 6, 5, 4)).float()
+    volume = MetaTensor(labels + (0.1 if mode == "bilinear" else 0), affine=torch.diag(torch.tensor([2.0, 2, 3, 1])))
+    found = to_grid(volume, volume.affine, (6, 5, 4), mode)
+    assert torch.equal(found.as_tensor(), volume.as_tensor())
+    assert torch.equal(from_grid(found).as_tensor(), volume.as_tensor())
+    moved = volume.affine.clone()
+    moved[0, 3] += 1
+    assert not torch.equal(to_grid(volume, moved, (6, 5, 4), mode).as_tensor(), volume.as_tensor())
