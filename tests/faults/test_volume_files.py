@@ -304,5 +304,5 @@ def test_nothing_of_the_sources_text_is_in_a_prepared_cohort(planted):
     case = Case(str(planted), ("T1w.nii.gz",), "mask.nii.gz")
     record = attempt(case, planted / "out", Grid((8.0,) * 3, (32, 32, 32)), "warn")
     assert record["status"] == "kept", record
-    assert {path.name for path in (planted / "out").iterdir()} >= {"T1w.nii.gz", "T1w_label.nii.gz", "T1w.json"}
+    assert {path.name for path in (planted / "out").iterdir()} >= {"T1w.nii", "T1w_label.nii", "T1w.json"}
     assert texts_in(planted / "out") == []
