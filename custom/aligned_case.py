@@ -49,7 +49,7 @@ def case_of(entry: dict[str, Any], dataset_dir: Path) -> Case:
 def aligned_path(path: str, root: str) -> str:
     """Where a file's aligned version lies under the output folder: its own relative path, as `.nii`.
 
-    Uncompressed: training reads it in every epoch, and unpacking would take most of that time.
+    Uncompressed: without a cache, training reads it in every epoch.
     """
     relative = below(path, root)
     name = relative.name
