@@ -38,7 +38,7 @@ format: setup
 
 # From the weights of `make demo`, or WEIGHTS_DIR=... and TRAINED_ON="a sentence for the model cards"; into dist/.
 release: setup
-	$(BIN)/python -m custom.release all --weights_dir '$(WEIGHTS_DIR)' --trained_on '$(TRAINED_ON)'
+	$(BIN)/sa-swin release all --weights_dir '$(WEIGHTS_DIR)' --trained_on '$(TRAINED_ON)'
 
 # MONAI Label has an environment of its own. It and pydicom-seg come without what they require: see label_app/requirements.txt.
 label-setup: $(LABEL_VENV)/installed

@@ -32,8 +32,8 @@ from registration_halves import METHODS, MODULES, Found
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.alignment import distrust, estimate_plane
-from custom.head_volume import NoHeadError
+from custom.alignment.head import NoHeadError
+from custom.alignment.plane import distrust, estimate_plane
 
 WORST_DEGREES, WORST_MM = 2.0, 2.0
 """Beyond these a plane is wrong."""
@@ -71,7 +71,7 @@ def measure(method: str, find: Callable[[Tensor, Tensor], Found], case: Case) ->
 
 
 def ours(image: Tensor, affine: Tensor) -> Found:
-    """`custom.alignment.estimate_plane`, with the reason where it distrusts its plane or finds no head."""
+    """`custom.alignment.plane.estimate_plane`, with the reason where it distrusts its plane or finds no head."""
     try:
         plane = estimate_plane(image, affine)
     except NoHeadError as error:
@@ -232,7 +232,7 @@ def main(
         num_references: how many of them SimpleITK and ANTsPy get as well, each where it is installed.
         num_hostile: volumes of each kind that is spoilt or no head.
         poses: of every real case of SA_SWIN_SHARED_DATA.
-        cohort: folder of a `custom.phantom` cohort.
+        cohort: folder of a `sa-swin phantom` cohort.
         workers: processes.
         output: folder of `alignment_<date>.md` and `.csv`.
         seed: of every random draw.

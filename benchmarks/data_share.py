@@ -2,8 +2,8 @@
 
 Also how many volumes one process reads and augments in a second, of which a GPU's share of waiting follows.
 
-    python -m custom.phantom --output COHORT --subjects 16 --spacing 1
-    python -m custom.prepare --dataset_dir COHORT --output PREPARED
+    sa-swin phantom --output COHORT --subjects 16 --spacing 1
+    sa-swin prepare --dataset_dir COHORT --output PREPARED
     python -m benchmarks.data_share --dataset_dir PREPARED --tasks pretrain,segment
 
 Each training runs for some epochs, of which the first is not counted. Workers start anew with each epoch, which is.
@@ -29,9 +29,9 @@ from monai.bundle import ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from benchmarks.throughput import circumstances
-from custom.files import write_whole
-from custom.randomness import SeededSamples
-from custom.transforms import SPATIAL_SIZE
+from custom.support.files import write_whole
+from custom.training.randomness import SeededSamples
+from custom.transforms.contract import SPATIAL_SIZE
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 SIZES = {12: {"num_heads": [1, 2, 4, 8]}, 48: {"num_heads": [3, 6, 12, 24]}}

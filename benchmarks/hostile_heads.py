@@ -16,7 +16,7 @@ from posed_heads import Base, Case, anatomy_bases, make_case, rotation, template
 from scipy import ndimage
 from torch import Tensor
 
-from custom.head_volume import resample
+from custom.alignment.head import resample
 
 NO_TRUTH = torch.full((3,), torch.nan, dtype=torch.float64)
 

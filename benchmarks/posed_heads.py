@@ -20,8 +20,8 @@ from nilearn.datasets import load_mni152_template
 from scipy import ndimage
 from torch import Tensor
 
-from custom.alignment import aligned_affine, estimate_plane
-from custom.head_volume import resample
+from custom.alignment.head import resample
+from custom.alignment.plane import aligned_affine, estimate_plane
 
 SHARED_DATA = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIZE = (182, 218, 182)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom.head_volume import CT_WINDOW
+from custom.alignment.head import CT_WINDOW
 
 Found = tuple[Tensor, float, str]
 """Unit normal `(3,)` and offset, world mm; a remark."""

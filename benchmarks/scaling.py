@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.tasks import Cell, build, memory, timed
 from benchmarks.throughput import circumstances, contest, seconds
-from custom.files import write_whole
+from custom.support.files import write_whole
 
 
 def run(

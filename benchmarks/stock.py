@@ -10,15 +10,18 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
-from custom.channels_last import InstanceNorm, PointwiseConv
-from custom.heads import pool
-from custom.networks import BOTTLENECK, SASwinClassifier, SASwinPretrainer, SASwinUNETR
+from custom.networks.channels_last import InstanceNorm, PointwiseConv
+from custom.networks.classifier import SASwinClassifier
+from custom.networks.encoding import BOTTLENECK
+from custom.networks.heads import pool
+from custom.networks.pretrainer import SASwinPretrainer
+from custom.networks.segmenter import SASwinUNETR
 from custom.symmetry import split_pair
-from custom.weights import transfer
+from custom.weights.transfer import transfer
 
 
 def use_stock_layers(network: nn.Module) -> None:
-    """Torch's own layers in place of those of `custom.channels_last`, and the image in its usual memory layout."""
+    """Torch's own layers in place of those of `custom.networks.channels_last`, and the usual memory layout."""
     for part in network.modules():
         if isinstance(part, InstanceNorm | PointwiseConv):
             part.__class__ = type(part).__bases__[0]

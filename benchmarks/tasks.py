@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stock import StockClassifier, StockPretrainer, StockUNETR
-from custom.inferers import MirroredSlidingWindow
+from custom.evaluation.inferers import MirroredSlidingWindow
 from custom.losses import PretextLoss
-from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
+from custom.networks.classifier import SASwinClassifier
+from custom.networks.pretrainer import SASwinPretrainer
+from custom.networks.segmenter import SASwinUNETR
 from custom.symmetry import mirror, symmetric_pair
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

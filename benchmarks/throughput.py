@@ -27,8 +27,8 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from benchmarks.tasks import DTYPES, Cell, largest_batch, measured_peak, samples, serve
-from custom.files import write_whole
-from custom.run_record import commit
+from custom.support.files import write_whole
+from custom.support.run_record import commit
 
 TASKS = ("pretrain", "classify", "segment", "infer_mirrored", "infer")
 COMPILED = ("ours compiled", "stock best compiled")

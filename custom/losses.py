@@ -10,7 +10,7 @@ from monai.losses import ContrastiveLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from custom.distributed import gather_batch
+from custom.support.distributed import gather_batch
 
 PRETEXT_TASKS = ("inpainting", "rotation", "contrastive", "symmetry")
 

@@ -71,17 +71,19 @@ def demo(output: str = "demo", subjects: int = 160, seed: int = 0, align: bool =
     step(
         "a cohort of synthetic FLAIR brains, half of them with a one-sided lesion",
         out / "cohort" / "participants.tsv",
-        ["custom.phantom", *options(output=out / "cohort", subjects=subjects, seed=seed, **COHORT)],
+        ["sa_swin", "phantom", *options(output=out / "cohort", subjects=subjects, seed=seed, **COHORT)],
     )
     if align:  # once, so that no training does it again; evaluation and inference start from the raw files
         sizes = {"spacing": SIZES["spacing"], "spatial_size": ",".join(map(str, SIZES["spatial_size"]))}
         settings = options(dataset_dir=out / "cohort", output=out / "prepared", workers=2, **sizes)
-        step("midsagittal alignment", out / "prepared" / "datalists" / "segment.json", ["custom.prepare", *settings])
+        step(
+            "midsagittal alignment", out / "prepared" / "datalists" / "segment.json", ["sa_swin", "prepare", *settings]
+        )
     for task in TRAININGS:
         for workflow in ("train", "evaluate", "inference"):
             run(out, task, workflow, seed, align)
             folder = out / task / workflow
-            step(f"{task}: report of {workflow}", folder / "report.html", ["custom.report", str(folder)])
+            step(f"{task}: report of {workflow}", folder / "report.html", ["sa_swin", "report", str(folder)])
     sys.stdout.write(table(out, seed))
 
 

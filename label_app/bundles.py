@@ -1,7 +1,7 @@
 """What the MONAI Label server serves: a working copy of each bundle with its weights, which training may change.
 
-The bundles come from this repository with trained weights, or from packages of `custom.release`. A working copy is kept
-from one start of the server to the next, so that what was trained stays; the weights it came from are left alone.
+The bundles come from this repository with trained weights, or from packages of `sa-swin release`. A working copy is
+kept from one start of the server to the next, so that what was trained stays; the weights it came from are left alone.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from typing import Any
 
 import yaml
 
-from custom.errors import UserError
-from custom.files import write_whole
-from custom.provenance import records_of
-from custom.release.archive import read_package
-from custom.release.configs import NOT_OF_THE_WEIGHTS, knob_names, with_settings
-from custom.release.metadata import fitted
-from custom.release.model import as_pt, fill, network_of, settings_of
-from custom.release.verification import verify
-from custom.weights import load_checkpoint, weights_digest
+from custom.support.errors import UserError
+from custom.support.files import write_whole
+from custom.weights.provenance import records_of
+from custom.weights.transfer import load_checkpoint, weights_digest
+from sa_swin.release.archive import read_package
+from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, knob_names, with_settings
+from sa_swin.release.metadata import fitted
+from sa_swin.release.model import as_pt, fill, network_of, settings_of
+from sa_swin.release.verification import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("sa_swin_segment", "sa_swin_classify")

@@ -20,7 +20,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
-from custom.errors import UserError, report_errors, root_cause
+from custom.support.errors import UserError, report_errors, root_cause
 
 SEGMENT, CLASSIFY = "sa_swin_segment", "sa_swin_classify"
 

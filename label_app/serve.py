@@ -11,8 +11,8 @@ from pathlib import Path
 
 import fire
 
-from custom.cohort import find_cases
-from custom.errors import UserError
+from custom.data.datalist import find_cases
+from custom.support.errors import UserError
 from label_app.bundles import prepare
 
 APP = Path(__file__).resolve().parent

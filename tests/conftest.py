@@ -85,7 +85,7 @@ def repository(tmp_path_factory):
     """A checkout of this project's code and bundles as they are now, in one commit."""
     source = Path(__file__).resolve().parents[1]
     root = tmp_path_factory.mktemp("checkout") / "sa-swin"
-    for part in ("custom", "bundles"):
+    for part in ("custom", "sa_swin", "bundles"):
         shutil.copytree(source / part, root / part, ignore=shutil.ignore_patterns("__pycache__", "models", "eval"))
     identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
     for arguments in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "All of it")):

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
-from custom.provenance import with_records
-from custom.release.build import Options, build
-from custom.vendored import code_digest
+from custom.networks.classifier import SASwinClassifier
+from custom.networks.pretrainer import SASwinPretrainer
+from custom.networks.segmenter import SASwinUNETR
+from custom.support.vendored import code_digest
+from custom.weights.provenance import with_records
+from sa_swin.release.build import Options, build
 
 NETWORKS = {"pretrain": SASwinPretrainer, "classify": SASwinClassifier, "segment": SASwinUNETR}
 SEEN = {

@@ -13,11 +13,11 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd
 from torch import nn
 
-from custom.checkpoints import Checkpoints, find_last
-from custom.handlers import LossParts, StopEarly
-from custom.preemption import Preemption
-from custom.randomness import SampleOrder, SeededSamples, SeedSteps
-from custom.step_guard import StepGuard
+from custom.training.checkpoints import Checkpoints, find_last
+from custom.training.preemption import Preemption
+from custom.training.progress import LossParts, StopEarly
+from custom.training.randomness import SampleOrder, SeededSamples, SeedSteps
+from custom.training.step_guard import StepGuard
 
 CPU = torch.device("cpu")
 EPOCHS, STEPS = 3, 3

@@ -16,9 +16,10 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from custom.cohort import CohortError, case_problems
-from custom.errors import UserError, root_cause
-from custom.findings import segmented_row
+from custom.data.case import CohortError
+from custom.data.headers import case_problems
+from custom.support.errors import UserError, root_cause
+from custom.transforms.findings import segmented_row
 from lib.partition import Pairs, partition
 
 Request = dict[str, Any]

@@ -102,7 +102,7 @@ class KillWorker:
     epoch: int
 
     def __call__(self, bundle):
-        from custom.randomness import SeededSamples
+        from custom.training.randomness import SeededSamples
 
         self.load = SeededSamples.__getitem__
         SeededSamples.__getitem__ = lambda samples, draw: self.in_worker(samples, draw)

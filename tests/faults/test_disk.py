@@ -15,19 +15,20 @@ import torch
 from injected import full_from, no_room, tree
 from monai.data import MetaTensor
 
-from custom import prepare, report
-from custom.batch_inference import FinishedCases
-from custom.cohort.__main__ import build_command, check_command
-from custom.contact_sheet import Tile, contact_sheets, save_thumbnail
-from custom.conversion import convert_file
-from custom.files import WriteError, append, write_whole
-from custom.handlers import write_csv, write_json
-from custom.networks import SASwinUNETR
-from custom.phantom import write_subject, write_tables
-from custom.phantom_subject import Config, make_subject
-from custom.release.archive import write_zip
-from custom.run_record import record_run
-from custom.saving import SaveVolumed
+from custom.evaluation.batch_inference import FinishedCases
+from custom.evaluation.case_table import write_csv, write_json
+from custom.networks.segmenter import SASwinUNETR
+from custom.support.files import WriteError, append, write_whole
+from custom.support.run_record import record_run
+from custom.volumes.saving import SaveVolumed
+from custom.weights.conversion import convert_file
+from sa_swin.cohort.command import build_command, check_command
+from sa_swin.phantom.cohort import write_subject, write_tables
+from sa_swin.phantom.subject import Config, make_subject
+from sa_swin.prepare import cohort as prepare
+from sa_swin.prepare.contact_sheet import Tile, contact_sheets, save_thumbnail
+from sa_swin.release.archive import write_zip
+from sa_swin.report import page as report
 
 ROWS = [{"subject": "1", "image": "a.nii.gz", "dice": 0.5, "findings": 3}]
 CONFIG = Config(subjects=4, spacing=8.0)
@@ -158,7 +159,7 @@ def prepared(root, output):
     """Prepare the cohort; the sentence that it ends in, or an empty one when all is done."""
     options = {"spacing": 6.0, "spatial_size": [32, 40, 32], "untrusted": "warn"}
     try:
-        prepare.main(str(output), str(root), str(root / "list.json"), **options)
+        prepare.prepare_command(str(output), str(root), str(root / "list.json"), **options)
     except SystemExit as end:
         return str(end)
     return ""
@@ -177,7 +178,7 @@ def test_a_preparation_stops_at_any_write_and_a_second_run_completes_it(two, tmp
         with full_from(number, monkeypatch, output if vanishing else None) as writes:
             sentence = prepared(two, output)
         if len(writes) >= number:
-            assert sentence.startswith("custom.prepare: /")
+            assert sentence.startswith("sa-swin prepare: /")
             assert " cannot be written: " in sentence
             assert sentence.endswith("run the same command again")
         found = tree(output) if output.exists() else {}
@@ -240,13 +241,13 @@ def test_a_name_that_is_not_utf_8_does_not_lose_the_table(tmp_path):
 
 def test_a_report_without_room_is_one_sentence(tmp_path):
     record_run("train", tmp_path)
-    with no_room(), pytest.raises(SystemExit, match=r"custom.report: .*report.html cannot be written: File too large"):
-        report.main(str(tmp_path))
+    with no_room(), pytest.raises(SystemExit, match=r"sa-swin report: .*report.html cannot be written: File too large"):
+        report.report_command(str(tmp_path))
     assert set(tree(tmp_path)) == {"run_train.json"}
 
 
 def test_a_check_without_room_is_one_sentence_and_exits_with_2(two, capsys):
-    from custom.cohort.__main__ import in_a_sentence
+    from sa_swin.cohort.command import in_a_sentence
 
     with no_room(), pytest.raises(SystemExit) as end:
         in_a_sentence(check_command)(str(two / "list.json"), workers=1, json=str(two / "report.json"))

@@ -9,9 +9,9 @@ import torch
 from injected import full_from, tree
 from monai.bundle import ConfigWorkflow
 
-from custom.errors import root_cause
-from custom.files import WriteError
-from custom.networks import SASwinUNETR
+from custom.networks.segmenter import SASwinUNETR
+from custom.support.errors import root_cause
+from custom.support.files import WriteError
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "sa_swin_segment" / "configs" / "inference.yaml"
 TINY = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 32], "num_workers": 0}
@@ -47,7 +47,7 @@ def segmented(tiny_cohort, tmp_path):
         workflow.initialize()
         try:
             workflow.run()
-        except Exception as error:  # what `custom.errors.report_errors` is given
+        except Exception as error:  # what `custom.support.errors.report_errors` is given
             return root_cause(error)
         return None
 

@@ -13,11 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from injected import fuzzing
 
-from custom import prepare
-from custom.cohort import find_cases, load_datalist
-from custom.cohort.__main__ import build_command, check_command, in_a_sentence, leakage_command
-from custom.errors import UserError
-from custom.saving import result_path
+from custom.data.datalist import find_cases, load_datalist
+from custom.support.errors import UserError
+from custom.volumes.saving import result_path
+from sa_swin.cohort.command import build_command, check_command, in_a_sentence, leakage_command
+from sa_swin.prepare import cohort as prepare
 
 FAST, FULL = fuzzing(40, 60, fixed=True), fuzzing(1_000, 60)
 
@@ -163,7 +163,7 @@ def commands(path, places, allow_outside):
     build = {"datalist": text, "target": "healthy", "keep": "side,site", "overwrite": True}
     yield lambda: build_command(str(out / "lists"), **build)
     sizes = {"spacing": 8.0, "spatial_size": [12, 14, 10], "untrusted": "warn", "allow_outside": allow_outside}
-    yield lambda: prepare.main(str(out / "prepared"), str(data), text, **sizes)
+    yield lambda: prepare.prepare_command(str(out / "prepared"), str(data), text, **sizes)
 
 
 def goes_through(text, places, watch, allow_outside):

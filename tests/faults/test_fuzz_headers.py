@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from injected import fuzzing
 
-from custom.cohort import CohortError
-from custom.cohort.contents import file_hashes
-from custom.cohort.voxels import Expected, check_case
-from custom.errors import UserError, root_cause
-from custom.loading import load_volume
-from custom.transforms import InputContract
+from custom.data.case import CohortError
+from custom.data.contents import file_hashes
+from custom.support.errors import UserError, root_cause
+from custom.transforms.contract import InputContract
+from custom.volumes.loading import load_volume
+from sa_swin.cohort.voxels import Expected, check_case
 
 FAST, FULL = fuzzing(300, 20, fixed=True), fuzzing(10_000, 20)
 MOST_MEMORY = 2**30

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from custom.release import archive
-from custom.release.archive import checksums, read_package
-from custom.release.errors import ReleaseError
-from custom.release.inspection import inspect, is_familiar, is_read, report
-from custom.release.verification import verify
+from sa_swin.release import archive
+from sa_swin.release.archive import checksums, read_package
+from sa_swin.release.errors import ReleaseError
+from sa_swin.release.inspection import inspect, is_familiar, is_read, report
+from sa_swin.release.verification import verify
 
 
 def marked(files):
@@ -33,7 +33,7 @@ def config(content):
         "%command",
         "$@command",
         "torch.os.system",
-        "custom.files.os.system",
+        "custom.support.files.os.system",
         "monai.bundle.scripts.subprocess.run",
         "torch.load",
         "torch.hub.load",
@@ -118,7 +118,7 @@ def test_code_that_python_would_import_in_the_place_of_another_is_marked(name):
 
 
 def test_code_that_is_not_this_installations_is_said_so():
-    assert {kind for kind, _ in marked({"custom/files.py": b"import os"})} == {"code"}
+    assert {kind for kind, _ in marked({"custom/support/files.py": b"import os"})} == {"code"}
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -11,9 +11,10 @@ import torch
 from mlflow.telemetry import utils as telemetry
 from monai.bundle import ConfigWorkflow
 
-from custom import prepare, report
-from custom.cohort.__main__ import check_command
-from custom.networks import SASwinClassifier
+from custom.networks.classifier import SASwinClassifier
+from sa_swin.cohort.command import check_command
+from sa_swin.prepare import cohort as prepare
+from sa_swin.report import page as report
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "sa_swin_classify"
 TINY = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 32], "num_workers": 0}
@@ -82,9 +83,11 @@ def test_training_evaluation_inference_and_tools_stay_off_the_network(offline, t
     torch.save(SASwinClassifier(feature_size=12, window_size=4).state_dict(), tmp_path / "other.pt")
     workflow(["inference"], "infer", images, tmp_path / "out", checkpoint=str(tmp_path / "other.pt"))
     assert (tmp_path / "out" / "cases.csv").is_file()
-    report.main(str(tmp_path / "out"))
+    report.report_command(str(tmp_path / "out"))
     check_command(str(tiny_cohort / "datalists" / "segment.json"), workers=1)
-    prepare.main(str(tmp_path / "prepared"), str(tiny_cohort), spacing=6.0, spatial_size=[32, 40, 32], untrusted="warn")
+    prepare.prepare_command(
+        str(tmp_path / "prepared"), str(tiny_cohort), spacing=6.0, spatial_size=[32, 40, 32], untrusted="warn"
+    )
 
 
 def test_the_guard_sees_what_it_is_to_see(monkeypatch):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from custom.conversion import convert_file
-from custom.handlers import write_csv
-from custom.networks import SASwinUNETR
-from custom.report import main, page, read_run
-from custom.report_privacy import HIDDEN, without_places
+from custom.evaluation.case_table import write_csv
+from custom.networks.segmenter import SASwinUNETR
+from custom.weights.conversion import convert_file
+from sa_swin.report.page import page, read_run, report_command
+from sa_swin.report.privacy import HIDDEN, without_places
 
 WHO = ("Doe_Jane", "sub-1337", "/home/jane", "clinic_study", "T1w_jane", "P9_pretrained")
 
@@ -47,14 +47,18 @@ def run(tmp_path):
         "pretrained": f"{data}/P9_pretrained.pt",
         "checkpoint": "$@output_dir + '/model.pt'",
         "nested": [{"further": f"$open('{data}/T1w_jane.txt')"}, "~/P9_pretrained", "C:\\Users\\Doe_Jane"],
-        "record": {"_target_": "custom.run_record.record_run", "workflow": "inference", "output_dir": "@output_dir"},
+        "record": {
+            "_target_": "custom.support.run_record.record_run",
+            "workflow": "inference",
+            "output_dir": "@output_dir",
+        },
     }
     ConfigParser(config).get_parsed_content("record")
     return folder
 
 
 def test_a_report_names_nobody_unless_it_is_asked_to(run, capsys):
-    main(str(run))
+    report_command(str(run))
     text = (run / "report.html").read_text()
     assert [who for who in WHO if who in re.sub(r"base64,[^\"]*", "", text)] == []
     for fact in ("case 1", "case 2", "3.5", "volume ml class1", "seed"):
@@ -100,7 +104,7 @@ def test_the_settings_beside_weights_tell_no_path(tmp_path):
         "bundle_root": ".",
         "below": 1,
     }
-    config["settings"] = {"_target_": "custom.run_record.settings", "training_cases": 4}
+    config["settings"] = {"_target_": "custom.support.run_record.settings", "training_cases": 4}
     found = ConfigParser(config).get_parsed_content("settings")
     assert found == {"pretrained": "(a path)", "symmetry": "saca", "seed": 3, "training_cases": 4}
 

@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from custom import nifti
-from custom.aligned_case import Case, Grid
-from custom.cohort import CohortError, TolerantDataset, load_datalist
-from custom.cohort.contents import file_hashes
-from custom.cohort.headers import left_right_findings
-from custom.cohort.voxels import Expected, check_case
-from custom.loading import load_volume
-from custom.nifti import VolumeFileError, open_volume, read_volume
-from custom.prepare import attempt
-from custom.saving import SaveVolumed
-from custom.transforms import InputContract
+from custom.data.case import CohortError
+from custom.data.contents import file_hashes
+from custom.data.datalist import load_datalist
+from custom.data.dataset import TolerantDataset
+from custom.data.headers import left_right_findings
+from custom.transforms.contract import InputContract
+from custom.volumes import nifti
+from custom.volumes.loading import load_volume
+from custom.volumes.nifti import VolumeFileError, open_volume, read_volume
+from custom.volumes.saving import SaveVolumed
+from sa_swin.cohort.voxels import Expected, check_case
+from sa_swin.prepare.case import Case, Grid
+from sa_swin.prepare.cohort import attempt
 
 SHAPE, AFFINE = (12, 14, 10), np.diag([-8.0, -8.0, 8.0, 1.0])
 DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, INTER, QUATERN, SROW, MAGIC = 40, 70, 76, 108, 112, 116, 256, 280, 344

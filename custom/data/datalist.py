@@ -1,0 +1,220 @@
+"""Datalists: read, resolve, and check the cases of a cohort before any training starts.
+
+A datalist is the Decathlon JSON that MONAI reads: lists named `training`, `validation`, `testing` (or a `fold` on every
+entry) of `{"image": path or [path per channel], "label": class or mask path, "healthy": bool, "subject": id, ...}`.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from custom.data.case import (
+    CASE_KEYS,
+    Case,
+    CohortError,
+    entry_problem,
+    image_paths,
+    refuse_outside,
+    subject_from,
+)
+from custom.data.headers import case_problems
+from custom.data.prepared import stale_problems
+from custom.data.splits import label_fraction
+from custom.support.files import below
+
+LONGEST_NAME = 230  # bytes: file systems take 255, and results append to the name of their image
+SECTIONS = ("training", "validation", "testing")
+LARGEST = 2**28  # bytes of a datalist
+LABELS = ("none", "class", "mask", "healthy")
+
+
+def load_datalist(
+    datalist: str | Path,
+    section: str,
+    dataset_dir: str | Path = ".",
+    label: str = "none",
+    in_channels: int = 1,
+    num_classes: int | None = None,
+    fold: int | None = None,
+    limit: int | None = None,
+    workers: int = 8,
+    label_percent: float = 100,
+    seed: int = 0,
+    grid: Mapping[str, Any] | None = None,
+    allow_outside: bool = False,
+) -> list[Case]:
+    """Read one section of a datalist, resolve its paths and check every case; all problems come in one error.
+
+    Reading is of headers only, so thousands of cases take seconds.
+
+    Args:
+        datalist: the JSON file.
+        section: `training`, `validation` or `testing`.
+        dataset_dir: what relative paths in the file are relative to.
+        label: what a case must carry: `none`, `class` (integer), `mask` (path) or `healthy` (true or false).
+        in_channels: files a case must list.
+        num_classes: for `class` labels, one more than the largest; None skips that check.
+        fold: where the file has no `validation` list, the value of `fold` that is held out for validation.
+        limit: keep the first so many cases only (to try a configuration out); None or 0 keeps all.
+        workers: threads that read headers.
+        label_percent: for `training`, share of the subjects to use: see `custom.data.splits.label_fraction`.
+        seed: of that share.
+        grid: `spacing`, `spatial_size` and `align` of the run; where it does not align, images from `sa-swin prepare`
+            must have been made so, by this version of the code, from files that have not changed since.
+        allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
+
+    Returns:
+        Cases with absolute paths, ready for a MONAI dataset.
+
+    Raises:
+        CohortError: an unreadable or empty datalist, missing or unreadable files, a wrong number of channels, image and
+            mask on different grids, a label that is missing or out of range, stale prepared images.
+    """
+    expect(label, LABELS, "label")
+    entries = read_section(Path(datalist), section, fold)
+    if section == "training":
+        entries = label_fraction(entries, label_percent, seed)
+    entries = entries[: limit or None]
+    with ThreadPoolExecutor(workers) as pool:
+        cases = list(pool.map(lambda entry: resolved(entry, Path(dataset_dir), label), entries))
+        root = None if allow_outside else Path(dataset_dir)
+        problems = list(pool.map(lambda case: case_problems(case, label, in_channels, num_classes, root), cases))
+    found = [problem for case in problems for problem in case]
+    if grid and not grid["align"]:
+        found += stale_problems(cases, grid)
+    if found:
+        raise CohortError(f"{datalist}, {section}: {len(found)} problem(s)\n  " + "\n  ".join(found))
+    return with_shared_keys(cases)
+
+
+def expect(value: str, allowed: Sequence[str], what: str) -> None:
+    """Refuse a word that is none of the allowed ones."""
+    if value not in allowed:
+        raise CohortError(f"{what} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a datalist file, whatever it is.
+
+    Raises:
+        CohortError: no such file, one that cannot be read, or no JSON.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise CohortError(f"{path} is larger than {LARGEST / 2**20:.0f} MB, which no datalist is")
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CohortError(f"no datalist at {path}; make one, or give its place with --datalist") from error
+    except CohortError:
+        raise
+    except OSError as error:
+        raise CohortError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CohortError(f"{path} is not JSON: {error}") from error
+
+
+def read_lists(path: Path) -> dict[str, Any]:
+    """A datalist file: lists of entries by section, and whatever else stands in it."""
+    lists = read_json(path)
+    if not isinstance(lists, dict) or not all(_is_list_of_cases(lists.get(name, [])) for name in SECTIONS):
+        raise CohortError(f"{path} must hold lists of cases {{...}} named {', '.join(SECTIONS)}")
+    check_entries(path, {name: lists.get(name, []) for name in SECTIONS})
+    return lists
+
+
+def check_entries(path: Path, lists: Mapping[str, Sequence[Case]], shown: int = 10) -> None:
+    """Refuse entries of another form than a case has.
+
+    Raises:
+        CohortError: with the place of each.
+    """
+    places = ((f"{name}[{i}]", entry) for name, entries in lists.items() for i, entry in enumerate(entries))
+    if found := [f"{place}: {problem}" for place, entry in places if (problem := entry_problem(entry))]:
+        raise CohortError("\n  ".join([f"{path}: {len(found)} entries are no cases", *found[:shown]]))
+
+
+def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
+    """The entries of one section as they stand in the file."""
+    expect(section, SECTIONS, "section")
+    lists = read_lists(path)
+    entries = lists.get(section, [])
+    if fold is not None and not lists.get("validation") and section != "testing":
+        held_out = section == "validation"
+        entries = [entry for entry in lists.get("training", []) if (entry.get("fold") == fold) == held_out]
+    if not entries:
+        hint = "; give the held-out one with --fold" if section == "validation" and fold is None else ""
+        raise CohortError(f"{path} has no cases in '{section}'{hint}")
+    return entries
+
+
+def _is_list_of_cases(entries: Any) -> bool:
+    return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+
+
+def resolved(entry: Case, dataset_dir: Path, label: str) -> Case:
+    """The case's `CASE_KEYS`, with absolute paths and a `subject`, which falls back on the image's path.
+
+    A `label` stays where it is called for (`class`, `mask`).
+    """
+    case = {key: entry[key] for key in CASE_KEYS if entry.get(key) is not None}
+    paths = [str(dataset_dir / path) for path in image_paths(entry)]
+    if paths:
+        case["image"] = paths if isinstance(entry["image"], list) else paths[0]
+        case.setdefault("subject", subject_from(image_paths(entry)[0]))
+    if label == "mask" and isinstance(entry.get("label"), str):
+        case["label"] = str(dataset_dir / entry["label"])
+    elif label not in ("class", "mask"):
+        case.pop("label", None)
+    return case
+
+
+def with_shared_keys(cases: Sequence[Case]) -> list[Case]:
+    """The cases with those keys only that all of them have, so that they can be batched."""
+    shared = set(cases[0]).intersection(*cases)
+    return [{key: value for key, value in case.items() if key in shared} for case in cases]
+
+
+def find_cases(
+    datalist: str | Path | None, dataset_dir: str | Path, section: str = "testing", allow_outside: bool = False
+) -> list[Case]:
+    """Cases to run inference on: from a datalist, else every NIfTI file below a folder.
+
+    Files in `derivatives` and hidden ones (half-written, or what macOS leaves on a shared disk) are passed over.
+
+    Args:
+        datalist: JSON file, or None to look through `dataset_dir`.
+        dataset_dir: folder of the images.
+        section: list of the datalist to run on.
+        allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
+
+    Raises:
+        CohortError: when there is no case, one has no image, files lie outside, or two cases would have one result.
+    """
+    root = Path(dataset_dir)
+    if datalist:
+        entries = read_section(Path(datalist), section)
+    else:
+        files = sorted(path.relative_to(root) for suffix in ("nii", "nii.gz") for path in root.rglob(f"*.{suffix}"))
+        hidden = {path for path in files if any(part.startswith(".") for part in path.parts)}
+        entries = [{"image": str(path)} for path in files if "derivatives" not in path.parts and path not in hidden]
+    if not entries:
+        raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}")
+    refuse_outside((path for entry in entries for path in image_paths(entry)), root, allow_outside)
+    _check_names(entries, root)
+    return [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]
+
+
+def _check_names(entries: Sequence[Case], root: Path) -> None:
+    """Refuse images whose results would have one name, or one too long for a file."""
+    named: dict[str, str] = {}
+    for entry in entries:
+        if not (paths := image_paths(entry)):
+            raise CohortError(f"an entry without an image: {entry}")
+        name = str(below(paths[0], root)).removesuffix(".gz").removesuffix(".nii")
+        if len(os.fsencode(Path(name).name)) > LONGEST_NAME:
+            raise CohortError(f"{paths[0]}: its name is longer than {LONGEST_NAME} bytes, too long for its results'")
+        if named.setdefault(name, paths[0]) != paths[0]:
+            raise CohortError(f"{named[name]} and {paths[0]} would have results of one name; rename one of them")

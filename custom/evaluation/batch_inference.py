@@ -1,0 +1,207 @@
+"""Inference over many cases: what is finished is not done again, and every case is accounted for at the end."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from custom.data.case import Case, image_paths
+from custom.evaluation.case_table import CaseTable, check_complete, write_csv
+from custom.evaluation.metrics import Row
+from custom.support.files import append, unwritable, write_whole
+from custom.support.run_record import calling_parser, merged_config, versions
+
+DECISIVE = ("network_def", "preprocessing", "inferer", "postprocessing", "overlays")
+"""Ids of a config that a result depends on, with all that they refer to."""
+PLACES = ("output_dir", "dataset_dir", "bundle_root", "ckpt_dir", "checkpoint", "network", "device")
+"""What those refer to, and what does not change a result; of the checkpoint the content counts."""
+
+logger = logging.getLogger(__name__)
+
+
+class FinishedCases:
+    """The cases of an inference run, and which of them are finished already, kept in `<output_dir>/finished.jsonl`.
+
+    A case is finished when its row was written with the same weights and settings, its images have not changed since,
+    and the files that were written for it are there. With other weights or settings all is done anew.
+
+    Args:
+        cases: all cases of the run (`custom.data.find_cases`).
+        output_dir: of the run.
+        checkpoint: weights of the run.
+        redo: do everything anew.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], output_dir: str | Path, checkpoint: str | Path, redo: bool = False
+    ) -> None:
+        self.cases = list(cases)
+        self.path = Path(output_dir) / "finished.jsonl"
+        self.settings = settings_digest(merged_config(calling_parser()), Path(checkpoint))
+        self.entries = {} if redo else self._read()
+        self.begun = False
+        self.found = {case_key(case) for case in self.cases if self._is_finished(case)}
+
+    def missing(self) -> list[Case]:
+        """The cases that are still to be done."""
+        return [case for case in self.cases if case_key(case) not in self.found]
+
+    def add(self, image: str, row: Row, files: Sequence[str]) -> None:
+        """Note that a case is finished.
+
+        Args:
+            image: its first image, as in the row.
+            row: its results.
+            files: written for it.
+
+        Raises:
+            custom.support.files.WriteError: when that cannot be written, or the file has gone since the last case.
+        """
+        case = next(case for case in self.cases if case_key(case) == image)
+        entry = {"stamp": stamp(case), "row": row, "files": list(files)}
+        self.entries[image] = entry
+        if self.begun:
+            append(self.path, json.dumps({"image": image, **entry}) + "\n")
+            return
+        known = [json.dumps({"image": name, **known}) for name, known in self.entries.items()]
+        write_whole(self.path, "\n".join([json.dumps({"settings": self.settings}), *known]) + "\n")
+        self.begun = True
+
+    def rows(self) -> list[Row]:
+        """Results of the finished cases, by subject and file.
+
+        Raises:
+            custom.support.files.WriteError: when the file that they are kept in has gone, and the results with it.
+        """
+        if self.begun and not self.path.is_file():
+            raise unwritable(self.path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+        done = [self.entries[key]["row"] for case in self.cases if (key := case_key(case)) in self.entries]
+        return sorted(done, key=lambda row: (row["subject"], row["image"]))
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        first, *rest = [_object(line) for line in lines] or [{}]
+        if first.get("settings") != self.settings:
+            if lines:
+                logger.warning("%s is of other weights or settings: all cases are done anew", self.path)
+            return {}
+        # a line is damaged where the run was stopped while it wrote it
+        return {entry.pop("image"): entry for entry in rest if entry.keys() == {"image", "stamp", "row", "files"}}
+
+    def _is_finished(self, case: Case) -> bool:
+        entry = self.entries.get(case_key(case))
+        if entry is None or entry["stamp"] != stamp(case) or not all(Path(file).is_file() for file in entry["files"]):
+            self.entries.pop(case_key(case), None)
+            return False
+        return True
+
+
+def _object(line: str) -> dict[str, Any]:
+    """The JSON object that a line holds; an empty one where it is damaged."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def case_key(case: Case) -> str:
+    """The first image of a case, which its row names too."""
+    return image_paths(case)[0]
+
+
+def stamp(case: Case) -> list[list[int]]:
+    """Size and time of last change (ns) of each image of a case; empty where one cannot be asked."""
+    try:
+        states = [Path(path).stat() for path in image_paths(case)]
+    except OSError:
+        return []
+    return [[state.st_size, state.st_mtime_ns] for state in states]
+
+
+def settings_digest(config: Mapping[str, Any], checkpoint: Path) -> str:
+    """A hash of the weights, of the code's version, and of all in a config that a result depends on."""
+    content: dict[str, Any] = {"version": versions().get("sa-swin")}
+    names = list(DECISIVE)
+    while names:
+        name = names.pop()
+        if name in config and name not in content and name not in PLACES:
+            content[name] = config[name]
+            names += re.findall(r"@(\w+)", json.dumps(config[name], default=str))
+    if checkpoint.is_file():
+        with checkpoint.open("rb") as file:
+            content["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class InferenceTable(CaseTable):
+    """`CaseTable` over this run and the finished cases of earlier ones; a table of all cases in the log at the end.
+
+    A row may hold a list of rows under `findings`: they go into `findings.csv`, each with its case.
+
+    Args:
+        row: as in `CaseTable`.
+        finished: the cases of the run.
+        output_dir: where `cases.csv`, and `findings.csv`, are written.
+
+    Raises:
+        CohortError: at the end, when all is written, if cases are missing; it names them.
+    """
+
+    def __init__(self, row: Callable[[Any], Row], finished: FinishedCases, output_dir: str | Path) -> None:
+        super().__init__(row, output_dir=output_dir)
+        self.finished = finished
+
+    def collect(self, engine: Engine) -> None:
+        before = len(self.rows)
+        super().collect(engine)
+        for row, output in zip(self.rows[before:], engine.state.output, strict=True):
+            self.finished.add(row["image"], row, written_files(output))
+
+    def finish(self, engine: Engine) -> None:
+        rows = self.finished.rows()
+        engine.state.cases = rows
+        flat = [{name: value for name, value in row.items() if name != "findings"} for row in rows]
+        write_csv(self.output_dir / f"{self.name}.csv", flat)
+        if any("findings" in row for row in rows):
+            write_csv(self.output_dir / "findings.csv", findings_of(rows))
+        logger.info("%s", overview(self.finished.cases, flat, self.finished.found))
+        check_complete(self.finished.cases, rows)
+
+
+def findings_of(rows: Sequence[Row]) -> list[Row]:
+    """The findings of all cases, each with its case's subject and file."""
+    return [{"subject": row["subject"], "image": row["image"], **f} for row in rows for f in row.get("findings", [])]
+
+
+def written_files(output: Mapping[str, Any]) -> list[str]:
+    """Files that `custom.volumes.SaveVolumed` wrote for a case."""
+    metas = [value.meta for value in output.values() if isinstance(value, MetaTensor)]
+    return [str(meta["saved_to"]) for meta in metas if "saved_to" in meta]
+
+
+def overview(cases: Sequence[Case], rows: Sequence[Row], found: set[str]) -> str:
+    """A text table of all cases: done now, done before, or failed, with the first few figures of each."""
+    by_image = {row["image"]: row for row in rows}
+    skip = ("subject", "image")
+    names = [name for name in (rows[0] if rows else {}) if name not in skip and "embedding" not in name][:6]
+    lines = [["case", "state", *names]]
+    for case in cases:
+        row = by_image.get(case_key(case))
+        state = "failed" if row is None else "done before" if case_key(case) in found else "done"
+        lines.append([Path(case_key(case)).name, state, *(_short(row.get(name)) if row else "" for name in names)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([f"{len(rows)} of {len(cases)} cases done", *text])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

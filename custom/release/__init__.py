@@ -1,1 +1,0 @@
-"""Bundles as self-contained Model Zoo packages: build, verify, inspect."""

@@ -1,0 +1,14 @@
+"""What everything stands on: errors, files, processes, precision, the record of a run."""
+
+from custom.support.rooms import opened
+
+__getattr__, __all__ = opened(
+    __name__,
+    {
+        "distributed": ["GlobalBatchLoss"],
+        "errors": ["UserError", "report_errors"],
+        "files": ["write_whole"],
+        "precision": ["MixedPrecision", "needs_loss_scale"],
+        "run_record": ["record_run", "settings"],
+    },
+)

@@ -1,0 +1,14 @@
+"""What ignite lacks: checkpoints and exact resume, step guard, preemption, randomness, progress."""
+
+from custom.support.rooms import opened
+
+__getattr__, __all__ = opened(
+    __name__,
+    {
+        "checkpoints": ["Checkpoints", "find_last"],
+        "preemption": ["Preemption", "shield_worker"],
+        "progress": ["LossParts", "StopEarly"],
+        "randomness": ["SampleOrder", "SeedSteps", "SeededSamples"],
+        "step_guard": ["StepGuard"],
+    },
+)

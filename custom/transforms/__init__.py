@@ -1,0 +1,14 @@
+"""From a file to the symmetric pair, and from what a network says back to the file."""
+
+from custom.support.rooms import opened
+
+__getattr__, __all__ = opened(
+    __name__,
+    {
+        "contract": ["InputContract", "CheckLabeld"],
+        "views": ["PrepareViews"],
+        "asymmetry": ["AsymmetryMapd"],
+        "findings": ["RemoveSmallFindingsd", "segmented_row"],
+        "augmentation": ["DeepAugmentationd"],
+    },
+)

@@ -1,0 +1,273 @@
+"""The input contract: from a file to the symmetric pair that every network of this project takes, and back.
+
+Thin MONAI transforms over the pure functions of `custom.alignment`, `custom.symmetry` and `intensity`.
+Volumes are `(C, X, Y, Z)`; world coordinates are RAS millimetres, as in the file's affine.
+"""
+
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    InvertibleTransform,
+    LazyTransform,
+    MapTransform,
+    Transform,
+    allow_missing_keys_mode,
+)
+from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
+from torch import Tensor
+
+from custom.alignment.grid import RESAMPLE, aligned_grid, central_affine, from_grid, plane_figures, to_grid
+from custom.support.errors import UserError
+from custom.symmetry import symmetric_pair
+from custom.transforms.intensity import CT_WINDOW, standardize_mr, window_ct
+from custom.volumes.loading import LoadVolumed
+from custom.volumes.nifti import LARGEST_VALUE
+
+SPATIAL_SIZE = (192, 224, 192)
+"""Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
+
+
+class VolumeError(UserError):
+    """A volume that the networks cannot take, or a mask that does not fit it."""
+
+
+class UntrustedPlaneError(VolumeError):
+    """The midsagittal plane of a volume cannot be trusted."""
+
+
+def file_of(volume: MetaTensor) -> str:
+    """The file a volume was read from."""
+    return str(getattr(volume, "meta", {}).get("filename_or_obj", "volume"))
+
+
+@contextmanager
+def naming(volume: MetaTensor) -> Iterator[None]:
+    """Put the file's name in front of what a pure function finds wrong with a volume."""
+    try:
+        yield
+    except ValueError as error:
+        raise VolumeError(f"{file_of(volume)}: {error}") from error
+
+
+class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
+    """Resample a volume so that its midsagittal plane is the central plane of axis 0, with one interpolation.
+
+    The aligned grid lies in the file's own world space: its affine is oblique, world coordinates stay what they were,
+    and the inverse is resampling to the grid of the file. The plane is found on the first key's first channel; all keys
+    share the grid. A volume that lies straight on such a grid already is left as it is. Outside the field of view an
+    image takes its background level, a label 0.
+
+    Args:
+        keys: the image first, then e.g. its label.
+        spacing: of the aligned grid, mm.
+        spatial_size: of the aligned grid, voxels.
+        align: estimate the plane; False takes the central plane of the array (a volume prepared by `sa-swin prepare`).
+        untrusted: what to do when the plane cannot be trusted: `fail`, or `warn` and fall back on the array's central
+            plane.
+        mode: interpolation per key; with `nearest`, labels go by the largest share, see `to_grid`.
+        lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border, and
+            labels go by the nearest neighbour.
+
+    Raises:
+        UntrustedPlaneError: with the file, the reason and the figure, where `untrusted` is `fail`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: float | Sequence[float] = 1.0,
+        spatial_size: Sequence[int] = SPATIAL_SIZE,
+        align: bool = True,
+        untrusted: str = "fail",
+        mode: str | Sequence[str] = (GridSampleMode.BILINEAR, GridSampleMode.NEAREST),
+        allow_missing_keys: bool = False,
+        lazy: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        LazyTransform.__init__(self, lazy)
+        self.spacing = ensure_tuple_rep(spacing, 3)
+        self.spatial_size = ensure_tuple_rep(spatial_size, 3)
+        self.align = align
+        self.untrusted = look_up_option(untrusted, ("fail", "warn"))
+        self.mode = ensure_tuple(mode)[: len(self.keys)] if not isinstance(mode, str) else (mode,) * len(self.keys)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        lazy = self.lazy if lazy is None else lazy
+        image = d[self.keys[0]]
+        affine, quality = self.grid(image)
+        for key, mode in self.key_iterator(d, self.mode):
+            d[key] = self.to_grid(d[key], affine, mode, lazy)
+        d[self.keys[0]].meta["midsagittal"] = quality
+        return d
+
+    def grid(self, image: MetaTensor) -> tuple[Tensor, dict[str, float]]:
+        """Voxel-to-world affine of the aligned grid, and the figures of the plane it rests on."""
+        if not self.align:
+            return central_affine(image, self.spacing, self.spatial_size), {}
+        with naming(image):
+            affine, plane, reason = aligned_grid(image, self.spacing, self.spatial_size)
+        if reason is None:
+            return affine, plane_figures(plane, image)
+        message = f"{file_of(image)}: {reason}"
+        if self.untrusted == "fail":
+            raise UntrustedPlaneError(message)
+        warnings.warn(f"{message}; it is kept as it lies in the file", stacklevel=2)
+        return affine, {}
+
+    def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
+        if not lazy:
+            return to_grid(volume, affine, self.spatial_size, mode)
+        return RESAMPLE(volume, affine, self.spatial_size, mode=mode, padding_mode="border", lazy=True)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = from_grid(d[key])
+        return d
+
+
+class CheckVolumed(MapTransform):
+    """Refuse what would spoil a training silently: a wrong number of channels, not 3D, values that are none.
+
+    Args:
+        keys: the image.
+        in_channels: channels C that the network was built for.
+
+    Raises:
+        ValueError: with the file, the rule and what was found.
+    """
+
+    def __init__(self, keys: KeysCollection, in_channels: int) -> None:
+        super().__init__(keys)
+        self.in_channels = in_channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            image = data[key]
+            name = file_of(image)
+            if image.ndim != 4 or image.shape[0] != self.in_channels:
+                raise VolumeError(
+                    f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}"
+                )
+            low, high = image.as_tensor().aminmax()  # NaN, if any voxel is, and so no less
+            if not (low >= -LARGEST_VALUE and high <= LARGEST_VALUE):
+                bad = int((~(image.as_tensor().abs() <= LARGEST_VALUE)).sum())
+                raise VolumeError(
+                    f"{name}: {bad} voxels are not finite, or beyond {LARGEST_VALUE:g}; repair or leave out the file"
+                )
+        return dict(data)
+
+
+class StandardizeIntensityd(MapTransform):
+    """Intensities by modality: z-score on the head for MR, a window of Hounsfield units mapped to 0-1 for CT.
+
+    Args:
+        keys: the image.
+        modality: `MR` or `CT`.
+        intensity_range: for CT, the window in HU.
+    """
+
+    def __init__(self, keys: KeysCollection, modality: str, intensity_range: Sequence[float] = CT_WINDOW) -> None:
+        super().__init__(keys)
+        self.modality = look_up_option(modality, ("MR", "CT"))
+        self.intensity_range = intensity_range
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            with naming(d[key]):
+                d[key] = window_ct(d[key], self.intensity_range) if self.modality == "CT" else standardize_mr(d[key])
+        return d
+
+
+class SymmetricPaird(MapTransform):
+    """Append the mirror image as channels, `(C, X, Y, Z)` to `(2C, X, Y, Z)`; the volume must be aligned already."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = symmetric_pair(d[key])
+        return d
+
+
+class CheckLabeld(MapTransform):
+    """Refuse a mask whose values are not classes of the network.
+
+    Args:
+        keys: the mask.
+        num_classes: background included; values must be integers from 0 to `num_classes - 1`.
+
+    Raises:
+        ValueError: with the file, and the values found.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            label = data[key].as_tensor()
+            if label.min() < 0 or label.max() >= self.num_classes or not torch.equal(label, label.round()):
+                found = [round(value, 3) for value in label.unique().tolist()[:8]]
+                raise VolumeError(f"{file_of(data[key])}: a mask holds 0 to {self.num_classes - 1}, found {found}")
+        return dict(data)
+
+
+class InputContract(MapTransform, InvertibleTransform):
+    """From a file to the symmetric pair a network takes: load, check, align, standardize, pair.
+
+    This is what pretrained weights depend on, so all three bundles share it. Everything spatial in it can be inverted:
+    `Invertd` brings a prediction back to the voxel grid and affine of the file.
+
+    Args:
+        modality: `MR` (z-score on the head) or `CT` (a window in HU).
+        in_channels: channels C of the image; a case lists one file per channel.
+        label_key: key of a mask that goes through the same spatial steps, or None.
+        num_classes: of that mask, background included.
+        spacing: mm, of the aligned volume.
+        spatial_size: voxels, of the aligned volume; multiples of 32.
+        align: find the midsagittal plane; False for volumes that lie straight already.
+        untrusted: `fail` or `warn`, when the plane cannot be trusted.
+        intensity_range: for CT, the window in HU.
+    """
+
+    def __init__(
+        self,
+        modality: str = "MR",
+        in_channels: int = 1,
+        label_key: str | None = None,
+        num_classes: int = 2,
+        spacing: float | Sequence[float] = 1.0,
+        spatial_size: Sequence[int] = SPATIAL_SIZE,
+        align: bool = True,
+        untrusted: str = "fail",
+        intensity_range: Sequence[float] = CT_WINDOW,
+    ) -> None:
+        keys = ["image", label_key] if label_key else ["image"]
+        MapTransform.__init__(self, keys)
+        steps: list[Transform] = [
+            LoadVolumed(keys),
+            CheckVolumed("image", in_channels),
+            MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted),
+            StandardizeIntensityd("image", modality, intensity_range),
+            SymmetricPaird("image"),
+        ]
+        if label_key:
+            steps.insert(1, CheckLabeld(label_key, num_classes))
+        self.steps = Compose(steps)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return self.steps(data)
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        with allow_missing_keys_mode(self.steps):
+            return self.steps.inverse(data)

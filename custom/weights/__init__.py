@@ -1,0 +1,11 @@
+"""Weights: transfer, conversion, and what they have seen."""
+
+from custom.support.rooms import opened
+
+__getattr__, __all__ = opened(
+    __name__,
+    {
+        "provenance": ["LeakageGuard", "record_training"],
+        "transfer": ["PretrainedLoader", "load_checkpoint", "weights_digest"],
+    },
+)

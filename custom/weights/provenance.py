@@ -1,0 +1,284 @@
+"""What weights have seen: recorded with every checkpoint, handed on by weight transfer, asked before an evaluation.
+
+A record names a stage, the list it was in, the kind of label that was used, and hashes of subjects and of image
+contents. The hashes are salted anew for each record, so that a released checkpoint names nobody; who knows a subject's
+id can still ask whether it is in there. `model.pt` stays a flat state dict: the records are an attribute, `seen`, of
+the dictionary itself, which `torch.load` keeps and everybody else passes over.
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from custom.data.case import Case, CohortError, image_paths, subject_of
+from custom.data.contents import contents_of
+from custom.support.errors import UserError
+from custom.weights.transfer import read_checkpoint, weights_digest
+
+Record = dict[str, Any]
+"""`stage`, `section`, `label` (`none`, `healthy`, `class`, `mask`, `unknown`), `salt`, `subjects`, `images`."""
+
+_TEXTS, _LISTS = ("stage", "section", "label", "salt"), ("subjects", "images")
+
+logger = logging.getLogger(__name__)
+
+
+class LeakageError(CohortError):
+    """Cases to be measured on that were seen with a label before."""
+
+
+def salted(salt: str, text: str) -> str:
+    """The salted hash of a subject's id or an image's content."""
+    return hashlib.sha256(f"{salt}:{text}".encode(errors="surrogatepass")).hexdigest()[:20]
+
+
+def with_records(state: Mapping[str, Tensor], records: Sequence[Record]) -> OrderedDict[str, Tensor]:
+    """A state dict that carries records when it is saved."""
+    carrier = OrderedDict(state)
+    carrier.seen = list(records)
+    return carrier
+
+
+def records_of(path: str | Path) -> list[Record]:
+    """What the weights of a checkpoint have seen; weights that do not say so have an `unknown` record.
+
+    Args:
+        path: `model.pt`, `last.ckpt`, or weights from elsewhere.
+
+    Raises:
+        WeightsError: no such file, or not a checkpoint.
+    """
+    content = read_checkpoint(path)
+    records = _in_metadata(path) if Path(path).suffix == ".safetensors" else getattr(content, "seen", None)
+    if records is None and isinstance(content, Mapping):
+        records = content.get("seen")
+    if isinstance(records, list) and records and all(map(_is_record, records)):
+        return records
+    return [_record(f"unknown (SHA-256 {weights_digest(path)[:12]})", "unknown", "unknown")]
+
+
+def _is_record(record: Any) -> bool:
+    """Whether weights from elsewhere carry a record that can be read."""
+    if not isinstance(record, Mapping) or not {*_TEXTS, *_LISTS} <= record.keys():
+        return False
+    if not all(isinstance(record[name], list) for name in _LISTS):
+        return False
+    texts = [record[name] for name in _TEXTS] + [text for name in _LISTS for text in record[name]]
+    return all(isinstance(text, str) for text in texts)
+
+
+def as_metadata(records: Sequence[Record]) -> dict[str, str]:
+    """Records as the metadata of a safetensors file, which `records_of` reads, too."""
+    return {"seen": json.dumps(list(records))}
+
+
+def _in_metadata(path: str | Path) -> list[Record] | None:
+    from safetensors import safe_open  # only where there is such a file: packages do without
+
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("seen", "null"))
+
+
+def _record(stage: str, section: str, label: str, salt: str = "") -> Record:
+    return {"stage": stage, "section": section, "label": label, "salt": salt, "subjects": [], "images": []}
+
+
+def saw_label(record: Record) -> bool:
+    """Whether a record is of a training with labels."""
+    return record["label"] not in ("none", "unknown")
+
+
+def merged(records: Sequence[Record], record: Record) -> list[Record]:
+    """Records with one more; what a stage has seen before (a resumed training) goes into one with it."""
+    same = ("stage", "section", "label", "salt")
+    for i, known in enumerate(records):
+        if all(known[key] == record[key] for key in same):
+            union = {key: sorted({*known[key], *record[key]}) for key in ("subjects", "images")}
+            return [*records[:i], known | union, *records[i + 1 :]]
+    return [*records, record]
+
+
+def record_of(
+    stage: str, section: str, label: str, cases: Sequence[Case], contents: Mapping[str, frozenset[str]], salt: str
+) -> Record:
+    """The record of a list of cases."""
+    values = {value for case in cases for path in image_paths(case) for value in contents[path]}
+    return _record(stage, section, label, salt) | {
+        "subjects": sorted({salted(salt, subject_of(case)) for case in cases}),
+        "images": sorted(salted(salt, value) for value in values),
+    }
+
+
+def overlaps(
+    cases: Sequence[Case], records: Iterable[Record], contents: Mapping[str, frozenset[str]]
+) -> dict[int, tuple[Record, str]]:
+    """The cases that records hold, by position: the first such record, and a sentence."""
+    found: dict[int, tuple[Record, str]] = {}
+    for record in records:
+        subjects, images = set(record["subjects"]), set(record["images"])
+        for i, case in enumerate(cases):
+            if i in found:
+                continue
+            own = {value for path in image_paths(case) for value in contents[path]}
+            by_subject = salted(record["salt"], subject_of(case)) in subjects
+            if by_subject or any(salted(record["salt"], value) in images for value in own):
+                what = f"subject {subject_of(case)}" if by_subject else "this image, under another name,"
+                label = "without a label" if record["label"] == "none" else f"with its {record['label']} label"
+                where = f"{what} was in the {record['section']} list of {record['stage']}, {label}"
+                found[i] = (record, f"{image_paths(case)[0]}: {where}")
+    return found
+
+
+def record_training(
+    stage: str,
+    label: str,
+    training: Sequence[Case],
+    validation: Sequence[Case],
+    datalist: str | Path,
+    source: str | Path = "",
+    allow_leakage: bool = False,
+) -> list[Record]:
+    """What the weights of a training will have seen, the weights it starts from included.
+
+    Refuses a validation list that holds subjects or images of the training list, or that the weights were trained on
+    before, where a label was used. The images' hashes are kept beside the datalist for the next time.
+
+    Args:
+        stage: `pretrain`, `classify` or `segment`.
+        label: kind of label used: `none`, `healthy`, `class` or `mask`.
+        training: cases to train on.
+        validation: cases to select weights on.
+        datalist: beside which hashes are kept.
+        source: checkpoint that the training starts from or goes on from, if any.
+        allow_leakage: warn only.
+
+    Raises:
+        LeakageError: with the cases.
+    """
+    return on_rank_0(lambda: _record_training(stage, label, training, validation, datalist, source, allow_leakage))
+
+
+def _record_training(
+    stage: str,
+    label: str,
+    training: Sequence[Case],
+    validation: Sequence[Case],
+    datalist: str | Path,
+    source: str | Path,
+    allow_leakage: bool,
+) -> list[Record]:
+    # That a checkpoint is missing is said, better, by what loads it.
+    records = records_of(source) if source and Path(source).is_file() else []
+    contents = _contents([*training, *validation], datalist)
+    own = []
+    for section, cases in (("training", training), ("validation", validation)):
+        known = (r["salt"] for r in records if (r["stage"], r["section"], r["label"]) == (stage, section, label))
+        own.append(record_of(stage, section, label, cases, contents, next(known, secrets.token_hex(8))))
+    before = [record for record in (*own, *records) if record["section"] == "training" and saw_label(record)]
+    leaks = overlaps(validation, before, contents)
+    if leaks:
+        _refuse_or_warn("validation", [sentence for _, sentence in leaks.values()], len(validation), allow_leakage)
+    for record in own:
+        records = merged(records, record)
+    return records
+
+
+def _contents(cases: Sequence[Case], datalist: str | Path) -> dict[str, frozenset[str]]:
+    return contents_of((path for case in cases for path in image_paths(case)), Path(datalist).parent)
+
+
+def _refuse_or_warn(what: str, sentences: Sequence[str], number: int, allow_leakage: bool, shown: int = 10) -> None:
+    more = [f"and {len(sentences) - shown} more"] if len(sentences) > shown else []
+    message = "\n  ".join([f"{len(sentences)} of {number} {what} cases were seen before:", *sentences[:shown], *more])
+    if not allow_leakage:
+        raise LeakageError(
+            f"{message}\nLeave them out, or give other persons other ids; --allow_leakage True goes on all the same"
+        )
+    logger.warning("%s", message)
+
+
+class LeakageGuard:
+    """Ignite handler of an evaluator: refuse cases that the weights, or those they came from, saw with a label.
+
+    What was found is left in `engine.state.leakage`, for the report: a `verdict` in words, how many cases were seen
+    with and without a label, and what the weights saw.
+
+    Args:
+        cases: to be measured on.
+        checkpoint: weights.
+        datalist: beside which the images' hashes are kept.
+        allow_leakage: go on all the same; the report says so.
+
+    Raises:
+        LeakageError: at the start, with the cases.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], checkpoint: str | Path, datalist: str | Path, allow_leakage: bool = False
+    ) -> None:
+        self.cases = cases
+        self.checkpoint = checkpoint
+        self.datalist = datalist
+        self.allow_leakage = allow_leakage
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        engine.state.leakage = on_rank_0(self.check)
+
+    def check(self) -> dict[str, Any]:
+        records = records_of(self.checkpoint)
+        contents = _contents(self.cases, self.datalist)
+        labelled = overlaps(self.cases, filter(saw_label, records), contents)
+        plain = overlaps(self.cases, [record for record in records if record["label"] == "none"], contents)
+        if labelled:
+            sentences = [sentence for _, sentence in labelled.values()]
+            _refuse_or_warn("test", sentences, len(self.cases), self.allow_leakage)
+        unknown = [record["stage"] for record in records if record["label"] == "unknown"]
+        if unknown:
+            logger.warning("leakage cannot be ruled out: it is not known what %s saw", ", ".join(unknown))
+        return {
+            "verdict": _verdict(len(labelled), len(self.cases), unknown),
+            "cases_seen_with_label": len(labelled),
+            "cases_seen_without_label": len(set(plain) - set(labelled)),
+            "weights_saw": [
+                f"{r['stage']}, {r['section']}: {len(r['subjects'])} subjects, label {r['label']}" for r in records
+            ],
+        }
+
+
+def _verdict(seen: int, number: int, unknown: Sequence[str]) -> str:
+    if seen:
+        return (
+            f"LEAKAGE, allowed by --allow_leakage: {seen} of {number} cases were seen with a label in training; "
+            "these are not figures of unseen cases"
+        )
+    if unknown:
+        return f"unknown: nothing is recorded of what these weights saw: {', '.join(unknown)}"
+    return f"none of the {number} cases was seen with a label in training"
+
+
+def on_rank_0(work: Callable[[], Any]) -> Any:
+    """Do something in the first process only; all processes get its result, or its `UserError`."""
+    if not dist.is_initialized():
+        return work()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = work()
+        except UserError as error:
+            box[1] = error
+    dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]

@@ -1,0 +1,222 @@
+"""Weight transfer: what of a checkpoint went into a network, stated in numbers, and an error when too little did.
+
+Understands our own checkpoints, MONAI's `SwinUNETR` and self-supervised ones, those of BrainSegFounder and of the
+reference repository. `sa-swin weights convert SOURCE --to TASK --output FILE` writes them under our names.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.networks import copy_model_state
+from torch import Tensor, nn
+
+from custom.support.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PRETRAINED_PARTS = ("swinViT.", "symmetry.")
+"""Parameters that pretraining hands on: the encoder and the cross-attention."""
+
+_RENAMED = (
+    (r"^(?:module\.|_orig_mod\.)+", ""),
+    (r"^(?:model|net|network|backbone)\.(?=(?:swinViT|swin_vit|swinvit|encoder\d*|decoder\d|out)\.)", ""),
+    (r"^(?:swin_vit|swinvit|backbone)\.", "swinViT."),
+    (r"^(patch_embed\.|layers[1-4]c?\.)", r"swinViT.\1"),  # an encoder saved by itself: MONAI's model_swinvit.pt
+    (r"^encoder\.(patch_embed\.)", r"swinViT.\1"),  # MONAI's ssl_pretrained_weights.pth
+    (r"^encoder\.(layers[1-4])\.0\.0\.", r"swinViT.\1.0."),
+    (r"\.mlp\.fc([12])\.", r".mlp.linear\1."),
+    # The reference repository's cross-attention is a BERT layer.
+    (r"^symmetryAwareTX\.(?:layer\.0\.)?", "symmetry."),
+    (r"^symmetry\.attention\.output\.dense\.", "symmetry.attention.out_proj."),
+    (r"^symmetry\.attention\.output\.LayerNorm\.", "symmetry.norm1."),
+    (r"^symmetry\.crossattention\.self\.query\.", "symmetry.cross_attention.to_q."),
+    (r"^symmetry\.crossattention\.self\.key\.", "symmetry.cross_attention.to_k."),
+    (r"^symmetry\.crossattention\.self\.value\.", "symmetry.cross_attention.to_v."),
+    (r"^symmetry\.crossattention\.output\.dense\.", "symmetry.cross_attention.out_proj."),
+    (r"^symmetry\.crossattention\.output\.LayerNorm\.", "symmetry.norm2."),
+    (r"^symmetry\.intermediate\.dense\.", "symmetry.mlp.linear1."),
+    (r"^symmetry\.output\.dense\.", "symmetry.mlp.linear2."),
+    (r"^symmetry\.output\.LayerNorm\.", "symmetry.norm3."),
+)
+
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # numpy 1
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+]
+"""A best score that was saved as a numpy number, as MONAI's BraTS tutorial and BrainSegFounder do."""
+
+
+class WeightsError(UserError):
+    """A checkpoint that cannot be read, or that does not fit the network."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a checkpoint gave to a network.
+
+    Args:
+        matched: names of the network's tensors that were set.
+        missing: wanted tensors that the checkpoint lacks, or has in another shape.
+        unused: tensors of the checkpoint that found no place.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the wanted tensors that were set, 0 to 1."""
+        return len(self.matched) / max(1, len(self.matched) + len(self.missing))
+
+    def __str__(self) -> str:
+        text = f"{len(self.matched)}/{len(self.matched) + len(self.missing)} tensors matched"
+        for what, names in (("not set", self.missing), ("not used", self.unused)):
+            if names:
+                text += f"; {what}: {', '.join(_shortened(names))}"
+        return text
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint under MONAI's names; only tensors are ever unpickled.
+
+    Args:
+        path: `.pt`, `.pth` or `.safetensors`; nested under `model`, `state_dict` and the like or flat.
+
+    Raises:
+        WeightsError: no such file, not a checkpoint, pickled code inside, no tensors, or values that are not finite.
+    """
+    content = read_checkpoint(path)
+    for key in ("model", "network", "net", "state_dict", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors")
+    spoilt = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if spoilt:
+        raise WeightsError(f"{path} holds values that are not finite, {len(spoilt)} tensors, first {spoilt[0]}")
+    return renamed(tensors)
+
+
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of the weights in a checkpoint: the same for `.pt` and `.safetensors`, nested or flat, in any order."""
+    out = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(path).items()):
+        if not is_index(name):
+            out.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            out.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return out.hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Content of a checkpoint as it was saved; only tensors, numbers, text and their containers are ever unpickled.
+
+    Raises:
+        WeightsError: no such file, not a checkpoint, or pickled code inside.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler stumble in many ways
+        reason = (str(error) or "it ends too early").splitlines()[0]
+        raise WeightsError(f"{path} is not a checkpoint of tensors alone: {reason}") from error
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under this project's names; separate query, key and value of self-attention become one."""
+    out = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        out[name] = tensor
+    for kind in ("weight", "bias"):
+        parts = [f"symmetry.attention.self.{part}.{kind}" for part in ("query", "key", "value")]
+        if all(part in out for part in parts):
+            out[f"symmetry.attention.qkv.{kind}"] = torch.cat([out.pop(part) for part in parts])
+    return out
+
+
+def transfer(
+    network: nn.Module, tensors: Mapping[str, Tensor], parts: Sequence[str] = PRETRAINED_PARTS, minimum: float = 0.8
+) -> Transfer:
+    """Copy pretrained tensors into a network, in place.
+
+    Args:
+        network: one of `custom.networks`, wrapped for distributed training or not.
+        tensors: from `load_checkpoint`.
+        parts: prefixes of the network's tensors that are wanted; the heads stay as they are.
+        minimum: smallest share of the wanted tensors that must match; at 1 none of these parts may be left over either,
+            so
+            that a network is not run without, say, the cross-attention it was trained with.
+
+    Raises:
+        WeightsError: when less than `minimum` matched; the network is left unchanged.
+    """
+    module = getattr(network, "module", network)
+    wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not is_index(name)]
+    offered = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(parts)) and not is_index(name)}
+    state, changed, _ = copy_model_state(module, offered, inplace=False)
+    report = Transfer(
+        matched=tuple(sorted(set(changed))),
+        missing=tuple(name for name in wanted if name not in changed),
+        unused=tuple(name for name in tensors if name not in changed and not is_index(name)),
+    )
+    left_over = any(name.startswith(tuple(parts)) for name in report.unused)
+    if report.share < minimum or (minimum == 1 and left_over):
+        raise WeightsError(f"{report}; at least {minimum:.0%} must match: other sizes, or not a Swin encoder?")
+    module.load_state_dict(state)
+    return report
+
+
+def is_index(name: str) -> bool:
+    """Buffers that follow from the window size; they are not weights."""
+    return name.endswith("relative_position_index")
+
+
+def _shortened(names: Sequence[str], limit: int = 8) -> list[str]:
+    return [*names[:limit], f"and {len(names) - limit} more"] if len(names) > limit else list(names)
+
+
+class PretrainedLoader:
+    """Ignite handler: load weights before a run, and log what matched.
+
+    Args:
+        path: checkpoint of `load_checkpoint`.
+        network: what receives the weights.
+        parts, minimum: as in `transfer`; with `parts=("",)` and `minimum=1.0` the checkpoint must fit the whole
+            network.
+    """
+
+    def __init__(
+        self, path: str | Path, network: nn.Module, parts: Sequence[str] = PRETRAINED_PARTS, minimum: float = 0.8
+    ) -> None:
+        self.path = path
+        self.network = network
+        self.parts = parts
+        self.minimum = minimum
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum)
+        logger.info("weights from %s: %s", self.path, report)

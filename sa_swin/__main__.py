@@ -1,0 +1,47 @@
+"""The front door: `sa-swin COMMAND ...`, or `python -m sa_swin COMMAND ...`. Research only, not for clinical use."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "cohort": ("sa_swin.cohort.command", "datalists from a BIDS folder or a table, checks of files, the leakage guard"),
+    "prepare": ("sa_swin.prepare.cohort", "align a whole cohort once, with contact sheets"),
+    "phantom": ("sa_swin.phantom.cohort", "a synthetic cohort to try things on"),
+    "train": ("sa_swin.bundles", "train a bundle"),
+    "evaluate": ("sa_swin.bundles", "measure trained weights on a test list"),
+    "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),
+    "report": ("sa_swin.report.page", "one HTML page on a training, an evaluation or an inference"),
+    "study": ("sa_swin.study.command", "a grid of trainings, and the page of evidence"),
+    "weights": ("sa_swin.weights", "published weights under this project's names"),
+    "release": ("sa_swin.release.command", "packages for the MONAI Model Zoo"),
+    "label": ("sa_swin.label", "the MONAI Label server"),
+}
+"""Name to the module whose `main(arguments)` does it, imported when it is asked for, and what it is for."""
+
+
+def overview() -> str:
+    """What `sa-swin --help` prints."""
+    lines = (f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items())
+    return "\n".join([__doc__.strip(), "", *lines, "", "sa-swin COMMAND --help tells the options of each."])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an unknown one ends with exit code 2 and the nearest name."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+        return
+    name = arguments[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        sys.stderr.write(f"sa-swin: unknown command {name!r}{hint} One of: {', '.join(COMMANDS)}\n")
+        sys.exit(2)
+    module = import_module(COMMANDS[name][0])
+    module.main(arguments if COMMANDS[name][0] == "sa_swin.bundles" else arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

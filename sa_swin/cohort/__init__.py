@@ -1,0 +1,1 @@
+"""Cohorts: BIDS folders and tables to datalists, checks of the files, the leakage guard."""

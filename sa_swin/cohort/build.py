@@ -1,0 +1,255 @@
+"""From scans to the datalists of the three bundles: who is in, with which label, in which part."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from custom.data.case import Case, CohortError
+from custom.data.datalist import SECTIONS
+from custom.data.splits import Part, split_subjects
+from custom.support.files import write_whole
+from sa_swin.cohort.bids import LeftOut, Scan
+from sa_swin.cohort.table import Condition, class_numbers, require_columns
+
+Datalists = dict[str, dict[str, Any]]
+"""Datalists by bundle: `pretrain`, `classify`, `segment`."""
+
+
+SPELLINGS = dict.fromkeys(("train", "training"), "training")
+SPELLINGS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+SPELLINGS |= dict.fromkeys(("test", "testing"), "testing")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What makes datalists out of scans.
+
+    Args:
+        target: column of the class, or None.
+        classes: `healthy=0,tumour|infarct=1`, or None to number the target's values in order.
+        healthy: conditions that make a subject healthy; none leaves `healthy` out.
+        include: conditions that a scan must fulfil.
+        keep: further columns to copy into the entries.
+        group: columns whose equal values keep subjects together.
+        stratify: further columns that the parts shall share alike.
+        shares: of training, validation and testing.
+        given: column that names the part, in place of shares and folds, or None.
+        folds: number of folds in place of training and validation, or 0.
+        seed: of the split.
+    """
+
+    target: str | None = None
+    classes: str | Sequence[str] | None = None
+    healthy: Sequence[Condition] = ()
+    include: Sequence[Condition] = ()
+    keep: Sequence[str] = ()
+    group: Sequence[str] = ()
+    stratify: Sequence[str] = ()
+    shares: Sequence[float] = (0.6, 0.15, 0.25)
+    given: str | None = None
+    folds: int = 0
+    seed: int = 0
+
+    def parts(self) -> dict[Part, float]:
+        """Shares of the parts: the sections, or the folds and testing."""
+        if len(self.shares) != len(SECTIONS) or min(self.shares) < 0 or self.folds in (1,) or self.folds < 0:
+            raise CohortError(
+                f"expected three shares, for {', '.join(SECTIONS)}, and 0 or at least 2 folds; "
+                f"got {list(self.shares)} and {self.folds}"
+            )
+        shares = dict(zip(SECTIONS, self.shares, strict=True))
+        if self.folds:
+            rest = (shares.pop("training") + shares.pop("validation")) / self.folds
+            shares = dict.fromkeys(range(self.folds), rest) | shares
+        return {part: share for part, share in shares.items() if share > 0}
+
+
+@dataclass
+class Built:
+    """What came of a plan.
+
+    Args:
+        datalists: by bundle.
+        left_out: scans that are in none of them or not in all, with the reason.
+        subjects: number of subjects by part and stratum.
+    """
+
+    datalists: Datalists
+    left_out: list[LeftOut]
+    subjects: dict[Part, Counter[Hashable]] = field(default_factory=dict)
+
+
+def build(scans: Sequence[Scan], plan: Plan, place: str) -> Built:
+    """Datalists with one split by subject: `pretrain` always, `classify` with a target, `segment` with masks.
+
+    Args:
+        scans: candidates.
+        plan: what to do.
+        place: of the columns, for messages.
+
+    Raises:
+        CohortError: a column that is not there, classes or shares that are none, or nobody left.
+    """
+    facts = [scan.facts for scan in scans]
+    wanted = [condition.column for condition in (*plan.include, *plan.healthy)]
+    require_columns([*wanted, *plan.group, *plan.stratify, *filter(None, (plan.target, plan.given))], facts, place)
+    kept, left_out = included(scans, plan.include)
+    numbers = class_numbers((s.facts[plan.target] for s in kept if plan.target in s.facts), plan.classes)
+    entries, more = entries_of(kept, plan, numbers)
+    if not entries:
+        raise CohortError(f"{place}: no scan is left; {reasons(left_out + more)}")
+    strata = subject_strata(entries, plan)
+    if plan.given:
+        parts = given_parts(kept, strata, plan.given)
+    else:
+        parts = split_subjects(strata, plan.parts(), groups_of(kept, strata, plan.group), plan.seed)
+    names = SECTIONS if plan.given else plan.parts()
+    subjects = {part: Counter(strata[s] for s, own in parts.items() if own == part) for part in names}
+    lists = {name: by_section(cases, parts) for name, cases in by_bundle(entries, plan).items() if cases}
+    if plan.target and "classify" in lists:
+        lists["classify"] = {"labels": label_names(numbers)} | lists["classify"]
+    return Built(lists, left_out + more, subjects)
+
+
+def included(scans: Sequence[Scan], include: Sequence[Condition]) -> tuple[list[Scan], list[LeftOut]]:
+    """The scans that fulfil all conditions, and the others with the first that they do not."""
+    kept, left_out = [], []
+    for scan in scans:
+        failed = next((condition for condition in include if not condition.holds(scan.facts)), None)
+        if failed is None:
+            kept.append(scan)
+        else:
+            reason = f"not {failed}" if failed.column in scan.facts else f"{failed.column} is missing"
+            left_out.append({"subject": scan.name, "reason": reason})
+    return kept, left_out
+
+
+def entries_of(
+    scans: Sequence[Scan], plan: Plan, numbers: Mapping[str, int]
+) -> tuple[list[tuple[Case, str | None]], list[LeftOut]]:
+    """An entry with the class as its label, and the mask's path, per scan that has what the plan asks for."""
+    entries, left_out = [], []
+    for scan in scans:
+        absent = [c for c in (plan.target, *(con.column for con in plan.healthy)) if c and c not in scan.facts]
+        value = scan.facts.get(plan.target or "")
+        if absent:
+            left_out.append({"subject": scan.name, "reason": f"{absent[0]} is missing"})
+        elif plan.target and value not in numbers:
+            left_out.append({"subject": scan.name, "reason": f"{plan.target} {value} is no class"})
+        else:
+            entries.append((_entry(scan, plan, numbers), scan.mask))
+    return entries, left_out
+
+
+def _entry(scan: Scan, plan: Plan, numbers: Mapping[str, int]) -> Case:
+    entry: Case = {"image": scan.images[0] if len(scan.images) == 1 else list(scan.images), "subject": scan.subject}
+    entry |= {key: value for key, value in (("session", scan.session), ("run", scan.run)) if value}
+    if plan.healthy:
+        entry["healthy"] = all(condition.holds(scan.facts) for condition in plan.healthy)
+    kept = (*plan.keep, *plan.group, *plan.stratify)
+    entry |= {name: scan.facts[name] for name in kept if name in scan.facts and name not in entry}
+    if plan.target:
+        entry["label"] = numbers[scan.facts[plan.target]]
+    return entry
+
+
+def subject_strata(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, Hashable]:
+    """What the split shares out alike: a subject's most frequent class, health or having a mask, and `stratify`."""
+    by_subject = defaultdict(list)
+    for entry, mask in entries:
+        own = next((entry[key] for key in ("label", "healthy") if key in entry), mask is not None)
+        stratum = (own, *(entry.get(name) for name in plan.stratify))
+        by_subject[entry["subject"]].append(stratum if plan.stratify else own)
+    return {s: min(Counter(own).items(), key=lambda item: (-item[1], str(item[0])))[0] for s, own in by_subject.items()}
+
+
+def groups_of(scans: Sequence[Scan], subjects: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """Subjects that share a value in one of the group columns, e.g. family or site."""
+    groups = defaultdict(list)
+    for scan in scans:
+        for name in names:
+            if name in scan.facts and scan.subject in subjects:
+                groups[name, scan.facts[name]].append(scan.subject)
+    return list(groups.values())
+
+
+def given_parts(scans: Sequence[Scan], subjects: Mapping[str, Any], column: str) -> dict[str, Part]:
+    """The part that a column names for each subject: train, val or test, in one of the usual spellings.
+
+    Raises:
+        CohortError: another word, none, or two parts for one subject.
+    """
+    parts: dict[str, Part] = {}
+    for scan in scans:
+        if scan.subject in subjects:
+            value = scan.facts.get(column, "nothing")
+            part = SPELLINGS.get(value.lower())
+            if part is None:
+                raise CohortError(f"{scan.name}: expected train, val or test in column '{column}', found {value}")
+            if parts.setdefault(scan.subject, part) != part:
+                raise CohortError(f"{scan.name}: column '{column}' puts it in {part}, but {scan.subject} is in "
+                                  f"{parts[scan.subject]}; a subject belongs in one part")  # fmt: skip
+    return parts
+
+
+def by_bundle(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, list[Case]]:
+    """The entries as each bundle reads them."""
+    plain = [{key: value for key, value in entry.items() if key != "label"} for entry, _ in entries]
+    masks = [mask for _, mask in entries]
+    return {
+        "pretrain": plain,
+        "classify": [entry for entry, _ in entries] if plan.target else [],
+        "segment": [entry | {"label": mask} for entry, mask in zip(plain, masks, strict=True) if mask],
+    }
+
+
+def by_section(entries: Sequence[Case], parts: Mapping[str, Part]) -> dict[str, list[Case]]:
+    """Entries by section; those of a fold are in `training`, with a `fold`."""
+    lists: dict[str, list[Case]] = {section: [] for section in SECTIONS}
+    for entry in entries:
+        part = parts[entry["subject"]]
+        if isinstance(part, int):
+            lists["training"].append(entry | {"fold": part})
+        else:
+            lists[part].append(entry)
+    return {section: cases for section, cases in lists.items() if cases or section == "training"}
+
+
+def label_names(numbers: Mapping[str, int]) -> dict[str, str]:
+    """Which values of the target each class number stands for, as the Decathlon's `labels`."""
+    return {
+        str(n): "|".join(value for value, number in numbers.items() if number == n) for n in sorted({*numbers.values()})
+    }
+
+
+def reasons(left_out: Sequence[LeftOut], shown: int = 5) -> str:
+    """Why scans are left out, the most frequent reason first, with a few names each."""
+    names = defaultdict(list)
+    for item in left_out:
+        names[item["reason"]].append(item["subject"])
+    lines = []
+    for reason, who in sorted(names.items(), key=lambda item: -len(item[1])):
+        listed = ", ".join(who[:shown]) + (f" and {len(who) - shown} more" if len(who) > shown else "")
+        lines.append(f"{len(who)} {reason}: {listed}")
+    return "; ".join(lines) or "nothing is left out"
+
+
+def write_datalists(built: Built, folder: Path, settings: Mapping[str, Any], overwrite: bool) -> list[Path]:
+    """Write `<bundle>.json` for each bundle; a list that is there already and differs is not replaced unasked.
+
+    Raises:
+        CohortError: when it would be.
+    """
+    contents = {}
+    for name, lists in built.datalists.items():
+        content = {"built": dict(settings)} | lists
+        contents[folder / f"{name}.json"] = json.dumps(content | {"left_out": built.left_out}, indent=2) + "\n"
+    for path, text in contents.items():
+        if not overwrite and path.exists() and path.read_text() != text:
+            raise CohortError(f"{path} is there already and would change; choose another --output, or --overwrite True")
+    for path, text in contents.items():
+        write_whole(path, text)
+    return list(contents)

@@ -1,0 +1,266 @@
+"""Command line of cohorts: `sa-swin cohort build | check | leakage --help`."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from custom.data.case import CohortError
+from custom.support.errors import UserError
+from custom.support.files import write_whole
+from sa_swin.cohort import leakage
+from sa_swin.cohort.bids import Scan, find_scans
+from sa_swin.cohort.build import Built, Plan, build, reasons, write_datalists
+from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
+from sa_swin.cohort.sources import datalist_scans, table_scans
+from sa_swin.cohort.table import columns, conditions, words
+
+ALWAYS_KEPT = ("site", "side")  # `check` reads them
+
+
+def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, ending with one sentence on stderr and exit code 2 on what the user can mend."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):  # a subject's name in JSON may be what no terminal can show
+            stream.reconfigure(errors="backslashreplace")
+        try:
+            command(*args, **options)
+        except UserError as error:
+            sys.stderr.write(f"sa-swin cohort: {error}\n")
+            sys.exit(2)
+
+    return run
+
+
+def build_command(
+    output: str,
+    bids: str | None = None,
+    table: str | None = None,
+    datalist: str | None = None,
+    image: str = "T1w",
+    mask: str | None = None,
+    derivative: str | None = None,
+    runs: str = "all",
+    subject: str = "subject",
+    session: str | None = None,
+    subject_pattern: str | None = None,
+    prefix: str = "",
+    target: str | None = None,
+    classes: str | None = None,
+    healthy: str | None = None,
+    include: str | None = None,
+    keep: str | None = None,
+    group: str | None = None,
+    stratify: str | None = None,
+    split: str | tuple[float, float, float] = (0.6, 0.15, 0.25),
+    folds: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Make the datalists of the three bundles, with one split by subject, from a BIDS folder, a table or a datalist.
+
+    Writes OUTPUT/pretrain.json, with --target classify.json, with --mask segment.json. All scans, sessions and runs of
+    a subject are in one part, in all three lists. What is left out, and why, stands in the lists. Examples:
+
+    sa-swin cohort build --output STUDY/datalists --bids STUDY --image T1w,FLAIR --mask label-lesion_mask
+    --target diagnosis --classes "healthy=0,tumour|infarct=1" --healthy diagnosis=healthy --include "age>=18"
+
+    sa-swin cohort build --output lists --table scans.csv --image t1_path --subject patient --target group
+
+    Args:
+        output: folder of the datalists.
+        bids: BIDS folder; participants.tsv and sessions.tsv give the columns.
+        table: CSV or TSV, one row per scan; its cells give the paths, relative to --dataset_dir of the bundles.
+        datalist: JSON to split anew; `label` is a column, or the mask.
+        image: BIDS suffix such as T1w, or acq-3d_T1w; several for several channels: T1w,FLAIR. For a table: columns.
+        mask: BIDS suffix and entities among the derivatives, such as label-lesion_mask. For a table: a column.
+        derivative: pipeline below derivatives/, or a folder, that has the masks; by default all pipelines.
+        runs: of repeated runs take all, the first or the last.
+        subject: for a table: column of the subject.
+        session: for a table: column of the session.
+        subject_pattern: for a datalist without subjects: regular expression with one group, e.g. "(ADNI_.{10})".
+        prefix: put before every subject's id, e.g. IXI-, so that persons of two studies with one id stay apart.
+        target: column of the class.
+        classes: class of each value, e.g. "healthy=0,tumour|infarct=1"; by default the values are numbered in order.
+        healthy: what makes a subject healthy, e.g. diagnosis=healthy.
+        include: conditions, all to be met, e.g. "age>=18,sex=F,site=north|south,scanner!=old".
+        keep: further columns to copy into the entries; site and side always are.
+        group: columns whose equal values keep subjects together, e.g. family or site.
+        stratify: columns that the parts share alike, further to the class.
+        split: shares of training, validation and testing; or the column of a split that is given: train, val, test.
+        folds: so many folds (--fold N of the bundles holds one out), in place of training and validation.
+        seed: of the split.
+        overwrite: replace datalists that are there and differ.
+    """
+    settings = {
+        key: value for key, value in locals().items() if value is not None and key not in ("output", "overwrite")
+    }
+    chosen = [name for name, place in (("bids", bids), ("table", table), ("datalist", datalist)) if place]
+    if len(chosen) != 1:
+        raise CohortError(f"give one of --bids, --table and --datalist; got {', '.join(chosen) or 'none'}")
+    channels = words(image)
+    if bids:
+        scans, left_out = find_scans(Path(str(bids)), channels, mask, derivative, runs)
+    elif table:
+        scans, left_out = table_scans(Path(str(table)), channels, mask, subject, session)
+    else:
+        scans, left_out = datalist_scans(Path(str(datalist)), subject_pattern)
+    scans = [replace(scan, subject=f"{prefix}{scan.subject}") for scan in scans]
+    kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
+    given = split if isinstance(split, str) and split in columns(scan.facts for scan in scans) else None
+    plan = Plan(
+        target=target,
+        classes=classes,
+        healthy=conditions(healthy),
+        include=conditions(include),
+        keep=kept,
+        group=words(group),
+        stratify=words(stratify),
+        given=given,
+        folds=folds,
+        seed=seed,
+        **({} if given else {"shares": numbers(split)}),
+    )
+    built = build(scans, plan, str(bids or table or datalist))
+    built.left_out[:0] = left_out
+    paths = write_datalists(built, Path(str(output)), settings, overwrite)
+    print(summary(built, scans))
+    print("wrote", *paths)
+
+
+def check_command(
+    datalist: str,
+    dataset_dir: str | None = None,
+    label: str | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    workers: int = 2,
+    json: str | None = None,
+    quarantine: str | None = None,
+    allow_outside: bool = False,
+) -> None:
+    """Read every file of a datalist once and report all that is wrong, by file; exit code 1 if anything is.
+
+    Files: readable, 3D, finite, not constant, plausible spacing and size, left and right clear. Cases: channels and
+    mask on one grid, mask values, labels, `side` against the mask. The list: the same image under two names, a subject
+    on two sides of the split or at two sites, classes that a part lacks.
+
+    Args:
+        datalist: JSON.
+        dataset_dir: what relative paths are relative to; by default the datalist's folder, or the one above
+            `datalists`.
+        label: what a case carries: class, mask, healthy or none; by default what most cases carry.
+        in_channels: files per case; by default what most cases have.
+        num_classes: of class labels and masks.
+        workers: processes.
+        json: file for the report in JSON.
+        quarantine: file for the datalist without the cases that have an error.
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+    """
+    path = Path(str(datalist))
+    root = root_of(path, dataset_dir)
+    report = check_datalist(path, root, label, in_channels, num_classes, workers, allow_outside)
+    print(as_text(report, root))
+    if json:
+        write_whole(Path(str(json)), dump(as_json(report)))
+    if quarantine:
+        write_whole(Path(str(quarantine)), dump(good_rest(report)))
+    if report.errors():
+        sys.exit(1)
+
+
+def leakage_command(
+    pretrain: str | None = None,
+    classify: str | None = None,
+    segment: str | None = None,
+    dataset_dir: str | None = None,
+    label_free: bool = False,
+    images: bool = True,
+    workers: int = 4,
+    json: str | None = None,
+    allow_outside: bool = False,
+) -> None:
+    """Compare subjects and images of the stages' datalists: is anything measured on that was trained on?
+
+    A copy under another name, or of another subject's id, is found by what the image holds. Exit code 1 if there is a
+    leak.
+
+    Args:
+        pretrain: datalist of the pretraining.
+        classify: datalist of the classification.
+        segment: datalist of the segmentation.
+        dataset_dir: what relative paths are relative to; by default each datalist's folder, or the one above
+            `datalists`.
+        label_free: pretraining uses no label (objectives label_free and reconstruction).
+        images: compare what the images hold; False compares subjects alone and reads no image.
+        workers: threads that read images.
+        json: file for the report in JSON.
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+    """
+    lists = {"pretrain": pretrain, "classify": classify, "segment": segment}
+    paths = {stage: Path(str(path)) for stage, path in lists.items() if path}
+    if not paths:
+        raise CohortError("give the datalists of one or more stages: --pretrain, --classify, --segment")
+    placed = {stage: (path, root_of(path, dataset_dir)) for stage, path in paths.items()}
+    leaks = leakage.compare_lists(placed, label_free, images, workers, allow_outside)
+    print(leakage.as_text(leaks))
+    if json:
+        write_whole(Path(str(json)), dump(leakage.as_json(leaks)))
+    if any(leak.severity == "error" for leak in leaks):
+        sys.exit(1)
+
+
+def root_of(datalist: Path, dataset_dir: str | None) -> Path:
+    """What a datalist's paths are relative to."""
+    if dataset_dir:
+        return Path(str(dataset_dir))
+    return datalist.parent.parent if datalist.parent.name == "datalists" else datalist.parent
+
+
+def dump(content: Any) -> str:
+    """JSON as this project writes it."""
+    return dumps(content, indent=2) + "\n"
+
+
+def numbers(value: Any) -> list[float]:
+    """The numbers of a command line's list."""
+    try:
+        return [float(word) for word in words(value)]
+    except ValueError as error:
+        raise CohortError(f"expected numbers such as 0.6,0.15,0.25, or a column that there is, got {value}") from error
+
+
+def summary(built: Built, scans: list[Scan]) -> str:
+    """The split in figures, and what is left out."""
+    strata = sorted({stratum for counts in built.subjects.values() for stratum in counts}, key=str)
+    lines = [f"{'subjects':<14}" + "".join(f"{stratum!s:>14}" for stratum in strata)]
+    for part, counts in built.subjects.items():
+        name = f"fold {part}" if isinstance(part, int) else str(part)
+        lines.append(f"{name:<14}" + "".join(f"{counts[stratum]:>14}" for stratum in strata))
+    for part, counts in built.subjects.items():
+        if empty := [str(stratum) for stratum in strata if not counts[stratum]]:
+            lines.append(f"note: nobody of {', '.join(empty)} in {part}")
+    entries = Counter({name: sum(map(len, _sections(lists))) for name, lists in built.datalists.items()})
+    lines.append(f"{len(scans)} scans; entries: " + ", ".join(f"{name} {number}" for name, number in entries.items()))
+    if built.left_out:
+        lines.append("left out of some or all lists:\n  " + reasons(built.left_out).replace("; ", "\n  "))
+    return "\n".join(lines)
+
+
+def _sections(lists: dict[str, Any]) -> list[list]:
+    return [cases for cases in lists.values() if isinstance(cases, list)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`sa-swin cohort build | check | leakage` with these options."""
+    commands = {"build": build_command, "check": check_command, "leakage": leakage_command}
+    wrapped = {name: in_a_sentence(command) for name, command in commands.items()}
+    fire.Fire(wrapped, command=list(arguments), name="sa-swin cohort")

@@ -1,0 +1,1 @@
+"""Align a whole cohort once, and look at it."""

@@ -1,0 +1,137 @@
+"""Align one case of a cohort: its files in, aligned NIfTI files and a record of the plane and the grids out."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.utils import GridSampleMode
+
+from custom.alignment.grid import aligned_grid, plane_figures, to_grid
+from custom.alignment.version import ALIGNMENT_VERSION
+from custom.data.case import image_paths
+from custom.data.contents import Voxels
+from custom.data.headers import case_problems
+from custom.support.files import below, write_whole
+from custom.volumes.loading import load_volume
+from custom.volumes.nifti import write_nifti
+from sa_swin.prepare.contact_sheet import save_thumbnail
+
+STATUS = {"fail": "failed", "warn": "kept", "drop": "dropped"}
+"""What becomes of a case whose plane cannot be trusted, by the user's choice."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The aligned grid of a cohort: mm per voxel and voxels, along the three axes."""
+
+    spacing: tuple[float, float, float]
+    spatial_size: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is aligned together: images (channels of one grid) and, if it has one, a mask; paths relative to `root`."""
+
+    root: str
+    images: tuple[str, ...]
+    label: str | None
+
+
+def case_of(entry: dict[str, Any], dataset_dir: Path) -> Case:
+    """The files of a datalist's entry."""
+    images = tuple(os.path.normpath(path) for path in image_paths(entry))
+    label = entry.get("label")
+    return Case(str(dataset_dir), images, os.path.normpath(label) if isinstance(label, str) else None)
+
+
+def aligned_path(path: str, root: str) -> str:
+    """Where a file's aligned version lies under the output folder: its own relative path, as `.nii`.
+
+    Uncompressed: without a cache, training reads it in every epoch.
+    """
+    relative = below(path, root)
+    name = relative.name
+    for suffix in (".gz", ".nii", ".mgz", ".nrrd", ".mha", ".img", ".hdr"):
+        name = name.removesuffix(suffix)
+    return str(relative.with_name(f"{name}.nii"))
+
+
+def label_path(case: Case) -> str:
+    """Where a case's aligned label lies: beside its image, as two images with one label lie on different grids."""
+    return aligned_path(case.images[0], case.root).removesuffix(".nii") + "_label.nii"
+
+
+def aligned_paths(case: Case) -> list[str]:
+    """Every NIfTI file that a case is written to."""
+    return [aligned_path(path, case.root) for path in case.images] + ([label_path(case)] if case.label else [])
+
+
+def record_path(case: Case, output: Path) -> Path:
+    """Where a case's plane, quality and grids are kept."""
+    path = output / aligned_path(case.images[0], case.root)
+    return path.with_name(path.name.removesuffix(".nii") + ".json")
+
+
+def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
+    """Align one case and write its files; returns its record.
+
+    The plane is found on the first image; every image and the label are resampled onto the same grid, once.
+
+    Raises:
+        ValueError: when a file is missing or unreadable, or the files do not share one grid.
+    """
+    sources = [Path(case.root).absolute() / path for path in (*case.images, *([case.label] if case.label else []))]
+    _check(sources, len(case.images))
+    record = {"image": case.images[0], "settings": settings(grid, sources)}
+    path = record_path(case, output)
+    if (known := _finished(path, record["settings"], untrusted)) is not None:
+        return known
+    volumes = [load_volume(str(source), dtype=None) for source in sources]
+    affine, plane, reason = aligned_grid(volumes[0], grid.spacing, grid.spatial_size)
+    record |= {"status": "aligned" if reason is None else STATUS[untrusted], "reason": reason or ""}
+    record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)} if plane else {"plane": None}
+    record |= {"aligned_affine": affine.tolist(), "source_affine": volumes[0].affine.tolist()}
+    record |= {"source_size": list(volumes[0].shape[1:])}
+    if record["status"] in ("aligned", "kept"):
+        size, n = grid.spatial_size, len(case.images)
+        images = [to_grid(volume.float(), affine, size, GridSampleMode.BILINEAR) for volume in volumes[:n]]
+        labels = [
+            to_grid(volume.float(), affine, size, GridSampleMode.NEAREST).to(volume.dtype) for volume in volumes[n:]
+        ]
+        for volume, target in zip(images + labels, aligned_paths(case), strict=True):
+            write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
+        save_thumbnail(images[0][0].as_tensor(), path.with_suffix(".png"))
+    read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
+    record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
+    write_whole(path, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _check(sources: Sequence[Path], num_images: int) -> None:
+    files = [str(source) for source in sources]
+    images, labels = files[:num_images], files[num_images:]
+    case = {"image": images, "label": labels[0]} if labels else {"image": images}
+    if problems := case_problems(case, "mask" if labels else "none", num_images, None):
+        raise ValueError("; ".join(problems))
+
+
+def settings(grid: Grid, sources: Sequence[Path]) -> dict[str, Any]:
+    """What an aligned file depends on; when it changes, the file is made again."""
+    stats = [source.stat() for source in sources]
+    return {
+        "spacing": list(grid.spacing),
+        "spatial_size": list(grid.spatial_size),
+        "sources": [[str(source), stat.st_size, stat.st_mtime_ns] for source, stat in zip(sources, stats, strict=True)],
+        "alignment": ALIGNMENT_VERSION,
+    }
+
+
+def _finished(path: Path, current: dict[str, Any], untrusted: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    same = record["settings"] == current and record["status"] in ("aligned", STATUS[untrusted])
+    return record if same else None

@@ -1,0 +1,286 @@
+"""Align a whole cohort once: aligned NIfTI images and labels, new datalists, a table of planes and a contact sheet.
+
+`sa-swin prepare --dataset_dir cohort --output aligned --workers 4`
+
+Each case leaves `<image>.json` beside its aligned image: the plane, its quality and the grids before and after, hence
+the transform and its inverse. That file is written last, so that an interrupted run goes on where it stopped.
+"""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.utils import ensure_tuple_rep
+from tqdm import tqdm
+
+from custom.data.case import refuse_outside
+from custom.data.datalist import check_entries, read_json
+from custom.support.files import WriteError, write_rows, write_whole
+from custom.transforms.contract import SPATIAL_SIZE
+from sa_swin.prepare.case import (
+    STATUS,
+    Case,
+    Grid,
+    align_case,
+    aligned_path,
+    aligned_paths,
+    case_of,
+    label_path,
+    record_path,
+)
+from sa_swin.prepare.contact_sheet import Tile, contact_sheets
+
+COLUMNS = (
+    "image", "status", "yaw_deg", "roll_deg", "offset_mm",
+    "similarity", "overlap", "margin", "angle_error", "offset_error", "inner_similarity", "reason",
+)  # fmt: skip
+
+
+def find_datalists(datalist: str | Sequence[str] | None, dataset_dir: str | None) -> list[Path]:
+    """The datalist files that are meant: one, several separated by commas, or a folder's.
+
+    Args:
+        datalist: as the command line has it; None means the folder `datalists` of `dataset_dir`.
+        dataset_dir: folder of the cohort, or None.
+
+    Raises:
+        ValueError: when there is none, or two have the same name.
+    """
+    if datalist is None and dataset_dir is None:
+        raise ValueError("nothing to align; give --dataset_dir, a folder with datalists/*.json, or --datalist")
+    named = str(Path(dataset_dir) / "datalists") if datalist is None else datalist
+    files = []
+    for path in map(Path, named.split(",") if isinstance(named, str) else named):
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"no datalist (*.json) in {named}")
+    names = [file.name for file in files]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"two datalists are named {repeated[0]}; each is written out under its own name, so rename one"
+        )
+    return files
+
+
+def cohort_folder(datalist: Path) -> Path:
+    """What a datalist's paths are relative to unless the user says it: its folder, or the folder of its `datalists`."""
+    return datalist.parent.parent if datalist.absolute().parent.name == "datalists" else datalist.parent
+
+
+def read_datalist(path: Path) -> dict[str, Any]:
+    """A datalist's content.
+
+    Raises:
+        ValueError: when the file is missing or names no cases.
+    """
+    content = read_json(path)
+    if not (lists := _sections(content)):
+        raise ValueError(
+            f"{path} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
+        )
+    check_entries(path, lists)
+    return content
+
+
+def _sections(content: Any) -> dict[str, list[dict[str, Any]]]:
+    """The lists of a datalist that hold cases."""
+    if not isinstance(content, dict):
+        return {}
+    lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
+    return {n: e for n, e in lists.items() if e and all(isinstance(case, dict) and "image" in case for case in e)}
+
+
+def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dict[str, Case]:
+    """The cases of all datalists by their first image: each with every channel and the mask that any list gives it.
+
+    Raises:
+        ValueError: when an image has two masks, or a file would be written twice.
+    """
+    cases: dict[str, Case] = {}
+    for entry in [entry for content in contents for entries in _sections(content).values() for entry in entries]:
+        new = case_of(entry, dataset_dir)
+        if not new.images:
+            raise ValueError(f"an entry without an image: {entry}")
+        old = cases.get(new.images[0], new)
+        if old.label and new.label and old.label != new.label:
+            raise ValueError(f"{new.images[0]} has two masks, {old.label} and {new.label}; prepare one list at a time")
+        images = tuple(dict.fromkeys(old.images + new.images))
+        cases[images[0]] = Case(new.root, images, old.label or new.label)
+    written: dict[str, str] = {}
+    for first, case in cases.items():
+        for path in aligned_paths(case):
+            if written.setdefault(path, first) != first:
+                raise ValueError(
+                    f"{path} would be written with {written[path]} and again with {first}, on different grids; "
+                    "name channels in one order, or prepare one list at a time"
+                )
+    return cases
+
+
+def attempt(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
+    """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
+
+    Raises:
+        WriteError: when the results cannot be written.
+    """
+    try:
+        return align_case(case, output, grid, untrusted)
+    except WriteError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        return {"image": case.images[0], "status": "failed", "reason": reason[:300]}
+
+
+def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], workers: int) -> Iterator[tuple[Case, dict]]:
+    """Do the work on every case, in this process or in several."""
+    if workers == 1:
+        yield from ((case, work(case)) for case in cases)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(work, case): case for case in cases}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where one cannot be written, the others cannot either
+
+
+def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
+    """The datalist with aligned paths, relative to the output folder, without the cases that were left out."""
+    usable = {case.images[0]: case for case, record in records.items() if record["status"] in ("aligned", "kept")}
+    lists = {}
+    for name, entries in _sections(content).items():
+        lists[name] = []
+        for entry in entries:
+            own = case_of(entry, dataset_dir)
+            if (case := usable.get(own.images[0])) is not None:
+                paths = [aligned_path(path, own.root) for path in own.images]
+                changed = {"image": paths if isinstance(entry["image"], list) else paths[0]}
+                lists[name].append(entry | changed | ({"label": label_path(case)} if own.label else {}))
+    return content | lists
+
+
+def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the planes and their quality, the least trusted first."""
+    write_rows(
+        path,
+        COLUMNS,
+        ({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()} for record in records),
+    )
+
+
+def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
+    """A case's place on the contact sheet."""
+    name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii")).parts[-2:])
+    figures, second = "", record["reason"][:60]
+    if record["status"] == "aligned":
+        figures = f"  similarity {record['similarity']:.2f}"
+        second = f"yaw {record['yaw_deg']:+.1f}  roll {record['roll_deg']:+.1f}  offset {record['offset_mm']:+.1f} mm"
+    picture = record_path(case, output).with_suffix(".png")
+    return Tile(picture, f"{name}{figures}\n{second}", record["status"] != "aligned")
+
+
+def prepare_command(
+    output: str,
+    dataset_dir: str | None = None,
+    datalist: str | Sequence[str] | None = None,
+    workers: int = 1,
+    spacing: float | Sequence[float] = 1.0,
+    spatial_size: Sequence[int] = SPATIAL_SIZE,
+    untrusted: str = "fail",
+    allow_outside: bool = False,
+) -> None:
+    """Align every volume of a cohort to its midsagittal plane, once, and write a cohort that needs no aligning.
+
+    The output folder gets the aligned images and masks, every datalist under its own name in datalists/, planes.csv,
+    and contact_sheet_*.png with the least trusted cases first; use it as --dataset_dir with --align False. An image
+    that several datalists name is aligned once. Run the same command again to go on after an interruption.
+
+    Args:
+        output: folder of the aligned cohort.
+        dataset_dir: folder of the cohort, to which the datalists' paths are relative; by default that of the datalist.
+        datalist: JSON with lists of {"image": path or paths, "label": class or mask path, ...}; several with commas
+            between; or a folder of them. By default all of DATASET_DIR/datalists.
+        workers: processes.
+        spacing: mm per voxel of the aligned volumes, one number or three.
+        spatial_size: voxels of the aligned volumes, e.g. 192,224,192.
+        untrusted: a volume whose plane cannot be trusted is an error (fail), kept as it lies (warn), left out (drop).
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+    """
+    try:
+        work = Work(Path(output), _grid(spacing, spatial_size), untrusted)
+        if untrusted not in STATUS or workers < 1:
+            raise ValueError(f"untrusted must be one of {', '.join(STATUS)}, and workers 1 or more; "
+                             f"got {untrusted} and {workers}")  # fmt: skip
+        files = find_datalists(datalist, dataset_dir)
+        root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
+        contents = {file.name: read_datalist(file) for file in files}
+        cases = list(distinct_cases(list(contents.values()), root).values())
+        files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))
+        refuse_outside(files_read, root, allow_outside)
+    except ValueError as error:
+        sys.exit(f"sa-swin prepare: {error}")
+    try:
+        records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
+        for name, content in contents.items():
+            new = new_datalist(content, records, root)
+            write_whole(work.output / "datalists" / name, json.dumps(new, indent=2) + "\n")
+        report(work.output, records)
+    except WriteError as error:
+        sys.exit(f"sa-swin prepare: {error}")
+
+
+def _grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Grid:
+    try:
+        grid = Grid(ensure_tuple_rep(spacing, 3), tuple(int(n) for n in ensure_tuple_rep(spatial_size, 3)))
+        positive = min(*grid.spacing, *grid.spatial_size) > 0
+    except (TypeError, ValueError):
+        positive = False
+    if not positive:
+        raise ValueError(
+            "spacing must be one or three positive mm, spatial_size three positive voxels; "
+            f"got {spacing}, {spatial_size}"
+        )
+    return grid
+
+
+@dataclass(frozen=True)
+class Work:
+    """`attempt` with everything but the case, in a form that other processes can receive."""
+
+    output: Path
+    grid: Grid
+    untrusted: str
+
+    def __call__(self, case: Case) -> dict[str, Any]:
+        return attempt(case, self.output, self.grid, self.untrusted)
+
+
+def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
+    """Write the table and the contact sheets, list what went wrong, and exit with 1 when a case failed."""
+    ranked = sorted(records.items(), key=lambda item: (item[1]["status"] == "aligned", item[1].get("similarity", -1)))
+    write_table([record for _, record in ranked], folder / "planes.csv")
+    seen = [(case, record) for case, record in ranked if record["status"] in ("aligned", "kept")]
+    sheets = contact_sheets([tile(case, record, folder) for case, record in seen], folder)
+    look = sheets[0] if sheets else folder / "planes.csv"
+    print(f"{folder}: {len(seen)} of {len(records)} cases aligned or kept; look at {look}")
+    for status in ("kept", "dropped", "failed"):
+        lines = [f"  {record['image']}: {record['reason']}" for _, record in ranked if record["status"] == status]
+        if lines:
+            print(f"{len(lines)} {status}:", *lines, sep="\n", file=sys.stderr)
+    if any(record["status"] == "failed" for record in records.values()):
+        sys.exit(1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`sa-swin prepare` with these options."""
+    fire.Fire(prepare_command, command=list(arguments), name="sa-swin prepare")

@@ -1,0 +1,1 @@
+"""Bundles as packages for the MONAI Model Zoo."""

@@ -1,0 +1,54 @@
+"""The metadata of a package, fitted to its weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sa_swin.release.errors import ReleaseError
+from sa_swin.release.evaluation import Evaluation
+
+
+def check_changelog(metadata: Mapping[str, Any]) -> None:
+    """Refuse a version that the changelog does not mention.
+
+    Raises:
+        ReleaseError: names the version and those that have an entry.
+    """
+    version, changelog = metadata.get("version"), metadata.get("changelog", {})
+    if not changelog.get(version):
+        raise ReleaseError(
+            f"configs/metadata.json is of version {version}, but its changelog has "
+            f"{', '.join(changelog) or 'nothing'}; say there what changed"
+        )
+
+
+def fitted(
+    metadata: Mapping[str, Any], settings: Mapping[str, Any], output_channels: int, evaluation: Evaluation | None
+) -> dict[str, Any]:
+    """Metadata with the channels of these weights, and with the figures of their evaluation.
+
+    Args:
+        metadata: of the bundle.
+        settings: of the package's config: `in_channels`, `modality`.
+        output_channels: what the network gives, at axis 1.
+        evaluation: None leaves `eval_metrics` out.
+    """
+    data_format = metadata["network_data_format"]
+    image, pred = data_format["inputs"]["image"], data_format["outputs"]["pred"]
+    count = int(settings["in_channels"])
+    halves = ("image", "mirrored")
+    names = halves if count == 1 else [f"{half}_{i}" for half in halves for i in range(count)]
+    image = image | {
+        "num_channels": 2 * count,
+        "modality": settings["modality"],
+        "channel_def": {str(i): name for i, name in enumerate(names)},
+    }
+    pred = pred | {"num_channels": output_channels}
+    if (known := pred["channel_def"]) and len(known) != output_channels:
+        pred["channel_def"] = {str(i): known.get(str(i), f"class {i}") for i in range(output_channels)}
+    fitted_format = data_format | {
+        "inputs": data_format["inputs"] | {"image": image},
+        "outputs": data_format["outputs"] | {"pred": pred},
+    }
+    out = dict(metadata) | {"network_data_format": fitted_format}
+    out.pop("eval_metrics", None)
+    return out | ({"eval_metrics": evaluation.entries()} if evaluation else {})

@@ -1,0 +1,1 @@
+"""One HTML page on a training, an evaluation or an inference."""

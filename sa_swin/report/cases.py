@@ -1,0 +1,151 @@
+"""Cases of a report: which ones to show, and their volumes on the aligned grid."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import GridSampleMode
+
+from custom.alignment.grid import aligned_grid, central_affine, to_grid
+from custom.support.errors import UserError
+from custom.symmetry import mirror
+from custom.volumes.loading import load_volume
+from custom.volumes.saving import result_path
+
+Row = dict[str, str]
+FIELD_MM = (192.0, 224.0, 192.0)
+"""Of the pictures: what the networks' aligned volume holds by default."""
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of results: its rows, findings, record, and what a record says of the data; `ids` shows whose it is."""
+
+    folder: Path
+    rows: list[Row]
+    findings: list[Row]
+    summary: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+    ids: bool = False
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record of the run that wrote the table, else of the training."""
+        for workflow in ("evaluate", "inference", "train"):
+            if workflow in self.records and (workflow == "train" or self.rows):
+                return self.records[workflow]
+        return {}
+
+    def names(self) -> list[str]:
+        """Columns of the rows."""
+        return list(self.rows[0]) if self.rows else []
+
+    def has(self, name: str) -> bool:
+        """Whether the rows have a column."""
+        return name in self.names()
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column as floats; what is empty is NaN."""
+        return np.array([float(row[name]) if row[name] != "" else np.nan for row in self.rows])
+
+
+def chosen(run: Run) -> tuple[str, list[tuple[Row, str]]]:
+    """A heading, and the rows to show with a caption each: the worst and the best, or the most remarkable."""
+    if overlaps := [name for name in run.names() if name.startswith("dice")]:
+        name, heading = "Dice", "the lowest and the highest Dice"
+        keys = np.mean([run.numbers(column) for column in overlaps], axis=0)
+    elif run.has("probability_1") and run.has("label"):
+        name, heading = "probability of the true class", "the lowest and the highest probability of the true class"
+        keys = np.array([float(row[f"probability_{int(float(row['label']))}"]) for row in run.rows])
+    elif run.has("volume_ml_class1"):
+        name, heading = "volume_ml_class1", "the smallest and the largest volume"
+        keys = run.numbers(name)
+    else:
+        name = next((name for name in ("asymmetry", "probability_1") if run.has(name)), "")
+        if not name:
+            return "", []
+        heading, keys = f"the lowest and the highest {name.replace('_', ' ')}", run.numbers(name)
+    order = np.argsort(keys)
+    picked = dict.fromkeys([*order[:SHOWN].tolist(), *order[-SHOWN:].tolist()])
+    return heading, [(run.rows[i], f"{run.rows[i]['subject']}, {name.replace('_', ' ')} {keys[i]:.3g}") for i in picked]
+
+
+def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
+    """A case as `figures.mosaic` takes it, on the aligned grid; None where its image is not there any more."""
+    paths = case_files(run, row)
+    if not paths["image"].is_file():
+        return None
+    try:
+        volumes = {kind: load_volume(path) for kind, path in paths.items() if path.is_file()}
+    except UserError:  # a damaged image must not lose the page
+        return None
+    affine, size = picture_grid(volumes["image"], run.record.get("config", {}).get("align", True))
+    case: dict[str, object] = {"name": name}
+    for kind, volume in volumes.items():
+        mode = GridSampleMode.BILINEAR if kind in ("image", "asymmetry") else GridSampleMode.NEAREST
+        case[kind] = to_grid(volume[:1], affine, size, mode).as_tensor()[0].numpy()
+    case["mirrored"] = mirror(torch.from_numpy(case["image"])).numpy()
+    return case
+
+
+def picture_grid(image: MetaTensor, align: bool) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The grid to show a volume on: aligned if that can be trusted, as fine as the file but no finer than 1 mm."""
+    spacing = max(1.0, float(image.pixdim.min()))
+    size = tuple(int(side / spacing) for side in FIELD_MM)
+    if not align:
+        return central_affine(image, [spacing] * 3, size), size
+    return aligned_grid(image, [spacing] * 3, size)[0], size
+
+
+def case_files(run: Run, row: Row) -> dict[str, Path]:
+    """Where the volumes of a case should be: image, prediction, asymmetry map and, by the datalist, the truth."""
+    image = Path(row["image"])
+    paths = run.record.get("paths", {})
+    root = Path(paths.get("dataset_dir", image.parent))
+    files = {"image": image}
+    for kind, postfix in (("prediction", "pred"), ("asymmetry", "asymmetry")):
+        files[kind] = result_path(str(image), root, run.folder, postfix)
+    truth = masks(paths).get(str(image))
+    return {**files, "truth": root / truth} if truth else files
+
+
+def masks(paths: Mapping[str, Any]) -> dict[str, str]:
+    """The mask of each image that the datalist of a run gives one, by the image's path as the tables have it."""
+    root = Path(paths.get("dataset_dir", "."))
+    entries = [entry for entries in datalist(paths).values() for entry in entries]
+    first = [(e["image"][0] if isinstance(e["image"], list) else e["image"], e.get("label")) for e in entries]
+    return {str(root / image): label for image, label in first if isinstance(label, str)}
+
+
+def datalist(paths: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The lists of cases in the datalist of a run; none where there was no datalist, or it is gone."""
+    path = Path(str(paths.get("datalist")))
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
+    return {name: e for name, e in lists.items() if e and all(isinstance(c, dict) and "image" in c for c in e)}
+
+
+def cohort_table(lists: Mapping[str, Sequence[Mapping[str, Any]]], largest: int = 6) -> list[Row]:
+    """One row per list: cases, subjects, and how often each value of an entry's few-valued facts occurs.
+
+    A fact that is another one for every entry may say whose it is, and is left out.
+    """
+    table = []
+    for name, entries in lists.items():
+        row = {"list": name, "cases": str(len(entries))}
+        row["subjects"] = str(len({str(entry.get("subject", entry["image"])) for entry in entries}))
+        if masks := sum(isinstance(entry.get("label"), str) for entry in entries):
+            row["masks"] = str(masks)
+        for fact in dict.fromkeys(key for entry in entries for key in entry if key not in ("image", "subject", "fold")):
+            values = [str(entry.get(fact)) for entry in entries if not (fact == "label" and masks)]
+            if 0 < len(set(values)) <= largest and not len(values) == len(set(values)) > 2:
+                counts = {value: values.count(value) for value in sorted(set(values))}
+                row[fact] = ", ".join(f"{value}: {count}" for value, count in counts.items())
+        table.append(row)
+    return table

@@ -1,0 +1,1 @@
+"""Studies: what symmetry is worth."""

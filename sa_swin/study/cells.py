@@ -1,0 +1,183 @@
+"""Run the cells of a study: each a training and an evaluation of a bundle, in a folder of its own, once."""
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.utils import ensure_tuple_rep
+
+from custom.support.errors import UserError, root_cause
+from custom.support.files import write_whole
+from custom.support.run_record import commit
+from custom.transforms.normative import NormativeAsymmetry
+from custom.weights.transfer import load_checkpoint
+from sa_swin.study.cohort import read_lists
+from sa_swin.study.controls import ControlledContract
+from sa_swin.study.plan import BUNDLES, Cell
+
+CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate")}
+FIXED = {"num_workers": 0, "cache_rate": 1.0, "pretrained_minimum": 0.5}
+"""Settings of every cell. No loader processes: volumes are in memory, and cells run side by side."""
+SCORES = {"pretrain": "asymmetry", "classify": "probability_1", "segment": "dice"}
+"""Column of `cases.csv` that a task is measured by."""
+
+
+def run_cell(cell: Cell, folder: Path, device: str) -> None:
+    """Train and evaluate a cell, a classifier without a control on the reflected brains, too; what is done stays.
+
+    Args:
+        cell: the cell.
+        folder: of the study's work: `aligned`, `cohort` and `cells` are in it.
+        device: such as `cpu` or `cuda:0`.
+    """
+    home = folder / "cells" / cell.digest
+    home.mkdir(parents=True, exist_ok=True)
+    settings = {} if cell.arm.task == "normative" else overrides(cell, folder, device)
+    with (home / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+        if not (home / "result.json").exists():
+            started = time.monotonic()
+            measure = normative_cases if cell.arm.task == "normative" else train_and_evaluate
+            cases = measure(cell, folder, settings)
+            seconds = round(time.monotonic() - started, 1)
+            result = {"cell": cell.name, "seconds": seconds, "commit": commit(), "cases": cases}
+            result |= calibration(home) if cell.arm.task == "classify" else {}
+            write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
+        if cell.arm.task == "classify" and not cell.control and not (home / "reflected.json").exists():
+            evaluate_reflected(home, settings)
+
+
+def train_and_evaluate(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Train a cell and measure it on the test subjects: their scores by subject."""
+    home = folder / "cells" / cell.digest
+    for workflow in CONFIGS:
+        run_bundle(cell.arm.task, workflow, settings)
+    for path in (home / "models").glob("*.ckpt"):  # nobody goes on from them
+        path.unlink()
+    return read_cases(home / "evaluate" / "cases.csv", SCORES[cell.arm.task])
+
+
+def calibration(home: Path) -> dict[str, float]:
+    """What a trained classifier of two classes was calibrated with, of the logit of the second."""
+    weights = load_checkpoint(home / "models" / "model.pt")
+    bias = weights["class_bias"]
+    return {"temperature": float(weights["temperature"]), "bias": float(bias[1] - bias[0])}
+
+
+def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Normative asymmetry of the test subjects against the healthy training subjects, by subject."""
+    dataset_dir = folder / ("aligned" if cell.align else "cohort")
+    lists = read_lists(dataset_dir / "datalists" / "classify.json")
+    contract = ControlledContract(**control_of(cell, dataset_dir), **cell.settings, align=False)
+    spacing = tuple(ensure_tuple_rep(cell.settings["spacing"], 3))
+
+    def pair(entry: Mapping[str, Any]) -> torch.Tensor:
+        return contract({"image": str(dataset_dir / entry["image"])})["image"].as_tensor()
+
+    norm = NormativeAsymmetry.of((pair(entry) for entry in lists["training"] if entry["healthy"]), spacing)
+    return {entry["subject"]: round(norm.score(pair(entry)), 6) for entry in lists["testing"]}
+
+
+def evaluate_reflected(home: Path, settings: Mapping[str, Any]) -> None:
+    """Measure a trained classifier on the reflected test brains, and leave `reflected.json` in its folder."""
+    reflected = {"contract::kind": "reflected", "output_dir": str(home / "reflected")}
+    run_bundle("classify", "evaluate", {**settings, **reflected})
+    cases = read_cases(home / "reflected" / "cases.csv", SCORES["classify"])
+    write_whole(home / "reflected.json", json.dumps(cases, indent=1) + "\n")
+
+
+def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
+    """The bundle's settings for a cell, with its paths."""
+    home = folder / "cells" / cell.digest
+    dataset_dir = folder / ("aligned" if cell.align else "cohort")
+    return {
+        **FIXED,
+        **cell.settings,
+        "align": False,
+        "val_interval": cell.settings["max_epochs"],  # the last weights are the ones measured, in every arm alike
+        "bundle_root": str(BUNDLES / f"sa_swin_{cell.arm.task}"),
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(home / "evaluate"),
+        "ckpt_dir": str(home / "models"),
+        "pretrained": str(folder / "cells" / cell.start.digest / "models" / "model.pt") if cell.start else "",
+        "device": f"$torch.device({device!r})",
+        "contract::_target_": "sa_swin.study.controls.ControlledContract",
+        **{f"contract::{name}": value for name, value in control_of(cell, dataset_dir).items()},
+    }
+
+
+def control_of(cell: Cell, dataset_dir: Path) -> dict[str, Any]:
+    """Keyword arguments of the cell's control, with what it needs of the cohort."""
+    if cell.control.get("kind") != "other_subject":
+        return dict(cell.control)
+    datalist = str(dataset_dir / "datalists" / "classify.json")
+    return {**cell.control, "datalist": datalist, "dataset_dir": str(dataset_dir)}
+
+
+def run_bundle(task: str, workflow: str, settings: Mapping[str, Any]) -> None:
+    """One workflow of a bundle, in this process, as `python -m monai.bundle run` does it."""
+    configs = [str(BUNDLES / f"sa_swin_{task}" / "configs" / f"{name}.yaml") for name in CONFIGS[workflow]]
+    further = {"save_masks": False} if (task, workflow) == ("segment", "evaluate") else {}
+    bundle = ConfigWorkflow(configs, logging_file=False, workflow_type="train", **settings, **further)
+    bundle.initialize()
+    bundle.run()
+    bundle.finalize()
+
+
+def read_cases(path: Path, score: str) -> dict[str, float]:
+    """Score of every case by subject, from an evaluation's table.
+
+    Raises:
+        UserError: when a case has no finite score.
+    """
+    with path.open(newline="") as file:
+        rows = {row["subject"]: row[score] for row in csv.DictReader(file)}
+    if missing := [subject for subject, value in rows.items() if value == ""]:
+        raise UserError(f"{path}: no {score} of {', '.join(missing)}")
+    return {subject: round(float(value), 6) for subject, value in rows.items()}
+
+
+def waves(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Cells that start from nothing, then those that start from one of them."""
+    return [cell for cell in cells if cell.start is None], [cell for cell in cells if cell.start]
+
+
+def run_all(
+    cells: Sequence[Cell], folder: Path, devices: Sequence[str], workers: int
+) -> Iterator[tuple[Cell, str | None]]:
+    """Run cells here or in several processes; each comes back with what went wrong, if anything did.
+
+    Args:
+        cells: of the study.
+        folder: of its work.
+        devices: the workers take turns among them.
+        workers: processes.
+    """
+    if workers == 1:
+        yield from ((cell, attempt(cell, folder, devices[0])) for wave in waves(cells) for cell in wave)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for wave in waves(cells):
+            futures: dict[Future[str | None], Cell] = {
+                pool.submit(attempt, cell, folder, devices[i % len(devices)]): cell for i, cell in enumerate(wave)
+            }
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+
+
+def attempt(cell: Cell, folder: Path, device: str) -> str | None:
+    """Run a cell; what went wrong in a line, or None. One bad cell never loses the others."""
+    try:
+        run_cell(cell, folder, device)
+    except Exception as error:
+        cause = root_cause(error)
+        return f"{type(cause).__name__}: {cause}; see {folder / 'cells' / cell.digest / 'log.txt'}"
+    return None

@@ -1,0 +1,111 @@
+"""Figures of arms, and paired comparisons of them: intervals and p-values.
+
+Scores of an arm are `(S, N)`: S seeds (trainings), N cases, the same cases in the same order in both arms of a
+comparison. An arm's figure is the mean over its seeds.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+from sa_swin.bootstrap import limits, resamples
+
+Figure = Callable[[np.ndarray, np.ndarray], float]
+"""Of the truth `(N,)` and the scores `(S, N)`: the mean over the seeds."""
+
+
+def mean_auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Mean over seeds of the area under the ROC curve; truth `(N,)` bool, scores `(S, N)`."""
+    ranks = stats.rankdata(scores, axis=1)
+    positive = int(truth.sum())
+    negative = len(truth) - positive
+    above = ranks[:, truth].sum(axis=1) - positive * (positive + 1) / 2
+    return float(np.mean(above / (positive * negative)))
+
+
+def mean_score(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Mean over seeds and cases of a score that is a figure of each case, such as Dice."""
+    return float(scores.mean())
+
+
+def mean_log_loss(truth: np.ndarray, logits: np.ndarray) -> float:
+    """Mean over seeds and cases of the negative log of the probability that a case's truth was given; of logits."""
+    return float(np.logaddexp(0, np.where(truth, -logits, logits)).mean())
+
+
+def nested_draws(truth: np.ndarray, seeds: int, count: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Resampled cases `(count, N)`, by class, and resampled seeds `(count, S)`."""
+    cases = resamples(truth, count, seed)
+    return cases, np.random.default_rng([seed, 1]).integers(seeds, size=(count, seeds))
+
+
+def figure_interval(figure: Figure, truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of an arm's figure: cases (by class) and seeds are both resampled."""
+    draws = zip(*nested_draws(truth, len(scores)), strict=True)
+    low, high = limits(np.array([figure(truth[cases], scores[np.ix_(seeds, cases)]) for cases, seeds in draws]))
+    return float(low), float(high)
+
+
+def difference_interval(
+    figure: Figure, truth: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[float, float]:
+    """95 % interval of the first arm's figure less the second's: the same cases and seeds are drawn for both."""
+    samples = []
+    for cases, seeds in zip(*nested_draws(truth, len(first)), strict=True):
+        drawn = (scores[np.ix_(seeds, cases)] for scores in (first, second))
+        samples.append(np.subtract(*(figure(truth[cases], scores) for scores in drawn)))
+    low, high = limits(np.array(samples))
+    return float(low), float(high)
+
+
+def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """DeLong's structural components: for each positive the share of negatives below it, and the reverse; `(N,)`."""
+    positive, negative = scores[truth], scores[~truth]
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    return wins.mean(axis=1), wins.mean(axis=0)
+
+
+def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p-value of a difference between two AUCs of the same cases, each a mean over seeds.
+
+    The structural components are averaged over the seeds, as the AUC is, so that the variance is that of the mean AUC
+    of these trainings over other cases; other trainings are not in it. With fewer than two cases of a class it is 1.
+
+    Args:
+        truth: `(N,)` bool.
+        first: scores `(S, N)` of one arm.
+        second: and of the other.
+
+    References:
+        DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845.
+    """
+    parts = []
+    for scores in (first, second):
+        parts.append([np.mean(part, axis=0) for part in zip(*(placements(truth, own) for own in scores), strict=True)])
+    of_positives, of_negatives = (a - b for a, b in zip(*parts, strict=True))
+    if min(len(of_positives), len(of_negatives)) < 2:
+        return 1.0  # no variance, hence no evidence
+    difference = of_positives.mean()
+    variance = of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives)
+    if variance == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(difference) / np.sqrt(variance)))
+
+
+def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p-value of a mean difference per case, by exchanging the arms in random cases (10 000 times).
+
+    Args:
+        first: `(S, N)` of one arm; a case's difference is the mean over its seeds.
+        second: `(S, N)` of the other.
+    """
+    result = stats.permutation_test(
+        (first.mean(axis=0), second.mean(axis=0)),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=10_000,
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)

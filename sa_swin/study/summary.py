@@ -1,0 +1,193 @@
+"""From the cells' results to a study's figures: every arm with its interval, every comparison with its p-value."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import false_discovery_control
+
+from custom.evaluation.calibration import calibration_error
+from sa_swin.study import cohort
+from sa_swin.study.plan import Study, describe, members
+from sa_swin.study.statistics import (
+    delong,
+    difference_interval,
+    figure_interval,
+    mean_auc,
+    mean_log_loss,
+    mean_score,
+    sign_flip,
+)
+
+
+def collect(study: Study, folder: Path) -> dict[str, Any]:
+    """Per-case scores of all finished arms, as the study's JSON holds them.
+
+    Args:
+        study: the study.
+        folder: of its work.
+
+    Returns:
+        The study file's content, the cohort's sizes, the facts of the test subjects, and the arms, each with `seeds`,
+        those that have run, `seconds`, and `scores`, a list per seed in the order of `subjects`. The cells that have
+        not run are named in `missing`.
+    """
+    facts = cohort.test_facts(folder)
+    arms, missing = [], []
+    for arm in study.arms:
+        cells = {seed: study.cell(arm, seed) for seed in study.content["seeds"]}
+        found = {seed: folder / "cells" / cell.digest / "result.json" for seed, cell in cells.items()}
+        missing += [cell.name for seed, cell in cells.items() if not found[seed].exists()]
+        seeds = [seed for seed, path in found.items() if path.exists()]
+        paths = [found[seed] for seed in seeds]
+        if not paths:
+            continue
+        results = [json.loads(path.read_text()) for path in paths]
+        subjects = [subject for subject in facts if subject in results[0]["cases"]]
+        arms.append(
+            describe(arm)
+            | {
+                "seeds": seeds,
+                "seconds": [result["seconds"] for result in results],
+                "commits": sorted({str(result["commit"]) for result in results}),
+                "subjects": subjects,
+                "scores": [[result["cases"][subject] for subject in subjects] for result in results],
+            }
+            | reflected(paths, subjects)
+            | calibrations(results)
+        )
+    sizes = cohort.sizes(folder)
+    missing = list(dict.fromkeys(missing))
+    return {"study": study.content, "sizes": sizes, "facts": facts, "arms": arms, "missing": missing}
+
+
+def reflected(paths: Sequence[Path], subjects: Sequence[str]) -> dict[str, Any]:
+    """Scores of the reflected brains, where they were measured with all of the seeds."""
+    own = [path.with_name("reflected.json") for path in paths]
+    if not all(path.exists() for path in own):
+        return {}
+    cases = [json.loads(path.read_text()) for path in own]
+    return {"reflected": [[scores[subject] for subject in subjects] for scores in cases]}
+
+
+def calibrations(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the classifiers of an arm were calibrated with, where all of them say so."""
+    keys = ("temperature", "bias")
+    if not all(key in result for result in results for key in keys):
+        return {}
+    return {"calibration": [{key: result[key] for key in keys} for result in results]}
+
+
+def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of the arms and groups, and the comparisons whose arms are there."""
+    by_name = {(arm["task"], arm["name"]): arm for arm in collected["arms"]}
+    groups = {"all": None, **study.content["groups"]}
+    rows = [
+        {"task": arm["task"], "arm": arm["name"], "group": group} | figures(arm, collected["facts"], wanted)
+        for arm in collected["arms"]
+        for group, wanted in groups.items()
+    ]
+    compared = []
+    for first, second, group in study.comparisons:
+        found = [by_name.get((arm.task, arm.name)) for arm in (first, second)]
+        if all(found) and set(found[0]["seeds"]) & set(found[1]["seeds"]):
+            row = {"task": first.task, "arm": first.name, "against": second.name, "group": group or "all"}
+            compared.append(row | compare(*found, collected["facts"], groups[group or "all"]))
+    for row, value in zip(
+        compared, false_discovery_control([r["p"] for r in compared]) if compared else [], strict=True
+    ):
+        row["q"] = float(value)
+    return {"arms": rows, "comparisons": compared}
+
+
+def columns(
+    arm: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    group: Mapping[str, Sequence[Any]] | None,
+    seeds: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth `(N,)`, whether a subject is a patient, and scores `(S, N)` of an arm's cases in a group, of some seeds."""
+    chosen = members({subject: facts[subject] for subject in arm["subjects"]}, group)
+    kept = [i for i, subject in enumerate(arm["subjects"]) if subject in chosen]
+    truth = np.array([not facts[arm["subjects"][i]]["healthy"] for i in kept])
+    rows = [arm["seeds"].index(seed) for seed in (arm["seeds"] if seeds is None else seeds)]
+    return truth, np.array(arm["scores"])[np.ix_(rows, kept)]
+
+
+def figure_of(task: str) -> Any:
+    """The figure that a task's arms are measured by."""
+    return mean_score if task == "segment" else mean_auc
+
+
+def figures(
+    arm: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Sequence[Any]] | None
+) -> dict[str, Any]:
+    """An arm's figure with its interval, the figure of each seed, and the numbers of cases."""
+    truth, scores = columns(arm, facts, group)
+    figure = figure_of(arm["task"])
+    low, high = figure_interval(figure, truth, scores)
+    return (
+        {
+            "value": figure(truth, scores),
+            "low": low,
+            "high": high,
+            "seeds": [figure(truth, own[None]) for own in scores],
+            "n": len(truth),
+            "n_patients": int(truth.sum()),
+            "seconds": float(np.mean(arm["seconds"])),
+        }
+        | inconsistency(arm)
+        | (calibration_figures(arm, truth, scores) if "calibration" in arm and group is None else {})
+    )
+
+
+def inconsistency(arm: Mapping[str, Any]) -> dict[str, float]:
+    """Mean change of the probability of a brain when it is reflected, where it was measured."""
+    if "reflected" not in arm:
+        return {}
+    return {"inconsistency": float(np.mean(np.abs(np.array(arm["scores"]) - np.array(arm["reflected"]))))}
+
+
+def calibration_figures(arm: Mapping[str, Any], truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Log loss and expected calibration error of all cases as they are, and as they were before the calibration.
+
+    The difference of the log losses is paired, and its interval is over cases and seeds.
+    """
+    own = np.array([[part["temperature"], part["bias"]] for part in arm["calibration"]])
+    logits = logit(np.clip(scores, 1e-6, 1 - 1e-6))  # six decimals are kept of the scores
+    raw = (logits - own[:, 1:]) * own[:, :1]
+    low, high = difference_interval(mean_log_loss, truth, logits, raw)
+    return {
+        "log_loss": mean_log_loss(truth, logits),
+        "log_loss_before": mean_log_loss(truth, raw),
+        "log_loss_low": low,
+        "log_loss_high": high,
+        "calibration_error": float(np.mean([calibration_error(truth, row) for row in scores])),
+        "calibration_error_before": float(np.mean([calibration_error(truth, row) for row in expit(raw)])),
+    }
+
+
+def compare(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    group: Mapping[str, Sequence[Any]] | None,
+) -> dict[str, Any]:
+    """The difference between two arms over the seeds that both have, with its interval and p-value.
+
+    Raises:
+        ValueError: when the arms were not measured on the same cases.
+    """
+    if first["subjects"] != second["subjects"]:
+        raise ValueError(f"{first['name']} and {second['name']} were measured on different cases")
+    common = [seed for seed in first["seeds"] if seed in second["seeds"]]
+    truth, one = columns(first, facts, group, common)
+    _, other = columns(second, facts, group, common)
+    figure = figure_of(first["task"])
+    low, high = difference_interval(figure, truth, one, other)
+    p = sign_flip(one, other) if first["task"] == "segment" else delong(truth, one, other)
+    difference = figure(truth, one) - figure(truth, other)
+    return {"difference": difference, "low": low, "high": high, "p": p, "n": len(truth), "seeds": len(common)}

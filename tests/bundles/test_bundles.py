@@ -1,0 +1,245 @@
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_configs import ROOT, TASKS, WORKFLOWS, configs, made, read
+from ignite.engine import Events
+from monai.bundle import verify_metadata, verify_net_in_out
+from monai.bundle.config_parser import ConfigParser
+
+from custom.evaluation.case_table import CalibrationFit, CaseTable
+from custom.evaluation.inferers import MirroredSlidingWindow
+from custom.support.errors import advice, root_cause
+from custom.training.checkpoints import Checkpoints
+
+SCHEMA = Path(os.environ.get("SA_SWIN_SCHEMA", ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+@pytest.mark.parametrize("task", TASKS)
+def test_monai_finds_the_properties_it_looks_for(task, workflow, tiny_cohort, tmp_path):
+    bundle = made(task, workflow, tiny_cohort, tmp_path)
+    bundle.initialize()
+    assert bundle.check_properties() == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_metadata_fits_monais_schema(task, tmp_path):
+    pytest.importorskip("jsonschema")
+    if not SCHEMA.is_file():
+        pytest.skip(f"no schema at {SCHEMA}; give its place in SA_SWIN_SCHEMA")
+    schema = shutil.copy(SCHEMA, tmp_path / "schema.json")
+    verify_metadata(
+        meta_file=str(ROOT / "bundles" / f"sa_swin_{task}" / "configs" / "metadata.json"), filepath=str(schema)
+    )
+
+
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_network_takes_and_gives_what_the_metadata_say(task, workflow):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(ROOT / "bundles" / f"sa_swin_{task}" / "configs" / "metadata.json"),
+        config_file=configs(task, workflow),
+        device="cpu",
+        feature_size=12,
+        window_size=4,
+    )
+
+
+def knobs(config):
+    """The settings that stand above `bundle_root`: names and values."""
+    names = list(config)
+    return {name: config[name] for name in names[: names.index("bundle_root")]}
+
+
+def test_what_pretrained_weights_depend_on_is_the_same_in_all_bundles():
+    shared = [
+        "modality",
+        "in_channels",
+        "spacing",
+        "spatial_size",
+        "align",
+        "feature_size",
+        "window_size",
+        "depths",
+        "num_heads",
+        "symmetry",
+    ]
+    values = {
+        (task, name): [knobs(read(task, name))[knob] for knob in shared]
+        for task in TASKS
+        for name in ("train", "inference")
+    }
+    assert len({json.dumps(value) for value in values.values()}) == 1, values
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_knob_of_training_and_inference_has_one_value(task):
+    training, inference = knobs(read(task, "train")), knobs(read(task, "inference"))
+    both = set(training) & set(inference)
+    assert {name for name in both if training[name] != inference[name]} <= {"untrusted", "num_workers"}
+    assert both >= {"modality", "spacing", "symmetry"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_and_inference_build_the_same_network_and_the_same_input(task):
+    training, inference = read(task, "train"), read(task, "inference")
+    assert training["network_def"].pop("use_checkpoint") == "@use_checkpoint"  # no part of the function
+    assert training["network_def"] == inference["network_def"]
+    contract = {k: v for k, v in training["contract"].items() if k not in ("label_key", "num_classes")}
+    assert inference["preprocessing"] == {"_target_": "Compose", "transforms": [contract]}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_and_validation_run_in_the_precision_that_is_asked_for(task, tiny_cohort, tmp_path, monkeypatch):
+    computed = {True: set(), False: set()}
+    linear = torch.nn.Linear.forward
+
+    def noted(layer, inputs):
+        result = linear(layer, inputs)
+        computed[layer.training].add(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    changes = {"max_epochs": 1, "val_interval": 1, "limit": 2}
+    bundle = made(task, "train", tiny_cohort, tmp_path, precision="bf16", **changes)
+    bundle.initialize()
+    bundle.run()
+    assert computed == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+    assert all(p.dtype == torch.float32 for p in bundle.parser.get_parsed_content("network_def").parameters())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_inference_runs_in_the_precision_that_is_asked_for(task, tiny_cohort, tmp_path):
+    bundle = made(task, "inference", tiny_cohort, tmp_path, precision="bf16")
+    assert bundle.parser["evaluator"]["inferer"] == "@inferer"
+    assert bundle.parser.get_parsed_content("inferer").precision == "bf16"
+
+
+def test_the_segmenters_windows_can_be_those_of_the_mirrored_brain_too(tiny_cohort, tmp_path):
+    changes = {"window::_target_": "custom.evaluation.inferers.MirroredSlidingWindow", "save_asymmetry": True}
+    bundle = made("segment", "inference", tiny_cohort, tmp_path, checkpoint=str(tmp_path / "model.pt"), **changes)
+    torch.save(bundle.parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    bundle.initialize()
+    bundle.run()
+    assert isinstance(bundle.parser.get_parsed_content("inferer").inferer, MirroredSlidingWindow)
+    assert len(list(tmp_path.rglob("*_asymmetry.nii.gz"))) == len(list(tmp_path.rglob("*_pred.nii.gz"))) == 1
+
+
+def test_every_knob_is_used():
+    for task in TASKS:
+        for name in ("train", "inference"):
+            config = read(task, name)
+            text = "".join(Path(path).read_text() for path in configs(task, name))
+            assert not [knob for knob in knobs(config) if f"@{knob}" not in text], (task, name)
+
+
+def test_layers_change_only_what_training_has():
+    for task in TASKS:
+        training = ConfigParser(read(task, "train"))
+        for layer in ("evaluate", "multi_gpu_train"):
+            ids = [key for key in read(task, layer) if "::" in key and "context" not in key and "output_dir" not in key]
+            assert not [key for key in ids if key not in training and key.rsplit("::", 1)[0] not in training]
+
+
+def test_the_advice_for_full_memory_names_knobs_that_work(tiny_cohort, tmp_path):
+    sentence = advice(MemoryError())
+    named = ["batch_size", "num_samples", "roi_size", "feature_size", "cache_rate", "num_workers"]
+    assert set(named) <= set(knobs(read("segment", "train")))
+    assert all(knob in sentence for knob in (*named, "--use_checkpoint True"))
+    bundle = made("segment", "train", tiny_cohort, tmp_path, use_checkpoint=True)
+    assert bundle.parser.get_parsed_content("network_def").swinViT.layers1[0].blocks[0].use_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "enabled"), [({}, True), ({"calibrate": False}, False), ({"class_weights": [1.0, 2.0]}, False)]
+)
+def test_a_classifier_is_calibrated_on_each_validation_before_its_weights_are_saved(
+    tiny_cohort, tmp_path, changes, enabled
+):
+    parser = made("classify", "train", tiny_cohort, tmp_path, **changes).parser
+    parser.get_parsed_content("train::trainer")
+    evaluator = parser.get_parsed_content("validate::evaluator")
+    owners = [getattr(handler, "__self__", None) for handler, *_ in evaluator._event_handlers[Events.EPOCH_COMPLETED]]
+    kinds = [type(owner) for owner in owners]
+    assert kinds.index(CaseTable) < kinds.index(CalibrationFit) < kinds.index(Checkpoints)
+    fit = owners[kinds.index(CalibrationFit)]
+    assert bool(fit.enabled) == enabled
+    assert fit.network is parser.get_parsed_content("network_def")
+
+
+BAD_INPUT = {
+    "an image is missing": (
+        "classify",
+        {"datalist": [{"image": "none.nii.gz", "label": 0}]},
+        {},
+        r"none.nii.gz: no such file",
+    ),
+    "the mask is missing": (
+        "segment",
+        {"datalist": [{"image": "sub-1.nii.gz", "label": "none.nii.gz"}]},
+        {},
+        "none.nii.gz: no such file",
+    ),
+    "too few channels": ("classify", {}, {"in_channels": 2}, r"expected 2 image file\(s\), one per channel, got 1"),
+    "a label out of range": (
+        "classify",
+        {"datalist": [{"image": "sub-1.nii.gz", "label": 2}]},
+        {},
+        "label 2 is out of range",
+    ),
+    "an empty datalist": ("classify", {"datalist": []}, {}, "has no cases in 'training'"),
+    "no datalist": ("classify", {}, {"datalist": "/nowhere/list.json"}, "no datalist at /nowhere/list.json"),
+    "no healthy label": (
+        "pretrain",
+        {"datalist": [{"image": "sub-1.nii.gz"}]},
+        {},
+        "expected 'healthy' true or false, got None",
+    ),
+    "an unknown objective": ("pretrain", {}, {"objective": "papers"}, "unknown objective 'papers'"),
+    "an unknown task": ("pretrain", {}, {"loss_weights": {"rotate": 1.0}}, r"unknown pretext task \['rotate'\]"),
+    "an unknown variant": ("segment", {}, {"symmetry": "sacca"}, "sacca"),
+    "an unknown modality": ("segment", {}, {"modality": "PET"}, "PET"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_before_training_with_a_sentence(case, tiny_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    task, content, changes, sentence = BAD_INPUT[case]
+    if "datalist" in content:
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps({"training": content["datalist"], "validation": content["datalist"]}))
+        changes = {**changes, "datalist": str(path)}
+    bundle = made(task, "train", tiny_cohort, tmp_path, **changes)
+    bundle.initialize()
+    with pytest.raises(Exception) as raised:  # noqa: PT011  MONAI wraps what configs raise; the cause is what users see
+        bundle.run()
+    assert re.search(sentence, str(root_cause(raised.value)))
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_label_free_objective_trains_without_labels(tiny_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    path = tmp_path / "list.json"
+    entries = [{"image": f"sub-{i}.nii.gz", "age": None} for i in range(2)]
+    path.write_text(json.dumps({"training": entries, "validation": entries[:1]}))
+    bundle = made(
+        "pretrain",
+        "train",
+        tiny_cohort,
+        tmp_path,
+        datalist=str(path),
+        objective="label_free",
+        max_epochs=1,
+        num_samples=1,
+    )
+    bundle.initialize()
+    bundle.run()
+    assert (tmp_path / "models" / "model.pt").is_file()

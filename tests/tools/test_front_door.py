@@ -1,0 +1,77 @@
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from sa_swin import label
+from sa_swin.__main__ import COMMANDS, main
+from sa_swin.bundles import ROOT, bundle_command, bundle_folder, take_processes
+
+SEGMENT = ROOT / "bundles" / "sa_swin_segment"
+
+
+def test_every_command_has_its_module():
+    assert all(find_spec(module) for module, _ in COMMANDS.values())
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_help_needs_neither_torch_nor_monai(words):
+    code = f"import sys; from sa_swin.__main__ import main\ntry: main({words})\n"
+    code += "except SystemExit as ended: assert ended.code == 0\n"
+    code += "assert not {'torch', 'monai', 'fire', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "sa-swin" in done.stdout
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["pepare"])
+    assert ended.value.code == 2
+    assert "unknown command 'pepare'; did you mean prepare?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["segment", "sa_swin_segment", str(SEGMENT)])
+def test_a_bundle_is_found_by_name_or_folder(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert bundle_folder(name) == SEGMENT
+
+
+def test_an_unknown_bundle_is_refused_with_those_there_are(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "segmentation"])
+    assert ended.value.code == 2
+    assert "no bundle 'segmentation': expected classify, pretrain, segment" in capsys.readouterr().err
+
+
+def test_the_door_is_monais_command():
+    configs = SEGMENT / "configs"
+    options = ["--dataset_dir", "study 1", "--fold", "0"]
+    assert bundle_command("predict", SEGMENT, options) == [
+        sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs / "inference.yaml"),
+        "--bundle_root", str(SEGMENT), *options,
+    ]  # fmt: skip
+    layered = bundle_command("evaluate", SEGMENT, [])
+    assert layered[5] == f"['{configs / 'train.yaml'}', '{configs / 'evaluate.yaml'}']"
+
+
+def test_several_processes_go_through_torchrun_and_the_layer_for_them():
+    options, processes = take_processes(["--dataset_dir", "D", "--processes", "2", "--fold=1"])
+    assert (options, processes) == (["--dataset_dir", "D", "--fold=1"], 2)
+    command = bundle_command("train", SEGMENT, options, processes)
+    assert command[1:5] == ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
+    assert "multi_gpu_train.yaml" in command[command.index("--config_file") + 1]
+
+
+@pytest.mark.parametrize("words", [["--processes", "none"], ["--processes=0"], ["--processes"]])
+def test_a_number_of_processes_must_be_one(words):
+    with pytest.raises(ValueError, match="--processes must be a number of 1 or more"):
+        take_processes(words)
+
+
+def test_without_its_environment_the_label_server_says_how_to_make_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("LABEL_VENV", str(tmp_path))
+    with pytest.raises(SystemExit):
+        label.main(["--studies", "DIR"])
+    assert "run `make label-setup`" in capsys.readouterr().err
