@@ -84,7 +84,7 @@ def test_a_package_is_served_with_its_own_code(weights, repository, tmp_path):
     with zipfile.ZipFile(package) as archive:
         archive.extractall(dist)
     (dist / SEGMENT / "custom" / "networks" / "segmenter.py").write_text("changed")
-    with pytest.raises(UserError, match=r"not as it was built: custom/networks\.py"):
+    with pytest.raises(UserError, match=r"not as it was built: custom/networks/segmenter\.py"):
         prepare(dist, tmp_path / "studies", tmp_path / "models")
 
 
