@@ -6,7 +6,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from custom.support.errors import UserError
 
@@ -56,6 +56,20 @@ def autocast(precision: str, device: torch.device | str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 
+def check_device(network: Callable[..., Any], device: torch.device) -> None:
+    """Refuse a network that lies elsewhere than its input, before an operation of torch does in words of its own.
+
+    Raises:
+        UserError: with both places.
+    """
+    tensor = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if tensor is not None and tensor.device != device:
+        raise UserError(
+            f"the network lies on {tensor.device} and its input on {device}: in the config, move it where `device` "
+            "says, as `network` and `validate::network` of train.yaml do"
+        )
+
+
 class MixedPrecision(Inferer):
     """Run another inferer in a precision, and give its result in fp32, in which losses and probabilities are computed.
 
@@ -76,6 +90,7 @@ class MixedPrecision(Inferer):
         self.inferer, self.precision = inferer, precision
 
     def __call__(self, inputs: Tensor, network: Callable[..., Prediction], *args: Any, **kwargs: Any) -> Prediction:
+        check_device(network, inputs.device)
         with autocast(self.precision, inputs.device):
             result = self.inferer(inputs, network, *args, **kwargs)
         return {name: value.float() for name, value in result.items()} if isinstance(result, dict) else result.float()
