@@ -63,11 +63,11 @@ def tiny_cohort(tmp_path_factory):
     for number, split in enumerate(splits):
         name, healthy = f"sub-{number}", number % 2 == 0
         head = np.zeros((32, 36, 32), np.float32)
-        head[4:-4, 4:-4, 4:-4] = 100 + 10 * generator.standard_normal((24, 28, 24))
+        head[4:-4, 4:-4, 4:-4] = 40 + 4 * generator.standard_normal((24, 28, 24))  # may be MR, or CT
         mask = np.zeros(head.shape, np.uint8)
         if not healthy:
             mask[6:12, 10:20, 10:20] = 1
-        write_nifti(root / f"{name}.nii.gz", head + 80 * mask)
+        write_nifti(root / f"{name}.nii.gz", head + 32 * mask)
         write_nifti(root / "derivatives" / f"{name}_mask.nii.gz", mask)
         case = {"image": f"{name}.nii.gz", "healthy": healthy, "subject": name}
         lists["pretrain"][split].append(case)

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import (
@@ -27,7 +26,9 @@ from custom.alignment.grid import RESAMPLE, aligned_grid, central_affine, from_g
 from custom.support.errors import UserError
 from custom.symmetry import symmetric_pair
 from custom.transforms.intensity import CT_WINDOW, standardize_mr, window_ct
+from custom.volumes.hounsfield import units_problem
 from custom.volumes.loading import LoadVolumed
+from custom.volumes.masks import as_classes
 from custom.volumes.nifti import LARGEST_VALUE
 
 SPATIAL_SIZE = (192, 224, 192)
@@ -166,6 +167,29 @@ class CheckVolumed(MapTransform):
         return dict(data)
 
 
+class CheckUnitsd(MapTransform):
+    """Refuse values that are not of the modality: a CT that is not in Hounsfield units, or one that is taken for MR.
+
+    Args:
+        keys: the image, as it lies in its file.
+        modality: `MR` or `CT`.
+
+    Raises:
+        VolumeError: with the file, what was expected and found, and what to do.
+    """
+
+    def __init__(self, keys: KeysCollection, modality: str) -> None:
+        super().__init__(keys)
+        self.modality = look_up_option(modality, ("MR", "CT"))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            for channel in data[key].as_tensor().cpu().numpy():
+                if problem := units_problem(channel, self.modality):
+                    raise VolumeError(f"{file_of(data[key])}: {problem}")
+        return dict(data)
+
+
 class StandardizeIntensityd(MapTransform):
     """Intensities by modality: z-score on the head for MR, a window of Hounsfield units mapped to 0-1 for CT.
 
@@ -199,11 +223,12 @@ class SymmetricPaird(MapTransform):
 
 
 class CheckLabeld(MapTransform):
-    """Refuse a mask whose values are not classes of the network.
+    """Refuse a mask whose values are not classes of the network; those that rounding has moved become whole again.
 
     Args:
         keys: the mask.
-        num_classes: background included; values must be integers from 0 to `num_classes - 1`.
+        num_classes: background included; values must be whole numbers from 0 to `num_classes - 1`, as
+            `custom.volumes.masks` has it.
 
     Raises:
         ValueError: with the file, and the values found.
@@ -214,12 +239,11 @@ class CheckLabeld(MapTransform):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(data):
-            label = data[key].as_tensor()
-            if label.min() < 0 or label.max() >= self.num_classes or not torch.equal(label, label.round()):
-                found = [round(value, 3) for value in label.unique().tolist()[:8]]
-                raise VolumeError(f"{file_of(data[key])}: a mask holds 0 to {self.num_classes - 1}, found {found}")
-        return dict(data)
+        d = dict(data)
+        for key in self.key_iterator(d):
+            with naming(d[key]):
+                d[key] = as_classes(d[key], self.num_classes)
+        return d
 
 
 class InputContract(MapTransform, InvertibleTransform):
@@ -257,6 +281,7 @@ class InputContract(MapTransform, InvertibleTransform):
         steps: list[Transform] = [
             LoadVolumed(keys),
             CheckVolumed("image", in_channels),
+            CheckUnitsd("image", modality),
             MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted),
             StandardizeIntensityd("image", modality, intensity_range),
             SymmetricPaird("image"),

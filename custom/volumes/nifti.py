@@ -1,7 +1,8 @@
 """Volume files without trust: what a header claims is checked before anything of that size is read.
 
 Read are NIfTI-1 and -2, Analyze pairs and FreeSurfer's MGH; written is NIfTI-1, with nothing in it but voxels and
-affine. The affine is nibabel's: the sform where it is set, else the qform.
+affine. The affine is nibabel's: the sform where it is set, else the qform. A file of shape `(X, Y, Z, 1)` is the volume
+`(X, Y, Z)` that it holds, for whoever reads it here.
 """
 
 import gzip
@@ -70,7 +71,7 @@ def open_volume(path: str | Path) -> Any:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for ever
             raise VolumeFileError("unreadable", "not a file; give the path of an image")
         _check_start(path)
-        image = nib.load(path)
+        image = _as_3d(nib.load(path))
     except (FileNotFoundError, VolumeFileError):
         raise
     except Exception as error:  # a damaged header makes nibabel stumble in many ways
@@ -94,7 +95,7 @@ def read_volume(path: str | Path) -> Any:
     image = open_volume(path)
     try:
         if not str(path).lower().endswith(("gz",)):
-            return nib.load(path, mmap=False)  # a mapped file that vanishes kills the process
+            return _as_3d(nib.load(path, mmap=False))  # a mapped file that vanishes kills the process
         end = image.dataobj.offset + _claimed(image)
         with gzip.open(path) as file:
             content = file.read(end + MOST_BEFORE + 1)
@@ -102,12 +103,20 @@ def read_volume(path: str | Path) -> Any:
             raise VolumeFileError("claims", "it holds far more than its header claims; get the file anew")
         if len(content) < end:
             raise EOFError(f"it ends after {len(content)} bytes of {end}")
-        return type(image).from_bytes(content)
+        return _as_3d(type(image).from_bytes(content))
     except VolumeFileError:
         raise
     except Exception as error:  # so does a damaged file
         problem = f"the header is there, but not all voxels ({reason(error)}); get the file anew"
         raise VolumeFileError("unreadable", problem) from error
+
+
+def _as_3d(image: Any) -> Any:
+    """The image without further axes that hold one volume; any other as it is. No voxel is read."""
+    shape = getattr(image, "shape", ())
+    if len(shape) <= 3 or set(shape[3:]) != {1}:
+        return image
+    return type(image)(image.dataobj.reshape(shape[:3]), image.affine, image.header, file_map=image.file_map)
 
 
 def affine_problem(affine: np.ndarray) -> VolumeFileError | None:

@@ -110,6 +110,7 @@ def check_datalist(
     num_classes: int | None = None,
     workers: int = 1,
     allow_outside: bool = False,
+    modality: str | None = None,
 ) -> Report:
     """Read every file of a datalist, and compare its cases.
 
@@ -121,17 +122,20 @@ def check_datalist(
         num_classes: of class labels and masks; None takes any.
         workers: processes.
         allow_outside: read files outside of `dataset_dir`, too, where links and `..` may lead.
+        modality: `MR` or `CT`, of all images; None takes it from each file's name, where that tells.
 
     Raises:
         CohortError: no datalist, or no case in it.
     """
     if label is not None:
         expect(label, LABELS, "label")
+    if modality is not None:
+        expect(modality, ("MR", "CT"), "modality")
     entries = read_entries(datalist, dataset_dir)
     if not entries:
         raise CohortError(f"{datalist} has no cases in {', '.join(SECTIONS)}")
     expected = expected_of(entries, label, in_channels, num_classes)
-    expected = replace(expected, root=None if allow_outside else dataset_dir)
+    expected = replace(expected, root=None if allow_outside else dataset_dir, modality=modality)
     checked = dict(zip(entries, _check_all([entry.case for entry in entries], expected, workers), strict=True))
     cache = ContentCache(datalist.parent)
     for result in checked.values():

@@ -146,10 +146,12 @@ def check_command(
     json: str | None = None,
     quarantine: str | None = None,
     allow_outside: bool = False,
+    modality: str | None = None,
 ) -> None:
     """Read every file of a datalist once and report all that is wrong, by file; exit code 1 if anything is.
 
-    Files: readable, 3D, finite, not constant, plausible spacing and size, left and right clear. Cases: channels and
+    Files: readable, 3D, finite, not constant, plausible spacing and size, left and right clear, CT in Hounsfield units.
+    Cases: channels and
     mask on one grid, mask values, labels, `side` against the mask. The list: the same image under two names, a subject
     on two sides of the split or at two sites, classes that a part lacks.
 
@@ -164,10 +166,11 @@ def check_command(
         json: file for the report in JSON.
         quarantine: file for the datalist without the cases that have an error.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+        modality: MR or CT; by default each file's name tells (_T1w, _FLAIR, ..., _CT), and others are not asked.
     """
     path = Path(str(datalist))
     root = root_of(path, dataset_dir)
-    report = check_datalist(path, root, label, in_channels, num_classes, workers, allow_outside)
+    report = check_datalist(path, root, label, in_channels, num_classes, workers, allow_outside, modality)
     print(as_text(report, root))
     if json:
         write_whole(Path(str(json)), dump(as_json(report)))

@@ -11,6 +11,8 @@ import numpy as np
 from custom.data.case import Case, image_paths
 from custom.data.contents import Voxels
 from custom.data.headers import Finding, case_findings, left_right_findings
+from custom.volumes.hounsfield import modality_of, units_problem
+from custom.volumes.masks import mask_problem
 from custom.volumes.nifti import LARGEST_VALUE, VolumeFileError, read_volume
 
 EXTENT_MM = (60.0, 700.0)  # of one axis: a slab of a head, a whole-body scanner's field of view
@@ -23,12 +25,16 @@ BOTH = ("both", "bilateral", "midline", "none", "n/a", "")
 
 @dataclass(frozen=True)
 class Expected:
-    """What all cases of a datalist are to have, as `custom.data.headers.case_findings` takes it."""
+    """What all cases of a datalist are to have, as `custom.data.headers.case_findings` takes it.
+
+    `modality` is `MR` or `CT`; None takes it from each file's name, where that tells.
+    """
 
     label: str
     in_channels: int
     num_classes: int | None
     root: Path | None = None
+    modality: str | None = None
 
 
 @dataclass
@@ -58,7 +64,7 @@ def check_case(case: Case, expected: Expected) -> Checked:
     for path in image_paths(case):
         if path not in unusable and (loaded := _read(path, checked)) is not None:
             checked.findings += [] if path in named else header_findings(path, loaded[0])
-            checked.findings += value_findings(path, loaded[1])
+            checked.findings += value_findings(path, loaded[1]) or units_findings(path, loaded[1], expected.modality)
             checked.contents[path] = loaded[1].hashes()
             read.setdefault("image", loaded)
     mask = case.get("label")
@@ -97,6 +103,12 @@ def value_findings(path: str, voxels: Voxels) -> list[Finding]:
     return []
 
 
+def units_findings(path: str, voxels: Voxels, modality: str | None) -> list[Finding]:
+    """Values that are not of the modality, which by default the file's name tells."""
+    problem = units_problem(voxels.values, modality or modality_of(path))
+    return [Finding(path, "units", problem)] if problem else []
+
+
 def header_findings(path: str, image: Any) -> list[Finding]:
     """A size that no head scan has, a header unsure of left and right."""
     return _size_findings(path, image.shape, nib.affines.voxel_sizes(image.affine)) + _warnings(path, image)
@@ -121,12 +133,9 @@ def _size_findings(path: str, shape: Sequence[int], spacing: np.ndarray) -> list
 def mask_findings(path: str, array: np.ndarray, num_classes: int | None) -> list[Finding]:
     """Values of a mask that are no classes, and a mask with nothing in it."""
     values = np.unique(array)
-    whole = np.isfinite(values).all() and (values == np.round(values)).all() and values.min() >= 0
-    if not whole or (num_classes is not None and values.max() >= num_classes):
-        highest = "n - 1" if num_classes is None else num_classes - 1
-        problem = f"a mask holds whole numbers from 0 to {highest}, found {_rounded(values[:8], 3)}; make it anew"
+    if problem := mask_problem(values, num_classes):
         return [Finding(path, "mask_values", problem)]
-    if values.max() == 0:
+    if np.round(values.max()) == 0:
         return [Finding(path, "empty_mask", "nothing is marked in the mask; is that meant?", "warning")]
     return []
 

@@ -16,6 +16,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from custom.volumes.nifti import read_volume
+
 TISSUES = ("csf", "gm", "wm", "bone", "marrow", "fat", "muscle")
 CHANNELS = (*TISSUES, "brain", "depth")
 DEPTH_MM = 15.0
@@ -131,7 +133,7 @@ def label_anatomy(path: str, factor: int = 1) -> Anatomy:
     Raises:
         ValueError: when the file has labels of neither or of only one hemisphere.
     """
-    image = nib.as_closest_canonical(nib.load(path))
+    image = nib.as_closest_canonical(read_volume(path))
     labels = np.asarray(image.dataobj).astype(np.int16)
     spacing = float(np.mean(image.header.get_zooms()[:3]))
     brain = ~np.isin(labels, list(OUTSIDE_BRAIN))

@@ -14,6 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from custom.volumes.nifti import read_volume
 from sa_swin.phantom.anatomy import DEPTH_MM, Anatomy, closed, normalized_grid, sample_normalized
 from sa_swin.phantom.geometry import Deformation, Field, radial_push, random_field
 
@@ -168,7 +169,7 @@ def choose_site(
 @cache
 def volume_and_side(path: str) -> tuple[float, int]:
     """A lesion mask's volume in ml and the side, 1 or -1, where nearly all of it lies (0: neither)."""
-    image = nib.load(path)
+    image = read_volume(path)
     lateral = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0))[:, 0]
     millilitres = len(lateral) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
     side = int(np.sign(lateral.mean())) if len(lateral) else 0
@@ -184,7 +185,7 @@ def choose_mask(generator: np.random.Generator, masks: list[str], side: int) -> 
     for path in generator.permutation(masks):
         millilitres, own_side = volume_and_side(str(path))
         if own_side and MASK_ML[0] <= millilitres <= MASK_ML[1]:
-            image = nib.load(path)
+            image = read_volume(path)
             reflected = np.diag([float(own_side * side), 1, 1, 1]) @ image.affine
             return (torch.from_numpy((np.asarray(image.dataobj) > 0).astype(np.float32)), reflected), millilitres
     low, high = MASK_ML

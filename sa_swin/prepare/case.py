@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from monai.data import MetaTensor
 from monai.utils import GridSampleMode
 
 from custom.alignment.grid import aligned_grid, plane_figures, to_grid
@@ -15,7 +16,9 @@ from custom.data.case import image_paths
 from custom.data.contents import Voxels
 from custom.data.headers import case_problems
 from custom.support.files import below, write_whole
+from custom.volumes.hounsfield import modality_of, units_problem
 from custom.volumes.loading import load_volume
+from custom.volumes.masks import as_classes
 from custom.volumes.nifti import write_nifti
 from sa_swin.prepare.contact_sheet import save_thumbnail
 
@@ -75,13 +78,21 @@ def record_path(case: Case, output: Path) -> Path:
     return path.with_name(path.name.removesuffix(".nii") + ".json")
 
 
-def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
+def align_case(case: Case, output: Path, grid: Grid, untrusted: str, modality: str | None = None) -> dict[str, Any]:
     """Align one case and write its files; returns its record.
 
     The plane is found on the first image; every image and the label are resampled onto the same grid, once.
 
+    Args:
+        case: its files.
+        output: folder of the aligned cohort.
+        grid: to resample onto.
+        untrusted: what becomes of a case whose plane cannot be trusted, a key of `STATUS`.
+        modality: `MR` or `CT`; None takes it from each image's name, where that tells.
+
     Raises:
-        ValueError: when a file is missing or unreadable, or the files do not share one grid.
+        ValueError: when a file is missing or unreadable, its values are not of its modality, a mask's are no classes,
+            or the files do not share one grid.
     """
     sources = [Path(case.root).absolute() / path for path in (*case.images, *([case.label] if case.label else []))]
     _check(sources, len(case.images))
@@ -90,6 +101,7 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
     if (known := _finished(path, record["settings"], untrusted)) is not None:
         return known
     volumes = [load_volume(str(source), dtype=None) for source in sources]
+    _check_values(volumes[: len(case.images)], volumes[len(case.images) :], modality)
     affine, plane, reason = aligned_grid(volumes[0], grid.spacing, grid.spatial_size)
     record |= {"status": "aligned" if reason is None else STATUS[untrusted], "reason": reason or ""}
     record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)} if plane else {"plane": None}
@@ -99,7 +111,8 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str
         size, n = grid.spatial_size, len(case.images)
         images = [to_grid(volume.float(), affine, size, GridSampleMode.BILINEAR) for volume in volumes[:n]]
         labels = [
-            to_grid(volume.float(), affine, size, GridSampleMode.NEAREST).to(volume.dtype) for volume in volumes[n:]
+            to_grid(as_classes(volume).float(), affine, size, GridSampleMode.NEAREST).to(volume.dtype)
+            for volume in volumes[n:]
         ]
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
             write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
@@ -116,6 +129,18 @@ def _check(sources: Sequence[Path], num_images: int) -> None:
     case = {"image": images, "label": labels[0]} if labels else {"image": images}
     if problems := case_problems(case, "mask" if labels else "none", num_images, None):
         raise ValueError("; ".join(problems))
+
+
+def _check_values(images: Sequence[MetaTensor], labels: Sequence[MetaTensor], modality: str | None) -> None:
+    for image in images:
+        path = str(image.meta["filename_or_obj"])
+        if problem := units_problem(image.as_tensor()[0].numpy(), modality or modality_of(path)):
+            raise ValueError(f"{path}: {problem}")
+    for label in labels:
+        try:
+            as_classes(label)
+        except ValueError as error:
+            raise ValueError(f"{label.meta['filename_or_obj']}: {error}") from error
 
 
 def settings(grid: Grid, sources: Sequence[Path]) -> dict[str, Any]:

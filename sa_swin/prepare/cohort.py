@@ -124,14 +124,14 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
     return cases
 
 
-def attempt(case: Case, output: Path, grid: Grid, untrusted: str) -> dict[str, Any]:
+def attempt(case: Case, output: Path, grid: Grid, untrusted: str, modality: str | None = None) -> dict[str, Any]:
     """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
 
     Raises:
         WriteError: when the results cannot be written.
     """
     try:
-        return align_case(case, output, grid, untrusted)
+        return align_case(case, output, grid, untrusted, modality)
     except WriteError:
         raise
     except Exception as error:
@@ -198,6 +198,7 @@ def prepare_command(
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "fail",
     allow_outside: bool = False,
+    modality: str | None = None,
 ) -> None:
     """Align every volume of a cohort to its midsagittal plane, once, and write a cohort that needs no aligning.
 
@@ -215,12 +216,16 @@ def prepare_command(
         spatial_size: voxels of the aligned volumes, e.g. 192,224,192.
         untrusted: a volume whose plane cannot be trusted is an error (fail), kept as it lies (warn), left out (drop).
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+        modality: MR or CT, whose Hounsfield units are checked; by default each file's name tells (_T1w, ..., _CT), and
+            others are not checked.
     """
     try:
-        work = Work(Path(output), _grid(spacing, spatial_size), untrusted)
+        work = Work(Path(output), _grid(spacing, spatial_size), untrusted, modality)
         if untrusted not in STATUS or workers < 1:
             raise ValueError(f"untrusted must be one of {', '.join(STATUS)}, and workers 1 or more; "
                              f"got {untrusted} and {workers}")  # fmt: skip
+        if modality not in (None, "MR", "CT"):
+            raise ValueError(f"modality must be MR or CT; got {modality}")
         files = find_datalists(datalist, dataset_dir)
         root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
         contents = {file.name: read_datalist(file) for file in files}
@@ -260,9 +265,10 @@ class Work:
     output: Path
     grid: Grid
     untrusted: str
+    modality: str | None = None
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        return attempt(case, self.output, self.grid, self.untrusted)
+        return attempt(case, self.output, self.grid, self.untrusted, self.modality)
 
 
 def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
