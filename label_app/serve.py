@@ -6,7 +6,6 @@
 import json
 import os
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import fire
@@ -61,14 +60,13 @@ def side_by_side(studies: Path, pattern: str = "*") -> Path:
     Raises:
         UserError: no such image, or two of one name.
     """
-    if any(path for suffix in IMAGES for path in studies.glob(suffix)):
+    paths = [Path(str(case["image"])) for case in find_cases(None, studies, images=pattern)]
+    beside = [path for suffix in IMAGES for path in studies.glob(suffix)]
+    if beside and {*beside} == {path for path in paths if path.parent == studies}:
         return studies
-    paths = [Path(str(case["image"])) for case in find_cases(None, studies)]
-    wanted = {path.name: path for path in paths if fnmatch(path.name, pattern)}
+    wanted = {path.name: path for path in paths}
     if clashes := [path for path in paths if path.name in wanted and wanted[path.name] != path]:
         raise UserError(f"{clashes[0]} and {wanted[clashes[0].name]} have one name; serve them from separate folders")
-    if not wanted:
-        raise UserError(f"no image like {pattern} below {studies}")
     folder = studies / "derivatives" / "monailabel"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():

@@ -5,12 +5,15 @@ entry) of `{"image": path or [path per channel], "label": class or mask path, "h
 """
 
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from custom.data.bids_names import parse_name
 from custom.data.case import (
     CASE_KEYS,
     Case,
@@ -20,6 +23,7 @@ from custom.data.case import (
     refuse_outside,
     subject_from,
 )
+from custom.data.folders import EVERY, EXPECTED, image_files, reasons
 from custom.data.headers import case_problems
 from custom.data.prepared import stale_problems
 from custom.data.splits import label_fraction
@@ -29,6 +33,8 @@ LONGEST_NAME = 230  # bytes: file systems take 255, and results append to the na
 SECTIONS = ("training", "validation", "testing")
 LARGEST = 2**28  # bytes of a datalist
 LABELS = ("none", "class", "mask", "healthy")
+
+logger = logging.getLogger(__name__)
 
 
 def load_datalist(
@@ -105,7 +111,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST:
             raise CohortError(f"{path} is larger than {LARGEST / 2**20:.0f} MB, which no datalist is")
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())  # with a byte-order mark, or of UTF-16, too
     except FileNotFoundError as error:
         raise CohortError(f"no datalist at {path}; make one, or give its place with --datalist") from error
     except CohortError:
@@ -178,33 +184,47 @@ def with_shared_keys(cases: Sequence[Case]) -> list[Case]:
 
 
 def find_cases(
-    datalist: str | Path | None, dataset_dir: str | Path, section: str = "testing", allow_outside: bool = False
+    datalist: str | Path | None,
+    dataset_dir: str | Path,
+    section: str = "testing",
+    allow_outside: bool = False,
+    images: str = EVERY,
+    output_dir: str | Path | None = None,
 ) -> list[Case]:
-    """Cases to run inference on: from a datalist, else every NIfTI file below a folder.
+    """Cases to run inference on: from a datalist, else the images below a folder (`custom.data.folders.image_files`).
 
-    Files in `derivatives` and hidden ones (half-written, or what macOS leaves on a shared disk) are passed over.
+    What of a folder is left out is told in the log, with the reason.
 
     Args:
         datalist: JSON file, or None to look through `dataset_dir`.
         dataset_dir: folder of the images.
         section: list of the datalist to run on.
         allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
+        images: without a datalist, pattern of the names to take, such as `*_FLAIR.nii.gz`.
+        output_dir: of the run; its results are no images, where it lies in the folder.
 
     Raises:
         CohortError: when there is no case, one has no image, files lie outside, or two cases would have one result.
     """
     root = Path(dataset_dir)
-    if datalist:
-        entries = read_section(Path(datalist), section)
-    else:
-        files = sorted(path.relative_to(root) for suffix in ("nii", "nii.gz") for path in root.rglob(f"*.{suffix}"))
-        hidden = {path for path in files if any(part.startswith(".") for part in path.parts)}
-        entries = [{"image": str(path)} for path in files if "derivatives" not in path.parts and path not in hidden]
-    if not entries:
-        raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}")
+    entries = read_section(Path(datalist), section) if datalist else _entries_below(root, images, output_dir)
     refuse_outside((path for entry in entries for path in image_paths(entry)), root, allow_outside)
     _check_names(entries, root)
     return [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]
+
+
+def _entries_below(root: Path, images: str, output_dir: str | Path | None) -> list[Case]:
+    taken, left_out = image_files(root, images, output_dir)
+    if not taken:
+        why = f"; left out are {reasons(left_out)}" if left_out else ""
+        raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}{why}")
+    if told := {path: reason for path, reason in left_out.items() if reason not in EXPECTED}:
+        logger.warning("%d file(s) below %s are left out: %s", len(told), root, reasons(told))
+    kinds = Counter(file.suffix for path in taken if (file := parse_name(path)))
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        logger.warning("%s: each is a case of its own; choose with --images '*_%s.nii.gz'", listed, next(iter(kinds)))
+    return [{"image": path} for path in taken]
 
 
 def _check_names(entries: Sequence[Case], root: Path) -> None:

@@ -27,8 +27,7 @@ from custom.support.errors import UserError
 from custom.symmetry import symmetric_pair
 from custom.transforms.intensity import CT_WINDOW, standardize_mr, window_ct
 from custom.volumes.hounsfield import units_problem
-from custom.volumes.loading import LoadVolumed
-from custom.volumes.masks import as_classes
+from custom.volumes.loading import LoadVolumed, as_classes
 from custom.volumes.nifti import LARGEST_VALUE
 
 SPATIAL_SIZE = (192, 224, 192)

@@ -159,7 +159,7 @@ def units_problem(volume: np.ndarray, modality: str | None) -> str | None:
 
     Args:
         volume: `(X, Y, Z)`, finite.
-        modality: `CT`, `MR`, whose values have no units and which only must not be a CT with its air; None asks nothing.
+        modality: `CT`; `MR`, whose values have no units, and only must not be a CT with its air; None asks nothing.
     """
     if modality == "CT":
         return hounsfield_problem(volume)

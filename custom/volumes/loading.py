@@ -13,7 +13,9 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+from torch import Tensor
 
+from custom.volumes.masks import TOLERANCE, mask_problem
 from custom.volumes.nifti import VolumeFileError, affine_problem, read_volume
 
 
@@ -68,6 +70,25 @@ def _native(array: np.ndarray) -> np.ndarray:
     for y in range(array.shape[1]):
         native[:, y] = array[:, y]
     return native
+
+
+def as_classes(mask: Tensor, num_classes: int | None = None) -> Tensor:
+    """A mask with whole numbers.
+
+    Args:
+        mask: of any shape.
+        num_classes: background included; None takes any.
+
+    Raises:
+        ValueError: values that are no classes.
+    """
+    plain = mask.as_subclass(Tensor)
+    whole = plain.round() if plain.is_floating_point() else plain
+    highest = float("inf") if num_classes is None else num_classes - 1
+    near = not plain.is_floating_point() or bool(((plain - whole).abs() <= TOLERANCE).all())
+    if not (near and whole.min() >= 0 and whole.max() <= highest):
+        raise ValueError(mask_problem(torch.unique(plain).cpu().numpy(), num_classes))
+    return mask.round() if plain.is_floating_point() else mask
 
 
 class LoadVolumed(MapTransform):

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 TOLERANCE = 1e-3
-"""How far from a whole number a class may be stored: by a header's scale, single precision; resampling moves further."""
+"""How far from a whole number a class may be: scales and single precision move it so far, resampling moves it more."""
 
 
 def mask_problem(values: Sequence[float] | np.ndarray, num_classes: int | None) -> str | None:
@@ -27,22 +25,3 @@ def mask_problem(values: Sequence[float] | np.ndarray, num_classes: int | None) 
     found = ", ".join(f"{value:.4g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
     rule = "whole numbers from 0" if num_classes is None else f"whole numbers from 0 to {num_classes - 1}"
     return f"a mask holds {rule}, found {found}; make it anew, or map its values to classes"
-
-
-def as_classes(mask: Tensor, num_classes: int | None = None) -> Tensor:
-    """A mask with whole numbers.
-
-    Args:
-        mask: of any shape.
-        num_classes: background included; None takes any.
-
-    Raises:
-        ValueError: values that are no classes.
-    """
-    plain = mask.as_subclass(Tensor)
-    whole = plain.round() if plain.is_floating_point() else plain
-    highest = float("inf") if num_classes is None else num_classes - 1
-    near = not plain.is_floating_point() or bool(((plain - whole).abs() <= TOLERANCE).all())
-    if not (near and whole.min() >= 0 and whole.max() <= highest):
-        raise ValueError(mask_problem(torch.unique(plain).cpu().numpy(), num_classes))
-    return mask.round() if plain.is_floating_point() else mask

@@ -1,36 +1,27 @@
 """A BIDS folder as scans: images by suffix and entities, channels matched within a session, masks from derivatives.
 
-File names are taken apart as the specification has them (BIDS 1.9, "Filesystem structure"):
-`<key>-<value>_..._<suffix><extension>`.
+Of the files with the suffix that is asked for, those are left out, and told, that lie where BIDS has no raw images,
+that `.bidsignore` names, or whose names say more than was asked for: a contrast agent, a space, a part.
 """
 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from custom.data.bids_names import NOT_RAW, BidsFile, ignored, misplaced, parse_name
 from custom.data.case import CohortError
 from sa_swin.cohort.table import Facts, read_table
 
-EXTENSIONS = (".nii.gz", ".nii")
 RUNS = ("all", "first", "last")
-DERIVED = ("label", "desc", "space", "res", "den", "atlas", "seg")  # entities that a derivative has of its own
+IDENTITY = ("sub", "ses", "run")
+VARIANTS = ("acq", "rec")  # another protocol or reconstruction of the same contrast: taken where it is the only one
+DERIVED = ("label", "desc", "space", "res", "den", "atlas", "seg", "mod")  # what a derivative's name says of itself
+NATIVE = ("orig", "native", "individual", "scanner")  # spaces that are the image's own
 
-
-@dataclass(frozen=True)
-class BidsFile:
-    """A file of a BIDS folder: its path relative to that folder, and what its name says."""
-
-    path: str
-    suffix: str
-    entities: Mapping[str, str] = field(hash=False)
-
-    @property
-    def session(self) -> tuple[str, str | None]:
-        """Subject and session, without `sub-` and `ses-`."""
-        return self.entities["sub"], self.entities.get("ses")
+Session = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -62,20 +53,6 @@ LeftOut = dict[str, str]
 """`subject` and `reason` of what did not become a case."""
 
 
-def parse_name(path: str) -> BidsFile | None:
-    """What a NIfTI file's name says, or None for a name that is not of BIDS."""
-    name = os.path.basename(path)
-    for extension in EXTENSIONS:
-        if name.endswith(extension):
-            *pairs, suffix = name.removesuffix(extension).split("_")
-            entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
-            if entities.get("run", "").isdigit():
-                entities["run"] = str(int(entities["run"]))  # run-1 and run-01 are the same
-            whole = len(entities) == len(pairs) and "sub" in entities and "-" not in suffix
-            return BidsFile(path, suffix, entities) if whole else None
-    return None
-
-
 def parse_choice(text: str) -> tuple[str, dict[str, str]]:
     """Suffix and entities of a choice such as `T1w`, `acq-3d_T1w` or `label-lesion_mask`.
 
@@ -88,24 +65,68 @@ def parse_choice(text: str) -> tuple[str, dict[str, str]]:
     return suffix, dict(pair.split("-", 1) for pair in pairs)
 
 
-def nifti_files(root: Path, folder: Path) -> Iterator[BidsFile]:
-    """Files with names of BIDS below a folder of the dataset, outside its own `derivatives` and hidden folders."""
+def nifti_files(root: Path, folder: Path, passed_over: Sequence[str] = NOT_RAW) -> Iterator[BidsFile]:
+    """Files with names of BIDS below a folder, outside of hidden folders and of those that are passed over."""
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in ("derivatives", "sourcedata") and name[0] != ".")
+        folders[:] = sorted(name for name in folders if name not in passed_over and name[0] != ".")
         relative = os.path.relpath(place, root) if Path(place).is_relative_to(root) else place
         for name in sorted(names):
-            if (file := parse_name(os.path.normpath(os.path.join(relative, name)))) is not None:
+            file = parse_name(os.path.normpath(os.path.join(relative, name)))
+            if file is not None and name[0] != ".":
                 yield file
 
 
-def chosen(files: Sequence[BidsFile], choice: str) -> dict[tuple[str, str | None], list[BidsFile]]:
-    """The files that a choice names, by subject and session."""
+def raw_files(root: Path) -> tuple[list[BidsFile], dict[BidsFile, str]]:
+    """A dataset's files that are where BIDS has raw images, and the reason for each other one."""
+    is_ignored = ignored(root)
+    placed, others = [], {}
+    for file in nifti_files(root, root):
+        reason = "in .bidsignore" if is_ignored(file.path) else misplaced(file)
+        if reason is None:
+            placed.append(file)
+        else:
+            others[file] = reason
+    return placed, others
+
+
+def named(files: Iterable[BidsFile], choice: str) -> dict[Session, list[BidsFile]]:
+    """The files that have a choice's suffix and entities, whatever else their names say, by subject and session."""
     suffix, entities = parse_choice(choice)
     found = defaultdict(list)
     for file in files:
         if file.suffix == suffix and entities.items() <= file.entities.items():
             found[file.session].append(file)
     return found
+
+
+def chosen(files: Iterable[BidsFile], choice: str) -> tuple[dict[Session, list[BidsFile]], dict[BidsFile, str]]:
+    """The images that a choice means, by subject and session, and why others of its suffix are not meant.
+
+    What a name says beyond the choice must be no more than `VARIANTS`, and the same for all that are taken: nothing,
+    else the only variant there is.
+    """
+    asked = parse_choice(choice)[1]
+    found, others = defaultdict(list), {}
+    for session, own in named(files, choice).items():
+        variants = defaultdict(list)
+        for file in own:
+            further = {k: v for k, v in file.entities.items() if k not in IDENTITY and k not in asked}
+            further.pop("part", None) if further.get("part") == "mag" else None
+            text = "_".join(f"{key}-{value}" for key, value in further.items())
+            if set(further) <= set(VARIANTS):
+                variants[text].append(file)
+            else:
+                others[file] = f"{text}_{choice}, which {choice} does not ask for"
+        taken = "" if "" in variants else next(iter(variants)) if len(variants) == 1 else None
+        for text, same in variants.items():
+            if text == taken:
+                found[session] += same
+            elif taken is not None:
+                others |= dict.fromkeys(same, f"{text}_{choice}, beside one without {text}")
+            else:
+                ways = " or ".join(f"{way}_{choice}" for way in sorted(variants))
+                others |= dict.fromkeys(same, f"one of several {choice}; name {ways}")
+    return found, others
 
 
 def find_scans(
@@ -128,32 +149,48 @@ def find_scans(
         raise CohortError(f"runs must be one of {', '.join(RUNS)}; got {runs!r}")
     if not root.is_dir():
         raise CohortError(f"no BIDS folder at {root}")
-    files = list(nifti_files(root, root))
-    candidates = [chosen(files, channel) for channel in channels]
-    for channel, found in zip(channels, candidates, strict=True):
+    files, elsewhere = raw_files(root)
+    suffixes = {parse_choice(channel)[0] for channel in channels}
+    left_out = [{"subject": f.path, "reason": why} for f, why in elsewhere.items() if f.suffix in suffixes]
+    candidates, taken, others = [], set(), {}
+    for channel in channels:
+        found, not_meant = chosen(files, channel)
+        candidates.append(found)
+        taken.update(file for own in found.values() for file in own)
+        others |= not_meant
         if not found:
-            there = Counter(file.suffix for file in files)
-            listed = ", ".join(f"{suffix} ({n})" for suffix, n in there.most_common()) or "no file with a name of BIDS"
-            raise CohortError(f"{root} has no {channel} image; there are {listed}")
-    masks = chosen(list(_derivatives(root, derivative)), mask) if mask else {}
-    subjects = subject_facts(root)
-    sessions = {}
-    scans, left_out = [], []
-    for key in sorted({file.session for file in files}, key=lambda key: (key[0], key[1] or "")):
+            raise CohortError(f"{root} has no {channel} image; {_there(files, not_meant, left_out)}")
+    left_out += [{"subject": file.path, "reason": why} for file, why in others.items() if file not in taken]
+    masks = named(mask_files(root, files, derivative), mask) if mask else {}
+    keys = sorted({file.session for file in files}, key=lambda key: (key[0], key[1] or ""))
+    facts = scan_facts(root, keys)
+    sessions = Counter(subject for subject, _ in keys)
+    scans = []
+    for key in keys:
         subject, session = f"sub-{key[0]}", key[1]
-        if subject not in sessions:
-            sessions[subject] = session_facts(root / subject / f"{subject}_sessions.tsv")
-        facts = subjects.get(subject, {}) | sessions[subject].get(session, {})
         groups, reason = match_channels([found.get(key, []) for found in candidates], channels, runs)
         if reason:
             left_out.append({"subject": Scan(subject, (), session).name, "reason": reason})
+        own_masks = masks.get(key) or (masks.get((key[0], None)) if sessions[key[0]] == 1 else None) or []
         for group in groups:
-            found, reason = match_mask(group[0], masks.get(key, []), mask)
-            scan = Scan(subject, tuple(f.path for f in group), session, group[0].entities.get("run"), found, facts)
+            found, reason = match_mask(group, own_masks, mask)
+            run = group[0].entities.get("run")
+            scan = Scan(subject, tuple(f.path for f in group), session, run, found, facts[key])
             scans.append(scan)
             if reason:
                 left_out.append({"subject": scan.name, "reason": reason})
     return scans, left_out
+
+
+def _there(files: Sequence[BidsFile], not_meant: Mapping[BidsFile, str], left_out: Sequence[LeftOut]) -> str:
+    """What a folder has in place of the images that were asked for."""
+    if not_meant:
+        file, why = next(iter(not_meant.items()))
+        return f"{len(not_meant)} file(s) are others, such as {file.path}: {why}"
+    there = Counter(file.suffix for file in files)
+    listed = ", ".join(f"{suffix} ({n})" for suffix, n in there.most_common()) or "no file with a name of BIDS"
+    lost = f"; {len(left_out)} such file(s) are {left_out[0]['reason']}: {left_out[0]['subject']}" if left_out else ""
+    return f"there are {listed}{lost}"
 
 
 def match_channels(
@@ -188,61 +225,140 @@ def _run_number(file: BidsFile) -> tuple[int, str]:
     return (int(run) if run.isdigit() else 0, file.path)
 
 
-def match_mask(image: BidsFile, masks: Sequence[BidsFile], choice: str | None) -> tuple[str | None, str | None]:
-    """An image's mask, and why there is none: of the masks that contradict no entity, the one sharing the most."""
-    fitting = defaultdict(list)
-    for mask in masks:
-        own = {key: value for key, value in mask.entities.items() if key not in DERIVED}
-        if all(image.entities.get(key) == value for key, value in own.items()):
-            fitting[len(own)].append(mask)
+def match_mask(
+    images: Sequence[BidsFile], masks: Sequence[BidsFile], choice: str | None
+) -> tuple[str | None, str | None]:
+    """The mask of a case, and why there is none.
+
+    Of the masks that contradict no entity of one of the channels, and lie in its space unless the choice names another,
+    the one that shares the most, then the one whose name says the least beyond the choice.
+    """
     if not choice:
         return None, None
-    if not fitting:
+    asked = parse_choice(choice)[1]
+    fitting = [mask for mask in masks if any(_agrees(mask, image) for image in images)]
+    here = [mask for mask in fitting if "space" in asked or any(_in_space_of(mask, image) for image in images)]
+    if fitting and not here:
+        spaces = ", ".join(sorted({f"space-{mask.entities['space']}" for mask in fitting}))
+        return None, f"its {choice} is in another space ({spaces}), not on the image's grid"
+    if not here:
         return None, f"no {choice}"
-    best = fitting[max(fitting)]
+
+    def rank(mask: BidsFile) -> tuple[int, int]:
+        shared = [key for key in mask.entities if key not in DERIVED]
+        further = [key for key in mask.entities if key in DERIVED and key not in asked and key not in ("space", "mod")]
+        return -len(shared), len(further)
+
+    best = [mask for mask in here if rank(mask) == min(map(rank, here))]
     if len(best) > 1:
-        return None, f"{len(best)} files are its {choice}: {', '.join(mask.path for mask in best)}; name --derivative"
+        listed = ", ".join(mask.path for mask in best)
+        return (
+            None,
+            f"{len(best)} files are its {choice}: {listed}; name an entity, as in desc-x_{choice}, or --derivative",
+        )
     return best[0].path, None
 
 
-def _derivatives(root: Path, derivative: str | None) -> Iterator[BidsFile]:
+def _agrees(mask: BidsFile, image: BidsFile) -> bool:
+    """Whether no entity of a mask speaks of another image."""
+    own = {key: value for key, value in mask.entities.items() if key not in DERIVED}
+    modality = mask.entities.get("mod", image.suffix)
+    return modality == image.suffix and all(image.entities.get(key) == value for key, value in own.items())
+
+
+def _in_space_of(mask: BidsFile, image: BidsFile) -> bool:
+    space, own = mask.entities.get("space"), image.entities.get("space")
+    return space == own or (own is None and (space in NATIVE or space == image.suffix))
+
+
+def mask_files(root: Path, files: Sequence[BidsFile], derivative: str | None) -> list[BidsFile]:
+    """Where masks may be: among the raw files and in all pipelines, or in the one that is named.
+
+    Raises:
+        CohortError: no such pipeline.
+    """
     base = root / "derivatives"
     if derivative is None:
-        folders = sorted(base.iterdir()) if base.is_dir() else []
-    else:
-        inside = base / derivative
-        folders = [inside if inside.is_dir() else Path(derivative)]
-    if not folders or not all(folder.is_dir() or derivative is None for folder in folders):
-        raise CohortError(f"no derivatives at {base / (derivative or '')}; give the masks' pipeline with --derivative")
-    for folder in folders:
-        if folder.is_dir():
-            yield from nifti_files(root, folder)
+        is_ignored = ignored(root)
+        found = nifti_files(root, base) if base.is_dir() else ()
+        return [*files, *(file for file in found if not is_ignored(file.path))]
+    inside = base / derivative
+    folder = inside if inside.is_dir() else Path(derivative)
+    if not folder.is_dir():
+        raise CohortError(f"no derivatives at {inside}; give the masks' pipeline with --derivative")
+    return list(nifti_files(root, folder))
+
+
+def scan_facts(root: Path, sessions: Sequence[Session]) -> dict[Session, Facts]:
+    """What `participants.tsv` and the subjects' `sessions.tsv`, which go before it, say of each session.
+
+    Ids are found with and without `sub-`, separators and leading zeros, where that leaves no doubt.
+
+    Raises:
+        CohortError: no `participant_id`, an id in two rows, or a table that names none of the subjects.
+    """
+    subjects = list(dict.fromkeys(subject for subject, _ in sessions))
+    table = subject_facts(root)
+    found = matched(table, subjects)
+    if table and not found:
+        raise CohortError(
+            f"{root / 'participants.tsv'} has no row of the {len(subjects)} subjects: its ids are like "
+            f"{next(iter(table))}, the folders like sub-{subjects[0]}"
+        )
+    facts = {}
+    for subject in subjects:
+        own = [session for who, session in sessions if who == subject]
+        path = root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+        of_sessions = matched(_facts_by(path, "session_id"), [name for name in own if name]) if path.exists() else {}
+        facts |= {(subject, name): found.get(subject, {}) | of_sessions.get(name or "", {}) for name in own}
+    return facts
+
+
+def matched(table: Mapping[str, Facts], names: Sequence[str]) -> dict[str, Facts]:
+    """Rows of a table by the names that they mean: the same, else the same when written plainly and no other is."""
+    found = {name: table[name] for name in names if name in table}
+    rows, wanted = _by_plain(key for key in table if key not in found), _by_plain(n for n in names if n not in found)
+    doubtful = set(_by_plain(found))
+    for plain, own in wanted.items():
+        if len(own) == 1 and len(rows.get(plain, [])) == 1 and plain not in doubtful:
+            found[own[0]] = table[rows[plain][0]]
+    return found
+
+
+def _by_plain(names: Iterable[str]) -> dict[str, list[str]]:
+    plain = defaultdict(list)
+    for name in names:
+        plain[plain_id(name)].append(name)
+    return plain
+
+
+def plain_id(name: str) -> str:
+    """An id as spreadsheets and BIDS both leave it: `sub-001`, `001`, `1.0` and `1` are all `1`, `S_01` is `s1`."""
+    text = re.sub(r"^(sub|ses)(-|_|(?=\d))", "", name.strip().lower())
+    text = re.sub(r"[^a-z0-9]", "", re.sub(r"\.0+$", "", text))
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
 
 
 def subject_facts(root: Path) -> dict[str, Facts]:
-    """`participants.tsv` by subject, where there is one.
+    """`participants.tsv` by subject without `sub-`, where there is one.
 
     Raises:
         CohortError: no `participant_id`, or a subject in two rows.
     """
     path = root / "participants.tsv"
-    return _facts_by(path, "participant_id", "sub-") if path.exists() else {}
+    return _facts_by(path, "participant_id") if path.exists() else {}
 
 
-def session_facts(path: Path) -> dict[str | None, Facts]:
-    """A subject's `sessions.tsv` by session without `ses-`, where there is one; it goes before `participants.tsv`."""
-    if not path.exists():
-        return {}
-    return {name.removeprefix("ses-"): facts for name, facts in _facts_by(path, "session_id", "ses-").items()}
-
-
-def _facts_by(path: Path, key: str, prefix: str) -> dict[str, Facts]:
+def _facts_by(path: Path, key: str) -> dict[str, Facts]:
     found: dict[str, Facts] = {}
     for line, row in enumerate(read_table(path), 2):
-        if key not in row:
-            raise CohortError(f"{path}, line {line}: no {key}")
-        name = prefix + row.pop(key).removeprefix(prefix)
-        if name in found:
+        if not row:
+            continue
+        column = next((name for name in row if name.lower() == key), None)
+        if column is None:
+            raise CohortError(f"{path}, line {line}: no {key}; there are {', '.join(row)}")
+        name = re.sub(r"^(sub|ses)-", "", row.pop(column))
+        if found.get(name, row) != row:
             raise CohortError(f"{path}, line {line}: {name} has a row already; one row per {key}")
         found[name] = row
     return found

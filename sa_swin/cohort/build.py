@@ -1,6 +1,7 @@
 """From scans to the datalists of the three bundles: who is in, with which label, in which part."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from custom.data.datalist import SECTIONS
 from custom.data.splits import Part, split_subjects
 from custom.support.files import write_whole
 from sa_swin.cohort.bids import LeftOut, Scan
-from sa_swin.cohort.table import Condition, class_numbers, require_columns
+from sa_swin.cohort.table import Condition, Facts, class_numbers, require_columns
 
 Datalists = dict[str, dict[str, Any]]
 """Datalists by bundle: `pretrain`, `classify`, `segment`."""
@@ -39,6 +40,7 @@ class Plan:
         given: column that names the part, in place of shares and folds, or None.
         folds: number of folds in place of training and validation, or 0.
         seed: of the split.
+        mask: choice or column of the masks, or None.
     """
 
     target: str | None = None
@@ -52,6 +54,7 @@ class Plan:
     given: str | None = None
     folds: int = 0
     seed: int = 0
+    mask: str | None = None
 
     def parts(self) -> dict[Part, float]:
         """Shares of the parts: the sections, or the folds and testing."""
@@ -82,13 +85,17 @@ class Built:
     subjects: dict[Part, Counter[Hashable]] = field(default_factory=dict)
 
 
-def build(scans: Sequence[Scan], plan: Plan, place: str) -> Built:
+def build(scans: Sequence[Scan], plan: Plan, place: str, known: Sequence[Facts] = ()) -> Built:
     """Datalists with one split by subject: `pretrain` always, `classify` with a target, `segment` with masks.
+
+    A scan is in each list that it has what is needed for: `healthy`, if asked for, in `pretrain`; a class in
+    `classify`; a mask in `segment`.
 
     Args:
         scans: candidates.
         plan: what to do.
         place: of the columns, for messages.
+        known: all rows of the table, those of subjects without a scan, too.
 
     Raises:
         CohortError: a column that is not there, classes or shares that are none, or nobody left.
@@ -97,7 +104,8 @@ def build(scans: Sequence[Scan], plan: Plan, place: str) -> Built:
     wanted = [condition.column for condition in (*plan.include, *plan.healthy)]
     require_columns([*wanted, *plan.group, *plan.stratify, *filter(None, (plan.target, plan.given))], facts, place)
     kept, left_out = included(scans, plan.include)
-    numbers = class_numbers((s.facts[plan.target] for s in kept if plan.target in s.facts), plan.classes)
+    known_values = [row[plan.target] for row in (*known, *facts) if plan.target in row]
+    numbers = class_numbers((s.facts[plan.target] for s in kept if plan.target in s.facts), plan.classes, known_values)
     entries, more = entries_of(kept, plan, numbers)
     if not entries:
         raise CohortError(f"{place}: no scan is left; {reasons(left_out + more)}")
@@ -111,6 +119,8 @@ def build(scans: Sequence[Scan], plan: Plan, place: str) -> Built:
     lists = {name: by_section(cases, parts) for name, cases in by_bundle(entries, plan).items() if cases}
     if plan.target and "classify" in lists:
         lists["classify"] = {"labels": label_names(numbers)} | lists["classify"]
+    if "segment" in lists:
+        lists["segment"] = {"labels": mask_names(plan.mask)} | lists["segment"]
     return Built(lists, left_out + more, subjects)
 
 
@@ -122,45 +132,45 @@ def included(scans: Sequence[Scan], include: Sequence[Condition]) -> tuple[list[
         if failed is None:
             kept.append(scan)
         else:
-            reason = f"not {failed}" if failed.column in scan.facts else f"{failed.column} is missing"
-            left_out.append({"subject": scan.name, "reason": reason})
+            left_out.append({"subject": scan.name, "reason": failed.unknown(scan.facts) or f"not {failed}"})
     return kept, left_out
 
 
 def entries_of(
     scans: Sequence[Scan], plan: Plan, numbers: Mapping[str, int]
 ) -> tuple[list[tuple[Case, str | None]], list[LeftOut]]:
-    """An entry with the class as its label, and the mask's path, per scan that has what the plan asks for."""
+    """An entry and the mask's path per scan, with `healthy` and the class as its `label` where they are known."""
     entries, left_out = [], []
     for scan in scans:
-        absent = [c for c in (plan.target, *(con.column for con in plan.healthy)) if c and c not in scan.facts]
+        unknown = next((why for condition in plan.healthy if (why := condition.unknown(scan.facts))), None)
         value = scan.facts.get(plan.target or "")
-        if absent:
-            left_out.append({"subject": scan.name, "reason": f"{absent[0]} is missing"})
-        elif plan.target and value not in numbers:
-            left_out.append({"subject": scan.name, "reason": f"{plan.target} {value} is no class"})
-        else:
-            entries.append((_entry(scan, plan, numbers), scan.mask))
+        if unknown:
+            left_out.append({"subject": scan.name, "reason": f"{unknown} (pretrain)"})
+        if plan.target and value not in numbers:
+            why = f"{plan.target} is missing" if value is None else f"{plan.target} {value} is no class"
+            left_out.append({"subject": scan.name, "reason": f"{why} (classify)"})
+        entries.append((_entry(scan, plan, numbers, unknown is None), scan.mask))
     return entries, left_out
 
 
-def _entry(scan: Scan, plan: Plan, numbers: Mapping[str, int]) -> Case:
+def _entry(scan: Scan, plan: Plan, numbers: Mapping[str, int], health_is_known: bool) -> Case:
     entry: Case = {"image": scan.images[0] if len(scan.images) == 1 else list(scan.images), "subject": scan.subject}
     entry |= {key: value for key, value in (("session", scan.session), ("run", scan.run)) if value}
-    if plan.healthy:
+    if plan.healthy and health_is_known:
         entry["healthy"] = all(condition.holds(scan.facts) for condition in plan.healthy)
     kept = (*plan.keep, *plan.group, *plan.stratify)
     entry |= {name: scan.facts[name] for name in kept if name in scan.facts and name not in entry}
-    if plan.target:
-        entry["label"] = numbers[scan.facts[plan.target]]
+    if plan.target and (number := numbers.get(scan.facts.get(plan.target, ""))) is not None:
+        entry["label"] = number
     return entry
 
 
 def subject_strata(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, Hashable]:
     """What the split shares out alike: a subject's most frequent class, health or having a mask, and `stratify`."""
+    key = "label" if plan.target else "healthy" if plan.healthy else None
     by_subject = defaultdict(list)
     for entry, mask in entries:
-        own = next((entry[key] for key in ("label", "healthy") if key in entry), mask is not None)
+        own = entry.get(key, "unknown") if key else mask is not None
         stratum = (own, *(entry.get(name) for name in plan.stratify))
         by_subject[entry["subject"]].append(stratum if plan.stratify else own)
     return {s: min(Counter(own).items(), key=lambda item: (-item[1], str(item[0])))[0] for s, own in by_subject.items()}
@@ -196,13 +206,12 @@ def given_parts(scans: Sequence[Scan], subjects: Mapping[str, Any], column: str)
 
 
 def by_bundle(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, list[Case]]:
-    """The entries as each bundle reads them."""
-    plain = [{key: value for key, value in entry.items() if key != "label"} for entry, _ in entries]
-    masks = [mask for _, mask in entries]
+    """The entries as each bundle reads them, those alone that have what it needs."""
+    plain = [({key: value for key, value in entry.items() if key != "label"}, mask) for entry, mask in entries]
     return {
-        "pretrain": plain,
-        "classify": [entry for entry, _ in entries] if plan.target else [],
-        "segment": [entry | {"label": mask} for entry, mask in zip(plain, masks, strict=True) if mask],
+        "pretrain": [entry for entry, _ in plain if "healthy" in entry or not plan.healthy],
+        "classify": [entry for entry, _ in entries if "label" in entry],
+        "segment": [entry | {"label": mask} for entry, mask in plain if mask],
     }
 
 
@@ -223,6 +232,12 @@ def label_names(numbers: Mapping[str, int]) -> dict[str, str]:
     return {
         str(n): "|".join(value for value, number in numbers.items() if number == n) for n in sorted({*numbers.values()})
     }
+
+
+def mask_names(mask: str | None) -> dict[str, str]:
+    """Names of a mask's first two classes, by the `label` entity that it was chosen by."""
+    named = re.search(r"(?:^|_)label-([A-Za-z0-9]+)", mask or "")
+    return {"0": "background", "1": named[1] if named else "class 1"}
 
 
 def reasons(left_out: Sequence[LeftOut], shown: int = 5) -> str:

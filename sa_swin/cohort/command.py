@@ -12,14 +12,15 @@ from typing import Any
 import fire
 
 from custom.data.case import CohortError
+from custom.data.datalist import SECTIONS
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.cohort import leakage
-from sa_swin.cohort.bids import Scan, find_scans
+from sa_swin.cohort.bids import Scan, find_scans, subject_facts
 from sa_swin.cohort.build import Built, Plan, build, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
 from sa_swin.cohort.sources import datalist_scans, table_scans
-from sa_swin.cohort.table import columns, conditions, words
+from sa_swin.cohort.table import Facts, columns, conditions, words
 
 ALWAYS_KEPT = ("site", "side")  # `check` reads them
 
@@ -107,7 +108,9 @@ def build_command(
     if len(chosen) != 1:
         raise CohortError(f"give one of --bids, --table and --datalist; got {', '.join(chosen) or 'none'}")
     channels = words(image)
+    known: list[Facts] = []
     if bids:
+        known = list(subject_facts(Path(str(bids))).values())
         scans, left_out = find_scans(Path(str(bids)), channels, mask, derivative, runs)
     elif table:
         scans, left_out = table_scans(Path(str(table)), channels, mask, subject, session)
@@ -127,10 +130,13 @@ def build_command(
         given=given,
         folds=folds,
         seed=seed,
+        mask=mask,
         **({} if given else {"shares": numbers(split)}),
     )
-    built = build(scans, plan, str(bids or table or datalist))
+    built = build(scans, plan, str(bids or table or datalist), known)
     built.left_out[:0] = left_out
+    if mask and "segment" not in built.datalists:
+        raise CohortError(f"no scan has a mask ({mask}), so there is nothing to segment; {reasons(built.left_out)}")
     paths = write_datalists(built, Path(str(output)), settings, overwrite)
     print(summary(built, scans))
     print("wrote", *paths)
@@ -251,6 +257,7 @@ def summary(built: Built, scans: list[Scan]) -> str:
     for part, counts in built.subjects.items():
         if empty := [str(stratum) for stratum in strata if not counts[stratum]]:
             lines.append(f"note: nobody of {', '.join(empty)} in {part}")
+    lines += notes(built)
     entries = Counter({name: sum(map(len, _sections(lists))) for name, lists in built.datalists.items()})
     lines.append(f"{len(scans)} scans; entries: " + ", ".join(f"{name} {number}" for name, number in entries.items()))
     if built.left_out:
@@ -258,8 +265,24 @@ def summary(built: Built, scans: list[Scan]) -> str:
     return "\n".join(lines)
 
 
+def notes(built: Built) -> list[str]:
+    """Lists that lack a part of the split, and classes that nobody has."""
+    lines = []
+    for bundle, lists in built.datalists.items():
+        parts = {entry.get("fold", section) for section in SECTIONS for entry in lists.get(section, [])}
+        named = {part: f"fold {part}" if isinstance(part, int) else str(part) for part in built.subjects}
+        if lacking := [name for part, name in named.items() if part not in parts]:
+            what = "mask" if bundle == "segment" else "entry"
+            lines.append(f"note: no {what} in {', '.join(lacking)} of {bundle}.json; a training needs validation cases")
+        if bundle == "classify":
+            there = {str(entry["label"]) for section in SECTIONS for entry in lists.get(section, [])}
+            absent = [name for number, name in lists["labels"].items() if number not in there]
+            lines += [f"note: nobody has {name}, a class of classify.json" for name in absent]
+    return lines
+
+
 def _sections(lists: dict[str, Any]) -> list[list]:
-    return [cases for cases in lists.values() if isinstance(cases, list)]
+    return [lists[section] for section in SECTIONS if section in lists]
 
 
 def main(arguments: Sequence[str]) -> None:

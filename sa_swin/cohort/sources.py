@@ -30,6 +30,8 @@ def table_scans(
     require_columns(wanted, rows, str(path))
     scans, left_out = [], []
     for line, row in enumerate(rows, 2):
+        if not row:
+            continue
         name = row.get(subject, f"line {line}")
         if absent := [column for column in (subject, *channels) if column not in row]:
             left_out.append({"subject": name, "reason": f"no {absent[0]}"})

@@ -17,8 +17,7 @@ from custom.data.contents import Voxels
 from custom.data.headers import case_problems
 from custom.support.files import below, write_whole
 from custom.volumes.hounsfield import modality_of, units_problem
-from custom.volumes.loading import load_volume
-from custom.volumes.masks import as_classes
+from custom.volumes.loading import as_classes, load_volume
 from custom.volumes.nifti import write_nifti
 from sa_swin.prepare.contact_sheet import save_thumbnail
 

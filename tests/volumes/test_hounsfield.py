@@ -24,7 +24,7 @@ def shells(radius):
 
 @pytest.fixture(scope="module")
 def head():
-    """A head in HU: air -1000, skin 40, bone 300 to 1500, brain 32, ventricles 8, noise of 5 HU; and where its brain is."""
+    """A head in HU: air -1000, skin 40, bone 300-1500, brain 32, ventricles 8, noise 5 HU; and where the brain is."""
     generator = np.random.default_rng(0)
     distance = shells(0.8)
     volume = np.full(distance.shape, -1000.0)

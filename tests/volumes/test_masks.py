@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from custom.transforms.contract import InputContract
-from custom.volumes.masks import as_classes, mask_problem
+from custom.volumes.loading import as_classes
+from custom.volumes.masks import mask_problem
 from sa_swin.cohort.voxels import mask_findings
 from sa_swin.prepare.case import Case, Grid, align_case
 

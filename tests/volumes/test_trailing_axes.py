@@ -1,5 +1,7 @@
 """A file of shape (X, Y, Z, 1), as FSL and others write a 3D volume, is that volume by every way in."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def test_neither_check_nor_a_datalist_finds_fault_with_it_or_with_its_mask(files
         assert case_problems(case, "mask", 1, 2) == []
         assert check_case(case, Expected("mask", 1, 2)).findings == []
         path = tmp_path / "list.json"
-        path.write_text('{"training": [{"image": "%s", "label": "%s"}]}' % (files(image), files(mask)))
+        path.write_text(json.dumps({"training": [{"image": files(image), "label": files(mask)}]}))
         assert len(load_datalist(path, "training", tmp_path, "mask")) == 1
 
 
