@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 EXTENSIONS = (".nii.gz", ".nii")
 DATATYPES = ("anat", "ct", "dwi", "fmap", "func", "perf", "pet")
+OF_ALL_CT = r"(sub-\*/)?(ses-\*/)?(anat/)?[/*]*(_?ct\.\S*|_?ct\*|ct/?\**)"  # lines such as *_CT.nii.gz and ct/
 NOT_RAW = ("derivatives", "sourcedata", "code")  # folders of a dataset that hold no raw images
 
 
@@ -57,10 +58,14 @@ def misplaced(file: BidsFile) -> str | None:
 
 
 def ignored(root: Path) -> Callable[[str], bool]:
-    """Whether a path, relative to a dataset, is one that its `.bidsignore` names, by the rules of `.gitignore`."""
+    """Whether a path, relative to a dataset, is one that its `.bidsignore` names, by the rules of `.gitignore`.
+
+    Lines that name all CT are passed over: they are there because BIDS has no CT, not because the scans are no good.
+    """
     file = root / ".bidsignore"
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if file.is_file() else []
-    rules = [_rule(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    texts = (line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    rules = [_rule(text) for text in texts if not re.fullmatch(OF_ALL_CT, text, re.IGNORECASE)]
 
     def is_ignored(path: str) -> bool:
         parts = PurePosixPath(path).parts

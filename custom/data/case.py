@@ -24,6 +24,26 @@ def image_paths(case: Case) -> list[str]:
     return [image] if isinstance(image, str) else list(image)
 
 
+def posix_path(path: str) -> str:
+    r"""A relative path that was written on Windows as this system has it: `sub-1\anat\a.nii` is `sub-1/anat/a.nii`.
+
+    A name with a backslash in it stays: a path that has slashes, too, is none of Windows.
+    """
+    return path.replace("\\", "/") if "\\" in path and "/" not in path else path
+
+
+def posix_entry(entry: Case) -> Case:
+    """An entry with `posix_path` of its image and mask."""
+    changed: Case = {}
+    for key in ("image", "label"):
+        value = entry.get(key)
+        if isinstance(value, str):
+            changed[key] = posix_path(value)
+        elif isinstance(value, list) and all(isinstance(path, str) for path in value):
+            changed[key] = [posix_path(path) for path in value]
+    return entry | changed
+
+
 def path_problem(path: str, root: str | Path) -> str | None:
     """Why a path of a datalist must not be read: it is none, or leads out of the dataset, by `..` or by a symlink."""
     try:
@@ -52,6 +72,10 @@ def entry_problem(entry: Case) -> str | None:
     image = entry.get("image") or []
     if not isinstance(image, str) and not (isinstance(image, list) and all(isinstance(p, str) for p in image)):
         return f"expected 'image' to be a path or a list of paths, got {image!r:.80}"
+    if drives := [path for path in image_paths(entry) if re.match(r"[A-Za-z]:[\\/]|\\\\", path)]:
+        return (
+            f"{drives[0]!r:.80} is a path of Windows; give paths relative to --dataset_dir, such as sub-1/anat/a.nii.gz"
+        )
     if nameless := [path for path in image_paths(entry) if "\0" in path or Path(path).name in ("", "..")]:
         return f"{nameless[0]!r:.80} in 'image' names no file"
     single = ("subject", "healthy", "label", "fold", "side", "site")

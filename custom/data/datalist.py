@@ -20,6 +20,7 @@ from custom.data.case import (
     CohortError,
     entry_problem,
     image_paths,
+    posix_entry,
     refuse_outside,
     subject_from,
 )
@@ -111,7 +112,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST:
             raise CohortError(f"{path} is larger than {LARGEST / 2**20:.0f} MB, which no datalist is")
-        return json.loads(path.read_bytes())  # with a byte-order mark, or of UTF-16, too
+        content = json.loads(path.read_bytes())  # with a byte-order mark, or of UTF-16, too
     except FileNotFoundError as error:
         raise CohortError(f"no datalist at {path}; make one, or give its place with --datalist") from error
     except CohortError:
@@ -120,6 +121,25 @@ def read_json(path: Path) -> Any:
         raise CohortError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise CohortError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        return content
+    return {name: value if not _is_list_of_cases(value) else [posix_entry(entry) for entry in value]
+            for name, value in content.items()}  # fmt: skip
+
+
+def class_names(datalist: str | Path | None) -> list[str] | None:
+    """Names of the classes, in their order, where a datalist has them: the Decathlon's `labels`, number to name.
+
+    Args:
+        datalist: JSON; None, or a file that is not there, has none.
+    """
+    if datalist is None or not Path(datalist).is_file():
+        return None
+    content = read_json(Path(datalist))
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or set(labels) != {str(number) for number in range(len(labels))} or not labels:
+        return None
+    return [str(labels[str(number)]) for number in range(len(labels))]
 
 
 def read_lists(path: Path) -> dict[str, Any]:

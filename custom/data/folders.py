@@ -32,13 +32,14 @@ def image_files(
 
     Args:
         root: the folder.
-        images: pattern of the names to take, such as `*_FLAIR.nii.gz`; given one, names like a mask's are taken, too.
+        images: pattern of the names to take, such as `*_FLAIR.nii.gz`; given one, names like a mask's are asked for.
         output_dir: of the run; what lies there is no image, unless it is the folder itself.
     """
     found = (path.relative_to(root) for end in EXTENSIONS for path in root.rglob(f"*{end}"))
     paths = sorted(path.as_posix() for path in found)
     names = {path: parse_name(path) for path in paths}
-    bids = (root / "dataset_description.json").is_file() or any(n and not misplaced(n) for n in names.values())
+    placed = (path for path, name in names.items() if name and not misplaced(name) and not named_like_a_mask(path))
+    bids = (root / "dataset_description.json").is_file() or next(placed, None) is not None
     is_ignored, traces = ignored(root), _results_below(root, output_dir)
     there = set(paths)
     taken: list[str] = []
@@ -51,8 +52,8 @@ def image_files(
             reason = "not named as BIDS has it" if names[path] is None else misplaced(names[path])
         if reason is None and not fnmatch(PurePosixPath(path).name, images):
             reason = f"not like {images}"
-        if reason is None and images == EVERY and looks_like_a_mask(path):
-            reason = "named like a mask, or in a folder of masks"
+        if reason is None and images == EVERY and named_like_a_mask(path):
+            reason = "named like a mask"
         if reason is None:
             taken.append(path)
         else:
@@ -65,11 +66,9 @@ def stem_of(path: str) -> str:
     return path.removesuffix(".gz").removesuffix(".nii")
 
 
-def looks_like_a_mask(path: str) -> bool:
-    """Whether a volume's name ends like a mask's, or its folder has such a name: `a_mask.nii`, `labelsTr/a.nii.gz`."""
-    *folders, name = PurePosixPath(stem_of(path).lower()).parts
-    of_masks = any(folder in MASK_WORDS or folder.startswith("labels") for folder in folders)
-    return of_masks or re.split(r"[_\-+. ]", name)[-1] in MASK_WORDS
+def named_like_a_mask(path: str) -> bool:
+    """Whether a volume's name ends like that of a mask: `a_mask.nii`, `lesion.nii.gz`, `BraTS_001-seg.nii.gz`."""
+    return re.split(r"[_\-+. ]", PurePosixPath(stem_of(path)).name.lower())[-1] in MASK_WORDS
 
 
 def _not_of_the_study(path: str, paths: Collection[str]) -> str | None:
@@ -80,6 +79,8 @@ def _not_of_the_study(path: str, paths: Collection[str]) -> str | None:
         return EXPECTED[1]
     if any(folder.startswith("derivatives") for folder in folders):
         return "in a folder derivatives*"
+    if any(folder.lower() in MASK_WORDS or folder.lower().startswith("labels") for folder in folders):
+        return "in a folder of masks"  # labelsTr of nnU-Net, labels of MONAI Label
     source, _, postfix = stem_of(path).rpartition("_")
     if postfix in RESULTS and any(f"{source}{end}" in paths for end in EXTENSIONS):
         return "a result of the image beside it"

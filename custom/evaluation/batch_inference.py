@@ -151,13 +151,15 @@ class InferenceTable(CaseTable):
         row: as in `CaseTable`.
         finished: the cases of the run.
         output_dir: where `cases.csv`, and `findings.csv`, are written.
+        class_names: as in `CaseTable`.
 
     Raises:
         CohortError: at the end, when all is written, if cases are missing; it names them.
     """
 
-    def __init__(self, row: Callable[[Any], Row], finished: FinishedCases, output_dir: str | Path) -> None:
-        super().__init__(row, output_dir=output_dir)
+    def __init__(self, row: Callable[[Any], Row], finished: FinishedCases, output_dir: str | Path,
+                 class_names: Sequence[str] | None = None) -> None:  # fmt: skip
+        super().__init__(row, output_dir=output_dir, class_names=class_names)
         self.finished = finished
 
     def collect(self, engine: Engine) -> None:

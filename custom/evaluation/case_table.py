@@ -37,6 +37,7 @@ class CaseTable:
         context: further facts for the JSON file: checkpoint, datalist, seed; a callable is called at the end. Those of
             the leakage guard come by themselves.
         expected: all cases that should get a row; None does not check.
+        class_names: of the classes in their order: further columns name the label, the prediction, a finding's class.
 
     Raises:
         CohortError: at the end, when all is written, if expected cases are missing; it names them.
@@ -50,6 +51,7 @@ class CaseTable:
         name: str = "cases",
         context: Mapping[str, Any] | None = None,
         expected: Sequence[Case] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.row = row
         self.summary = summary
@@ -57,6 +59,7 @@ class CaseTable:
         self.name = name
         self.context = dict(context or {})
         self.expected = expected
+        self.class_names = class_names
         self.rows: list[Row] = []
 
     def attach(self, engine: Engine, name: str | None = None) -> None:
@@ -66,7 +69,9 @@ class CaseTable:
 
     def collect(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.rows.append({**case_identity(item), **self.row(output), **plane_columns(item)})
+            self.rows.append(
+                {**case_identity(item), **named(self.row(output), self.class_names), **plane_columns(item)}
+            )
 
     def context_now(self) -> dict[str, Any]:
         """The further facts, those included that are known only once the evaluation runs."""
@@ -84,6 +89,20 @@ class CaseTable:
                     self.output_dir / f"{self.name}.json", {**self.context_now(), **leakage(engine), "metrics": summary}
                 )
         check_complete(self.expected, rows)
+
+
+def named(row: Row, class_names: Sequence[str] | None) -> Row:
+    """A row with names beside the numbers of its classes: `label_name`, `prediction_name`, a finding's `class_name`."""
+    if class_names is None:
+        return row
+    out: Row = {}
+    for column, value in row.items():
+        out[column] = value
+        if column == "findings":
+            out[column] = [named(finding, class_names) for finding in value]
+        if column in ("label", "prediction", "class") and isinstance(value, int) and value < len(class_names):
+            out[f"{column}_name"] = class_names[value]
+    return out
 
 
 class CalibrationFit:

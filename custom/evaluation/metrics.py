@@ -4,6 +4,7 @@ A row function takes a case's entry of `engine.state.output` and returns named n
 rows.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from custom.evaluation.calibration import calibration_error
 from custom.losses import PRETEXT_TASKS
 
 Row = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 def classification_row(output: Mapping[str, Any]) -> Row:
@@ -91,13 +94,26 @@ def segmentation_row(output: Mapping[str, Any]) -> Row:
 
 
 def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:
-    """Means over cases of each figure (NaNs left out), the number of cases, and `dice`, the mean over classes too."""
+    """Means over cases of each figure (NaNs left out), the number of cases, and `dice`, the mean over classes too.
+
+    `n_marked` is the number of masks that mark anything; where it is 0, the log says what Dice is worth then.
+    """
     names = [name for name in rows[0] if name.startswith(("dice", "hd95_mm"))]
     summary: dict[str, float] = {"n": len(rows), **{name: _mean([row[name] for row in rows]) for name in names}}
     for name in (name for name in names if name.startswith("hd95_mm")):
         summary[f"n_{name}"] = int(sum(np.isfinite(row[name]) for row in rows))  # a missed lesion has no distance
     for name in (name for name in rows[0] if name.startswith("volume_error_ml")):
         summary[name.replace("volume_error", "absolute_volume_error")] = _mean([abs(row[name]) for row in rows])
+    for name in (name for name in rows[0] if name.startswith("volume_ml")):
+        summary[f"n_{name.replace('volume_ml', 'marked')}"] = marked = sum(row[name] > 0 for row in rows)
+        if not marked:
+            of_class = name.replace("volume_ml", "").replace("_class", " of class ")
+            logger.warning(
+                "none of the %d masks marks anything%s: its Dice says only whether the network marks nothing, and "
+                "cannot tell which epoch is the best; give masks with findings",
+                len(rows),
+                of_class,
+            )
     summary["dice"] = _mean([summary[name] for name in names if name.startswith("dice")])
     return summary
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from custom.data.case import Case, CohortError, image_paths, subject_from
+from custom.data.case import Case, CohortError, image_paths, posix_path, subject_from
 from custom.data.datalist import SECTIONS, read_lists
 from sa_swin.cohort.bids import LeftOut, Scan
 from sa_swin.cohort.table import read_table, require_columns
@@ -36,8 +36,9 @@ def table_scans(
         if absent := [column for column in (subject, *channels) if column not in row]:
             left_out.append({"subject": name, "reason": f"no {absent[0]}"})
             continue
-        images = tuple(row[column] for column in channels)
-        scan = Scan(name, images, row.get(session or ""), None, row.get(mask or ""), row)
+        images = tuple(posix_path(row[column]) for column in channels)
+        mask_path = posix_path(row[mask]) if mask in row else None
+        scan = Scan(name, images, row.get(session or ""), None, mask_path, row)
         scans.append(scan)
         if mask and not scan.mask:
             left_out.append({"subject": scan.name, "reason": f"no {mask}"})

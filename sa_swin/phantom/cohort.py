@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import fire
 import nibabel as nib
@@ -171,7 +172,7 @@ def datalists(
     modalities: tuple[str, ...],
     seed: int,
     shares: tuple[float, float, float],
-) -> dict[str, dict[str, list]]:
+) -> dict[str, dict[str, Any]]:
     """Datalists in the Decathlon's manner for the three bundles, by bundle; paths are relative to the cohort."""
     lists = {bundle: {split: [] for split in SPLITS} for bundle in ("pretrain", "classify", "segment")}
     assigned = splits(participants, seed, shares)
@@ -185,7 +186,8 @@ def datalists(
         lists["classify"][split].append(case | {"label": int(not row["healthy"])})
         if not row["healthy"]:
             lists["segment"][split].append(case | {"label": mask_path(subject)})
-    return lists
+    names = {"classify": {"0": "healthy", "1": "patient"}, "segment": {"0": "background", "1": "lesion"}}
+    return {bundle: ({"labels": names[bundle]} if bundle in names else {}) | own for bundle, own in lists.items()}
 
 
 def start(root: Path, config: Config) -> None:

@@ -28,7 +28,7 @@ def fitted(
 
     Args:
         metadata: of the bundle.
-        settings: of the package's config: `in_channels`, `modality`.
+        settings: of the package's config: `in_channels`, `modality`, and `class_names` where the training knew them.
         output_channels: what the network gives, at axis 1.
         evaluation: None leaves `eval_metrics` out.
     """
@@ -45,6 +45,9 @@ def fitted(
     pred = pred | {"num_channels": output_channels}
     if (known := pred["channel_def"]) and len(known) != output_channels:
         pred["channel_def"] = {str(i): known.get(str(i), f"class {i}") for i in range(output_channels)}
+    names = settings.get("class_names")
+    if known and names and len(names) == output_channels:
+        pred["channel_def"] = {str(i): str(name) for i, name in enumerate(names)}
     fitted_format = data_format | {
         "inputs": data_format["inputs"] | {"image": image},
         "outputs": data_format["outputs"] | {"pred": pred},

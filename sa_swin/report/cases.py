@@ -1,6 +1,5 @@
 """Cases of a report: which ones to show, and their volumes on the aligned grid."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from monai.data import MetaTensor
 from monai.utils import GridSampleMode
 
 from custom.alignment.grid import aligned_grid, central_affine, to_grid
+from custom.data.datalist import class_names, read_json
 from custom.support.errors import UserError
 from custom.symmetry import mirror
 from custom.volumes.loading import load_volume
@@ -123,10 +123,20 @@ def masks(paths: Mapping[str, Any]) -> dict[str, str]:
     return {str(root / image): label for image, label in first if isinstance(label, str)}
 
 
+def class_labels(run: Run) -> dict[int, str]:
+    """Names of the classes by number, as far as the run's datalist or its table have them."""
+    path = run.record.get("paths", {}).get("datalist")
+    names = dict(enumerate(class_names(path) or [])) if path and run.has("prediction") else {}
+    for column in ("label", "prediction"):
+        named = (row for row in run.rows if row.get(f"{column}_name"))
+        names |= {int(float(row[column])): row[f"{column}_name"] for row in named}
+    return names
+
+
 def datalist(paths: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The lists of cases in the datalist of a run; none where there was no datalist, or it is gone."""
     path = Path(str(paths.get("datalist")))
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
     return {name: e for name, e in lists.items() if e and all(isinstance(c, dict) and "image" in c for c in e)}
 

@@ -25,7 +25,7 @@ from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.bootstrap import interval
 from sa_swin.report import plots as report_plots
-from sa_swin.report.cases import Row, Run, chosen, cohort_table, datalist, pictured
+from sa_swin.report.cases import Row, Run, chosen, class_labels, cohort_table, datalist, pictured
 from sa_swin.report.figures import mosaic
 from sa_swin.report.html import note, picture, short, table_html, words
 from sa_swin.report.privacy import numbered, without_places
@@ -103,6 +103,8 @@ def figures_section(run: Run) -> Iterator[str]:
     rows = [*_intervals(run), *_pretext_rows(run)]
     if rows:
         yield "<h2>Figures</h2>" + table_html(rows)
+        if names := class_labels(run):
+            yield note("Classes: " + html.escape(", ".join(f"{i} {name}" for i, name in sorted(names.items()))) + ".")
         yield note("Intervals: 95 %, percentile bootstrap over cases, 1000 resamples, classes kept at their numbers.")
     metrics = run.summary.get("metrics", {})
     if metrics:
@@ -149,10 +151,12 @@ def detections(run: Run) -> Iterator[tuple[str, np.ndarray, np.ndarray, bool]]:
     """What the rows detect: a caption, truth, score, and whether the score is a probability; both truths occur."""
     found = []
     if run.has("label") and run.has("probability_1"):
-        labels = run.numbers("label").astype(int)
+        labels, names = run.numbers("label").astype(int), class_labels(run)
         count = sum(name.startswith("probability_") for name in run.rows[0])
         for index in range(1 if count == 2 else 0, count):
-            found.append((f"class {index}", labels == index, run.numbers(f"probability_{index}"), True))
+            found.append(
+                (names.get(index, f"class {index}"), labels == index, run.numbers(f"probability_{index}"), True)
+            )
     if run.has("healthy") and run.has("asymmetry"):
         ill = np.array([row["healthy"] == "False" for row in run.rows])
         found.append(("not healthy, by the zero-shot asymmetry", ill, run.numbers("asymmetry"), False))

@@ -1,0 +1,128 @@
+"""What of a folder becomes a case of inference, and what is told of the rest; no volume is read."""
+
+import logging
+
+import pytest
+
+from custom.data.case import CohortError
+from custom.data.datalist import find_cases
+from custom.data.folders import image_files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Puts empty files into a folder."""
+
+    def add(*paths):
+        for path in paths:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+        return tmp_path
+
+    return add
+
+
+def test_the_results_of_a_run_in_the_folder_are_no_images_of_the_next(folder):
+    root = folder("a.nii.gz", "b/c.nii", "out/a_pred.nii.gz", "out/b/c_pred.nii.gz", "out/finished.jsonl")
+    for output in (root / "out", "out", root / "other"):
+        taken, left_out = image_files(root, output_dir=output)
+        assert taken == ["a.nii.gz", "b/c.nii"]
+        assert set(left_out) == {"out/a_pred.nii.gz", "out/b/c_pred.nii.gz"}
+    assert image_files(root, output_dir=root / "out")[1]["out/b/c_pred.nii.gz"] == "in the output folder"
+    assert image_files(root)[1]["out/b/c_pred.nii.gz"] == "in out, among the results of a run"
+
+
+@pytest.mark.parametrize("trace", ["run_inference.json", "finished.jsonl", "planes.csv"])
+def test_results_of_whatever_run_are_known_by_its_traces(folder, trace):
+    root = folder("a.nii.gz", f"x/{trace}", "x/deep/a.nii")
+    assert image_files(root)[0] == ["a.nii.gz"]
+    assert image_files(folder(trace))[0] == ["a.nii.gz"]  # results beside their images
+
+
+def test_results_beside_their_images_are_known_by_their_names(folder):
+    results = [f"a_{kind}.nii.gz" for kind in ("pred", "probability", "asymmetry")]
+    root = folder("a.nii.gz", "b_pred.nii.gz", *results)
+    taken, left_out = image_files(root, output_dir=root)
+    assert taken == ["a.nii.gz", "b_pred.nii.gz"]  # b is not there: who knows what that is
+    assert set(left_out.values()) == {"a result of the image beside it"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a_mask.nii.gz", "mask.nii", "lesion.nii.gz", "BraTS_001_seg.nii.gz", "a-label.nii", "x/aparc+aseg.nii.gz",
+     "sub-1/anat/sub-1_dseg.nii.gz", "A_ROI.nii"],
+)  # fmt: skip
+def test_masks_beside_images_are_known_by_their_names(folder, path):
+    root = folder("a.nii.gz", "imagesTr/b_0000.nii.gz", path)
+    taken, left_out = image_files(root)
+    assert taken == ["a.nii.gz", "imagesTr/b_0000.nii.gz"]
+    assert left_out == {path: "named like a mask"}
+    assert path in image_files(root, path.rpartition("/")[2])[0]  # it was asked for
+
+
+@pytest.mark.parametrize("folder_of_masks", ["labelsTr", "masks", "labels/final", "x/Seg", "labels_old"])
+def test_a_folder_of_masks_holds_no_images_whatever_is_asked_for(folder, folder_of_masks):
+    root = folder("imagesTr/a_FLAIR.nii.gz", f"{folder_of_masks}/a_FLAIR.nii.gz")
+    for images in ("*", "*_FLAIR.nii.gz"):
+        taken, left_out = image_files(root, images)
+        assert taken == ["imagesTr/a_FLAIR.nii.gz"]
+        assert left_out == {f"{folder_of_masks}/a_FLAIR.nii.gz": "in a folder of masks"}
+
+
+@pytest.mark.parametrize("path", ["a_T1w.nii.gz", "unmasked.nii", "segmented/a.nii.gz", "image_lesions2.nii"])
+def test_other_names_are_no_masks(folder, path):
+    assert image_files(folder(path))[0] == [path]
+
+
+def test_a_pattern_of_names_chooses(folder):
+    root = folder("sub-1/a_FLAIR.nii.gz", "sub-1/a_T1w.nii.gz", "derivatives/b_FLAIR.nii.gz", ".x/c_FLAIR.nii.gz")
+    assert image_files(root, "*_FLAIR.nii.gz") == (
+        ["sub-1/a_FLAIR.nii.gz"],
+        {
+            ".x/c_FLAIR.nii.gz": "hidden",
+            "derivatives/b_FLAIR.nii.gz": "in derivatives, sourcedata or code",
+            "sub-1/a_T1w.nii.gz": "not like *_FLAIR.nii.gz",
+        },
+    )
+    with pytest.raises(CohortError, match=r"below .*; left out are 2 not like \*_CT.nii: sub-1/a_FLAIR.nii.gz, "):
+        find_cases(None, root, images="*_CT.nii")
+
+
+BIDS = "sub-1/anat/sub-1_FLAIR.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("excluded/sub-9/anat/sub-9_FLAIR.nii.gz", "not in a folder sub-<label> of the dataset"),
+        ("derivatives_old/sub-1/anat/sub-1_FLAIR.nii.gz", "in a folder derivatives*"),
+        ("sub-1/anat/copy.nii.gz", "not named as BIDS has it"),
+        ("sub-1/old/sub-1_FLAIR.nii.gz", "not in anat, or another folder of BIDS, right below its subject or session"),
+        ("sourcedata/x.nii", "in derivatives, sourcedata or code"),
+        ("sub-1/anat/sub-1_label-lesion_mask.nii.gz", "named like a mask"),
+        ("sub-2/anat/sub-2_FLAIR.nii.gz", "in .bidsignore"),
+    ],
+)
+def test_of_a_bids_folder_its_raw_images_are_taken(folder, path, reason):
+    root = folder(BIDS, path)
+    (root / ".bidsignore").write_text("sub-2/\n*_CT.nii.gz\nct/\n")
+    assert image_files(root) == ([BIDS], {path: reason})
+
+
+def test_that_bids_has_no_ct_is_no_reason_to_leave_it_out(folder):
+    root = folder("sub-1/anat/sub-1_CT.nii.gz", "sub-2/ct/sub-2_ct.nii.gz")
+    (root / ".bidsignore").write_text("*_CT.nii.gz\nct/\nsub-*/ct/\n**/*_ct.*\n")
+    assert len(image_files(root)[0]) == 2
+    (root / ".bidsignore").write_text("sub-1/anat/sub-1_CT.nii.gz\n")
+    assert image_files(root)[0] == ["sub-2/ct/sub-2_ct.nii.gz"]
+
+
+def test_what_is_left_out_is_told_unless_it_goes_without_saying(folder, caplog):
+    root = folder(BIDS, "derivatives/x.nii", ".x/y.nii", "old/a.nii", "old/b.nii", "sub-1/anat/sub-1_T1w.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert len(find_cases(None, root)) == 2
+    assert f"2 file(s) below {root} are left out: 2 not named as BIDS has it: old/a.nii, old/b.nii" in caplog.text
+    assert "1 FLAIR, 1 T1w: each is a case of its own; choose with --images '*_FLAIR.nii.gz'" in caplog.text
+    caplog.clear()
+    assert len(find_cases(None, root, images="*_FLAIR.nii.gz")) == 1
+    assert "each is a case" not in caplog.text
