@@ -357,8 +357,9 @@ def _facts_by(path: Path, key: str) -> dict[str, Facts]:
         column = next((name for name in row if name.lower() == key), None)
         if column is None:
             raise CohortError(f"{path}, line {line}: no {key}; there are {', '.join(row)}")
-        name = re.sub(r"^(sub|ses)-", "", row.pop(column))
+        written = row.pop(column)
+        name = re.sub(r"^(sub|ses)-", "", written)
         if found.get(name, row) != row:
-            raise CohortError(f"{path}, line {line}: {name} has a row already; one row per {key}")
+            raise CohortError(f"{path}, line {line}: {written} has a row already; one row per {key}")
         found[name] = row
     return found
