@@ -31,7 +31,7 @@ RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.fl
 def aligned_grid(
     image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]
 ) -> tuple[Tensor, MidsagittalPlane | None, str | None]:
-    """The grid in whose middle the midsagittal plane of a volume's first channel lies.
+    """The grid in whose middle the midsagittal plane of a volume lies, found on all its channels together.
 
     A volume that lies straight on such a grid already keeps its own, so that nothing is interpolated.
 
@@ -43,7 +43,7 @@ def aligned_grid(
         ValueError: when the volume is not three-dimensional or not finite, or the affine is singular.
     """
     try:
-        plane = estimate_plane(image[0].as_tensor(), image.affine)
+        plane = estimate_plane(image.as_tensor(), image.affine)
     except NoHeadError as error:
         return central_affine(image, spacing, spatial_size), None, str(error)
     reason = distrust(plane)

@@ -33,50 +33,90 @@ class NoHeadError(ValueError):
 
 @dataclass(frozen=True)
 class HeadVolume:
-    """A head in a box of `WORK_SPACING` mm voxels.
+    """A head in a box of `WORK_SPACING` mm voxels; C channels, those of the scan that show a head.
 
     Args:
-        image: `(X, Y, Z)` intensities, clipped to what matters.
+        image: `(C, X, Y, Z)` intensities, clipped to what matters.
         known: `(X, Y, Z)`, 1 inside the scan's field of view.
         head: `(X, Y, Z)`, 1 inside the head.
         center: `(3,)` world mm of the box's centre.
-        contrast: spread of the head's intensities, the unit of `image`.
+        contrast: `(C,)` spread of the head's intensities, the unit of `image`.
     """
 
     image: Tensor
     known: Tensor
     head: Tensor
     center: Tensor
-    contrast: float
+    contrast: Tensor
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """One channel at about `WORK_SPACING` mm, its head on the overview, and what 90 % of the head's voxels span."""
+
+    image: Tensor
+    affine: Tensor
+    mask: Tensor
+    corner: Tensor
+    low: float
+    high: float
 
 
 def head_volume(image: Tensor, affine: Tensor) -> HeadVolume:
     """Resample the top of the head into the work box, antialiased, through the affine.
 
+    The head is what is head in any channel; a channel that shows none, as a map of lesions, is left out.
+
     Args:
-        image: `(X, Y, Z)` any modality, any orientation.
+        image: `(C, X, Y, Z)` any modality, any orientation.
         affine: 4x4 voxel-to-world.
 
     Raises:
-        NoHeadError: when the volume is constant, or its foreground is too small or too large for a head.
+        NoHeadError: when every channel is constant, or its foreground is too small or too large for a head.
     """
+    channels = _channels(image, affine)
+    corner, mask = channels[0].corner, torch.stack([channel.mask for channel in channels]).amax(0)
+    center = _head_center(mask, corner)
+    _check_size(mask, corner, center)
+    half = torch.tensor(WORK_SIZE, device=image.device) - 1
+    grid = _grid_affine(center - half * WORK_SPACING / 2, WORK_SPACING)
+    head, _ = resample(mask, _grid_affine(corner, OVERVIEW_SPACING), grid, WORK_SIZE, padding_mode="zeros")
+    work = []
+    for channel in channels:
+        within = channel.image.clamp(2 * channel.low - channel.high, 2 * channel.high - channel.low)
+        values, known = resample(within, channel.affine, grid, WORK_SIZE)
+        work.append(values * known)
+    contrast = torch.tensor([channel.high - channel.low for channel in channels], device=image.device)
+    return HeadVolume(torch.stack(work), known, head * known, center, contrast)
+
+
+def _channels(image: Tensor, affine: Tensor) -> list[_Channel]:
+    """The channels that show a head.
+
+    Raises:
+        NoHeadError: of the first channel, when there is none.
+    """
+    found, refusals = [], []
+    for channel in image:
+        try:
+            found.append(_channel(channel, affine))
+        except NoHeadError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
+
+
+def _channel(image: Tensor, affine: Tensor) -> _Channel:
     image, affine = pooled(clipped(image), affine, WORK_SPACING)
     coarse, coarse_affine = pooled(image, affine, OVERVIEW_SPACING)
     corner, shape = _bounding_grid(coarse.shape, coarse_affine)
     overview, known = resample(coarse, coarse_affine, _grid_affine(corner, OVERVIEW_SPACING), shape)
     mask = _head_mask(overview, known)
-    center = _head_center(mask, corner)
-    _check_size(mask, corner, center)
     low, high = torch.quantile(overview[mask > 0.5], torch.tensor([0.05, 0.95], device=image.device)).tolist()
     if not high > low:
         raise NoHeadError(f"no head found: the foreground is uniform, every voxel is {low:.6g}")
-    image = image.clamp(2 * low - high, 2 * high - low)
-
-    half = torch.tensor(WORK_SIZE, device=image.device) - 1
-    grid = _grid_affine(center - half * WORK_SPACING / 2, WORK_SPACING)
-    work, known = resample(image, affine, grid, WORK_SIZE)
-    head, _ = resample(mask, _grid_affine(corner, OVERVIEW_SPACING), grid, WORK_SIZE, padding_mode="zeros")
-    return HeadVolume(work * known, known, head * known, center, high - low)
+    return _Channel(image, affine, mask, corner, low, high)
 
 
 def clipped(image: Tensor) -> Tensor:

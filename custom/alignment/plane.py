@@ -64,7 +64,7 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
     """Find the midsagittal plane of a head scan of any modality, orientation and spacing.
 
     Args:
-        image: `(X, Y, Z)` or `(1, X, Y, Z)`.
+        image: `(X, Y, Z)` or `(C, X, Y, Z)`: all channels are compared together, in no order.
         affine: 4x4 voxel-to-world, RAS+, mm.
 
     Raises:
@@ -113,18 +113,19 @@ def _checked(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
     image = torch.as_tensor(image)
     if not torch.isfinite(image).all():
         raise ValueError(f"{(~torch.isfinite(image)).sum()} voxels are not finite; repair or leave out the file")
-    if image.ndim == 4 and len(image) == 1:
-        image = image[0]
-    if image.ndim != 3 or min(image.shape) < 2:
+    if image.ndim not in (3, 4) or min(image.shape[-3:]) < 2 or 0 in image.shape:
         raise ValueError(
-            f"a head scan is a volume (X, Y, Z) or (1, X, Y, Z) of at least 2 voxels a side, got {tuple(image.shape)}"
+            f"a head scan is a volume (X, Y, Z) or (C, X, Y, Z) of at least 2 voxels a side, got {tuple(image.shape)}"
         )
+    image = image.float().reshape(-1, *image.shape[-3:])
+    # one order of channels, whatever the file's, so that a plane is the same to the last digit
+    image = image[image.flatten(1).double().mean(1).argsort()]
     affine = torch.as_tensor(affine).to(image.device, torch.float64)
     if not abs(torch.linalg.det(affine[:3, :3])) > 1e-9:
         raise ValueError(f"the affine must be invertible, got {affine.tolist()}")
     # Thinning and pooling start at an array's first voxel: in one order of axes, a head has one plane, however stored.
-    upright = Orientation(axcodes="RAS", labels=None)(MetaTensor(image[None].float(), affine=affine))
-    return upright.as_tensor()[0], upright.affine.to(affine)
+    upright = Orientation(axcodes="RAS", labels=None)(MetaTensor(image, affine=affine))
+    return upright.as_tensor(), upright.affine.to(affine)
 
 
 def _separate(normal: Tensor, point: Tensor, others: Tensor, other_points: Tensor) -> Tensor:
@@ -158,9 +159,9 @@ def _standard_errors(level: Level, normal: Tensor, point: Tensor) -> tuple[float
     delta = torch.tensor([math.radians(0.5), math.radians(0.5), 0.5], device=normal.device)
     steps = torch.cat([torch.zeros(1, 3, device=delta.device), torch.diag(delta), -torch.diag(delta)])
     points, block = points.expand(7, -1, -1), block.expand(7, -1)
-    pairs = compare(level, points, *moved(normal.expand(7, -1), point.expand(7, -1), steps))
-    weight = robust_weights(pairs, block)
-    pull = block_sums(pairs.jacobian * (weight * pairs.residual)[:, None], block)  # 7 3 B
+    pairs = compare(level, points, block, *moved(normal.expand(7, -1), point.expand(7, -1), steps))
+    weight = robust_weights(pairs)
+    pull = block_sums(pairs.jacobian * (weight * pairs.residual)[:, None], pairs.block)  # 7 3 B
     total = pull.sum(2)
     inverse = torch.linalg.pinv((total[1:4] - total[4:]) / (2 * delta[:, None]))
     variance = (inverse.T @ (pull[0] @ pull[0].T) @ inverse).diagonal().clamp_min(0)

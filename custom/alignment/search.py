@@ -2,7 +2,8 @@
 
 A plane is a unit normal `(3,)` and a point on it, `(3,)`, in world mm. Its frame `(t0, t1, t2)` is the minimal rotation
 that takes the x axis to the normal; `(s, u, v)` are a point's millimetres along it.
-K = candidate planes, N = point pairs, B = blocks.
+K = candidate planes, N = point pairs, B = blocks, C = channels. All channels of a scan are searched together: what each
+shows at a pair of points is one observation, so their order does not matter.
 """
 
 import math
@@ -44,8 +45,8 @@ class Level:
     """One resolution of the search: the feature and its gradient on a grid of `spacing` mm.
 
     Args:
-        channels: `(5, Z, Y, X)`: feature, its derivatives along x, y, z per mm, known. The axes are reversed because
-            `grid_sample` takes x first.
+        channels: `(4C + 1, Z, Y, X)`: C features, their derivatives along x, y, z per mm (3 times C), known. The axes
+            are reversed because `grid_sample` takes x first.
         head: `(1, Z, Y, X)` foreground.
         center: `(3,)` world mm of the grid's centre.
         spacing: mm.
@@ -56,22 +57,32 @@ class Level:
     center: Tensor
     spacing: float
 
+    @property
+    def num_channels(self) -> int:
+        return len(self.channels) // 4
+
+    def seen(self, head: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The features `(C, ..., N)`, known and a mask `(1, Z, Y, X)` at world points `(..., 3, N)`."""
+        volume = torch.cat([self.channels[: self.num_channels], self.channels[-1:], head])
+        values = sample(volume, self.center, self.spacing, points)
+        return values[:-2], values[-2], values[-1]
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the two sides of K candidate planes show at N paired points.
+    """What the two sides of K candidate planes show at N paired points, channel after channel: M = C N observations.
 
     Args:
-        residual: `(K, N)` difference of the feature between the sides.
-        jacobian: `(K, 3, N)` its derivative by the normal's two angles (rad) and the offset (mm).
-        values: `(2, K, N)` the feature on both sides.
-        known: `(K, N)`, 1 where both sides are inside the field of view.
+        residual: `(K, M)` difference of the feature between the sides.
+        jacobian: `(K, 3, M)` its derivative by the normal's two angles (rad) and the offset (mm).
+        known: `(K, M)`, 1 where both sides are inside the field of view.
+        block: `(K, M)` that each belongs to.
     """
 
     residual: Tensor
     jacobian: Tensor
-    values: Tensor
     known: Tensor
+    block: Tensor
 
 
 def frame(normal: Tensor) -> Tensor:
@@ -85,20 +96,21 @@ def frame(normal: Tensor) -> Tensor:
 def levels(volume: HeadVolume) -> dict[int, Level]:
     """The work volume at 8, 4 and 2 mm."""
     pyramid = {}
-    weighted, known, head = volume.image * volume.known, volume.known, volume.head
+    weighted, known, head = volume.image * volume.known, volume.known[None], volume.head[None]
+    flat = FLAT * volume.contrast[:, None, None, None]
     for spacing in (2, 4, 8):
         if spacing > WORK_SPACING:
-            weighted, known, head = (F.avg_pool3d(x[None, None], 2)[0, 0] for x in (weighted, known, head))
+            weighted, known, head = (F.avg_pool3d(x[None], 2)[0] for x in (weighted, known, head))
         sure = (known > 0.5).to(known)
         image = weighted / known.clamp_min(1e-6) * sure
-        feature = local_normalisation(image, sure, FEATURE_WINDOWS[spacing] / spacing, FLAT * volume.contrast)
-        channels = torch.stack([feature, *torch.gradient(feature, spacing=float(spacing)), sure])
-        reverse = [x.permute(0, 3, 2, 1).contiguous() for x in (channels, head[None])]
+        feature = local_normalisation(image, sure, FEATURE_WINDOWS[spacing] / spacing, flat)
+        channels = torch.cat([feature, *torch.gradient(feature, spacing=float(spacing), dim=(1, 2, 3)), sure])
+        reverse = [x.permute(0, 3, 2, 1).contiguous() for x in (channels, head)]
         pyramid[spacing] = Level(*reverse, volume.center.float(), float(spacing))
     return pyramid
 
 
-def local_normalisation(image: Tensor, known: Tensor, window: float, epsilon: float) -> Tensor:
+def local_normalisation(image: Tensor, known: Tensor, window: float, epsilon: Tensor | float) -> Tensor:
     """`(I - mean) / sqrt(variance + epsilon^2)` in windows of `window` voxels: free of contrast and bias field."""
     size = int(window) // 2 * 2 + 1
     count = _box(known, size).clamp_min(1e-6)
@@ -108,10 +120,10 @@ def local_normalisation(image: Tensor, known: Tensor, window: float, epsilon: fl
 
 
 def _box(x: Tensor, size: int) -> Tensor:
-    """The mean over a cube of `size` voxels, zeros outside."""
-    for axis in range(3):
+    """The mean over a cube of `size` voxels of `(C, X, Y, Z)`, zeros outside."""
+    for axis in (1, 2, 3):
         moved = x.movedim(axis, -1)
-        x = F.avg_pool1d(moved.flatten(0, 1), size, 1, size // 2).unflatten(0, moved.shape[:2]).movedim(-1, axis)
+        x = F.avg_pool1d(moved.flatten(0, 2), size, 1, size // 2).unflatten(0, moved.shape[:3]).movedim(-1, axis)
     return x
 
 
@@ -142,8 +154,10 @@ def coarse_search(level: Level) -> tuple[Tensor, Tensor]:
     depth, height, width = level.head.shape[1:]
     local = lattice((width, height, depth), spacing, device)
     points = level.center[:, None] + frame(normals).flatten(0, 1) @ local
-    values = sample(torch.cat([level.channels[[0, 4]], level.head]), level.center, spacing, points)
-    score = _offset_scores(*values.unflatten(-1, (width, -1)))  # AA, offsets
+    feature, known, head = level.seen(level.head, points)
+    feature = feature.unflatten(-1, (width, -1)).permute(1, 2, 0, 3).flatten(2)  # AA S CN
+    known, head = (x.unflatten(-1, (width, -1)).repeat(1, 1, level.num_channels) for x in (known, head))
+    score = _offset_scores(feature, known, head)  # AA, offsets
     middle, reach = width - 1, int(2 * MAX_OFFSET / spacing)
     score = score[:, middle - reach : middle + reach + 1].unflatten(0, yaw.shape)
     offsets = torch.arange(-reach, reach + 1, device=device) * spacing / 2
@@ -210,41 +224,39 @@ def _both_sides(points: Tensor) -> Tensor:
     return torch.stack([points, points * points.new_tensor([[-1], [1], [1]])])
 
 
-def compare(level: Level, points: Tensor, normal: Tensor, point: Tensor) -> Pairs:
-    """Sample the feature at points `(K, 3, N)` and at their reflections about the planes `(K, 3)`, `(K, 3)`."""
-    axes = frame(normal)
-    seen = sample(
-        level.channels, level.center, level.spacing, point[:, :, None] + axes @ _both_sides(points)
-    )  # 5 2 K N
-    slope = axes.mT @ seen[1:4].permute(1, 2, 0, 3)  # 2 K 3 N, along t0, t1, t2
-    across = slope[0, :, :1] - slope[1, :, :1]
-    along = slope[0, :, 1:] + slope[1, :, 1:]
+def compare(level: Level, points: Tensor, block: Tensor, normal: Tensor, point: Tensor) -> Pairs:
+    """Sample the features at points `(K, 3, N)` of blocks `(K, N)` and at their reflections about `(K, 3)`, `(K, 3)`."""
+    axes, number = frame(normal), level.num_channels
+    seen = sample(level.channels, level.center, level.spacing, point[:, :, None] + axes @ _both_sides(points))
+    slope = axes.mT @ seen[number:-1].unflatten(0, (3, number)).permute(1, 2, 3, 0, 4)  # C 2 K 3 N, along t0, t1, t2
+    across = slope[:, 0, :, :1] - slope[:, 1, :, :1]
+    along = slope[:, 0, :, 1:] + slope[:, 1, :, 1:]
     # turning the normal by a towards t1 moves (s, u) to (s - a u, u + a s); a shift moves both sides along t0
     turn = along * points[:, :1] - across * points[:, 1:]
     return Pairs(
-        residual=seen[0, 0] - seen[0, 1],
-        jacobian=torch.cat([turn, across], 1),
-        values=seen[0],
-        known=(seen[4].amin(0) > 0.98).to(points),
+        residual=(seen[:number, 0] - seen[:number, 1]).movedim(0, 1).flatten(1),
+        jacobian=torch.cat([turn, across], 2).permute(1, 2, 0, 3).flatten(2),
+        known=(seen[-1].amin(0) > 0.98).to(points).repeat(1, number),
+        block=block.repeat(1, number),
     )
 
 
 def block_sums(values: Tensor, block: Tensor) -> Tensor:
-    """Sum `(K, C, N)` within blocks: `(K, C, B)`."""
+    """Sum `(K, V, N)` values within blocks: `(K, V, B)`."""
     out = values.new_zeros(*values.shape[:2], math.prod(BLOCKS))
     return out.scatter_add(2, block[:, None].expand_as(values), values)
 
 
-def robust_weights(pairs: Pairs, block: Tensor) -> Tensor:
-    """Geman-McClure weights `(K, N)`, per point and per block: a lesion is many outliers in one place."""
+def robust_weights(pairs: Pairs) -> Tensor:
+    """Geman-McClure weights `(K, M)`, per point and per block: a lesion is many outliers in one place."""
     scale = POINT_SCALE * _masked_median(pairs.residual.abs()[:, ::4], pairs.known[:, ::4] > 0)
     squared = (pairs.residual / scale[:, None]) ** 2
     weight = pairs.known / (1 + squared) ** 2
-    count, energy = block_sums(torch.stack([pairs.known, squared.clamp_max(9) * pairs.known], 1), block).unbind(1)
+    count, energy = block_sums(torch.stack([pairs.known, squared.clamp_max(9) * pairs.known], 1), pairs.block).unbind(1)
     energy = energy / count.clamp_min(1)
     typical = _masked_median(energy, count > count.amax(1, keepdim=True) / 4)
     trust = 1 / (1 + (energy / (BLOCK_SCALE * typical[:, None])) ** 2) ** 2
-    return weight * trust.gather(1, block)
+    return weight * trust.gather(1, pairs.block)
 
 
 def _masked_median(values: Tensor, mask: Tensor) -> Tensor:
@@ -255,8 +267,8 @@ def refine(level: Level, normal: Tensor, point: Tensor) -> tuple[Tensor, Tensor]
     """Gauss-Newton on paired points, all candidates `(K, 3)`, `(K, 3)` together."""
     points, block = paired_points(level, normal, point, NUM_PAIRS[int(level.spacing)])
     for _ in range(NUM_STEPS[int(level.spacing)]):
-        pairs = compare(level, points, normal, point)
-        step = _gauss_newton_step(pairs, robust_weights(pairs, block), level.spacing)
+        pairs = compare(level, points, block, normal, point)
+        step = _gauss_newton_step(pairs, robust_weights(pairs), level.spacing)
         normal, point = moved(normal, point, step)
         if (step[:, :2].norm(dim=1) * RADIUS + step[:, 2].abs()).max() < CONVERGED[int(level.spacing)]:
             break
@@ -284,10 +296,10 @@ def similarity_and_overlap(level: Level, normal: Tensor, point: Tensor) -> tuple
     """Correlation of the two sides' features `(K,)` and the share `(K,)` of the head that has head opposite."""
     points, _ = paired_points(level, normal, point, NUM_PAIRS[8])
     sides = point[:, :, None] + frame(normal) @ _both_sides(points)
-    feature, known, head = sample(torch.cat([level.channels[[0, 4]], level.head]), level.center, level.spacing, sides)
+    feature, known, head = level.seen(level.head, sides)
     known = (known.amin(0) > 0.98).to(known)
-    left, right = feature * known
-    similarity = 2 * (left * right).sum(1) / (left**2 + right**2).sum(1).clamp_min(1e-6)
+    left, right = (feature * known).unbind(1)
+    similarity = 2 * (left * right).sum((0, 2)) / (left**2 + right**2).sum((0, 2)).clamp_min(1e-6)
     return similarity, 2 * (head.amin(0) * known).sum(1) / head.sum((0, 2)).clamp_min(1e-6)
 
 
@@ -301,10 +313,10 @@ def inner_similarity(level: Level, normal: Tensor, point: Tensor) -> Tensor:
     inner = 1 - F.max_pool3d((level.head < 0.5).to(level.head)[None], width, 1, width // 2)[0]
     points, block = paired_points(level, normal, point, NUM_PAIRS[4])
     sides = point[:, :, None] + frame(normal) @ _both_sides(points)
-    feature, known, deep = sample(torch.cat([level.channels[[0, 4]], inner]), level.center, level.spacing, sides)
+    feature, known, deep = level.seen(inner, sides)
     inside = ((known.amin(0) > 0.98) & (deep.amin(0) > 0.5)).to(feature)
-    left, right = feature * inside
-    sums = block_sums(torch.stack([left * right, (left**2 + right**2) / 2, inside], 1), block)
+    left, right = (feature * inside).unbind(1)
+    sums = block_sums(torch.stack([(left * right).sum(0), (left**2 + right**2).sum(0) / 2, inside], 1), block)
     product, energy, count = sums.unbind(1)
     full = count > count.amax(1, keepdim=True) / 4
     similarity = (product / energy.clamp_min(1e-6)).masked_fill(~full, torch.nan)

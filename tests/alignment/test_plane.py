@@ -236,7 +236,7 @@ def refusal(image: torch.Tensor) -> str | None:
     ("image", "affine", "message"),
     [
         (torch.full((40, 40, 40), 7.0), IDENTITY, "constant, every voxel is 7"),
-        (torch.rand(4, 40, 40, 40), IDENTITY, r"got \(4, 40, 40, 40\)"),
+        (torch.rand(2, 4, 40, 40, 40), IDENTITY, r"got \(2, 4, 40, 40, 40\)"),
         (torch.full((40, 40, 40), torch.nan), IDENTITY, "64000 voxels are not finite"),
         (torch.rand(40, 40, 1), IDENTITY, r"got \(40, 40, 1\)"),
         (torch.rand(40, 40, 40), torch.diag(torch.tensor([1.0, 0, 1, 1])), "must be invertible"),
@@ -317,7 +317,7 @@ def test_neck_and_couch_stay_outside_the_head():
     image[(y > -118) & (y < -110)] = 800
     affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))
     affine[:3, 3] = torch.tensor([-119.0, -119, -159])
-    volume = head_volume(image, affine)
+    volume = head_volume(image[None], affine)
     np.testing.assert_allclose(volume.center, (0, 0, 150 - 80), atol=9)
     axes = frame(torch.tensor([1.0, 0, 0]))
     torch.testing.assert_close(axes, torch.eye(3))
