@@ -1,17 +1,79 @@
-"""A dataset that passes over bad cases, so that one bad file does not lose the results of the others."""
+"""Datasets for which one bad case is not the end: it is passed over, or named together with all the others.
+
+And how a data loader starts its workers.
+"""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from monai.data import IterableDataset
+from monai.data import CacheDataset, IterableDataset
 from torch.utils.data import get_worker_info
+from tqdm import tqdm
 
-from custom.data.case import Case, image_paths
+from custom.data.case import Case, CohortError, image_paths
 from custom.data.headers import case_problems
-from custom.support.errors import root_cause
+from custom.support.errors import UserError, root_cause
+
+MOST_NAMED = 20
+"""Cases that cannot be taken, after which no further ones are tried."""
 
 logger = logging.getLogger(__name__)
+
+
+def loader_context(num_workers: int) -> str | None:
+    """How a data loader starts its workers, whatever the default is of this Python; None without workers.
+
+    MONAI's inverse transforms know those of a worker by their place in memory, which `forkserver` does not keep.
+    """
+    if num_workers == 0:
+        return None
+    return "fork" if sys.platform == "linux" else "spawn"
+
+
+class CachedDataset(CacheDataset):
+    """MONAI's `CacheDataset` that says of all cases which it cannot take, and why.
+
+    When it says so, its threads have ended: those of MONAI's still compute when the process ends, which then aborts.
+
+    Raises:
+        CohortError: with the cases that are in memory from the start (`cache_rate`) and cannot be taken.
+    """
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        wanted = list(range(self.cache_num)) if indices is None else list(indices)
+        items, errors = dict.fromkeys(wanted), {}
+        with ThreadPoolExecutor(self.num_workers or 1) as pool:
+            futures = {pool.submit(self._load_cache_item, index): index for index in wanted}
+            try:
+                for future in tqdm(as_completed(futures), "load", len(futures), disable=not self.progress):
+                    try:
+                        items[futures[future]] = future.result()
+                    except Exception as error:
+                        cause = root_cause(error)
+                        if not isinstance(cause, UserError):
+                            raise
+                        errors[futures[future]] = cause
+                        if len(errors) == MOST_NAMED:
+                            break
+            finally:
+                for future in futures:
+                    future.cancel()
+        if errors:
+            raise refused([errors[index] for index in sorted(errors)], len(wanted))
+        return list(items.values())
+
+
+def refused(errors: Sequence[UserError], number: int) -> UserError:
+    """One error for several of `number` cases, with what helps said once."""
+    if len(errors) == 1:
+        return errors[0]
+    remedies = list(dict.fromkeys(error.remedy for error in errors if error.remedy))
+    reasons = [str(error).removesuffix(f"; {error.remedy}") for error in errors]
+    more = [f"more were not tried after these {len(errors)}"] if len(errors) == MOST_NAMED < number else []
+    return CohortError("\n  ".join([f"{len(errors)} of {number} cases cannot be taken:", *reasons, *more, *remedies]))
 
 
 class TolerantDataset(IterableDataset):

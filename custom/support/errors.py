@@ -30,6 +30,9 @@ _ADVICE = (
 class UserError(ValueError):
     """Something the user can mend; the message names the file, the rule, what was found and what to do."""
 
+    remedy = ""
+    """What to do, where it is the same for many files: said once for all of them."""
+
 
 def root_cause(error: BaseException) -> BaseException:
     """The first error of a chain: what MONAI wraps in `Failed to instantiate` and `applying transform`."""

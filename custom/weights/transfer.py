@@ -1,12 +1,14 @@
 """Weight transfer: what of a checkpoint went into a network, stated in numbers, and an error when too little did.
 
 Understands our own checkpoints, MONAI's `SwinUNETR` and self-supervised ones, those of BrainSegFounder and of the
-reference repository. `sa-swin weights convert SOURCE --to TASK --output FILE` writes them under our names.
+reference repository; `custom.weights.conversion` writes them under our names.
 """
 
 import hashlib
 import logging
+import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from monai.networks import copy_model_state
 from torch import Tensor, nn
 
 from custom.support.errors import UserError
+from custom.weights.wrapped import described, dictionaries, networks_in, unknown_kinds, unpickled
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +29,6 @@ PRETRAINED_PARTS = ("swinViT.", "symmetry.")
 """Parameters that pretraining hands on: the encoder and the cross-attention."""
 
 _RENAMED = (
-    (r"^(?:module\.|_orig_mod\.)+", ""),
-    (r"^(?:model|net|network|backbone)\.(?=(?:swinViT|swin_vit|swinvit|encoder\d*|decoder\d|out)\.)", ""),
     (r"^(?:swin_vit|swinvit|backbone)\.", "swinViT."),
     (r"^(patch_embed\.|layers[1-4]c?\.)", r"swinViT.\1"),  # an encoder saved by itself: MONAI's model_swinvit.pt
     (r"^encoder\.(patch_embed\.)", r"swinViT.\1"),  # MONAI's ssl_pretrained_weights.pth
@@ -89,21 +90,22 @@ class Transfer:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint under MONAI's names; only tensors are ever unpickled.
+    """Tensors of a network in a checkpoint under this project's names, wherever they lie in it.
 
     Args:
-        path: `.pt`, `.pth` or `.safetensors`; nested under `model`, `state_dict` and the like or flat.
+        path: `.pt`, `.pth` or `.safetensors`; flat, in dictionaries inside each other, in wrappers.
 
     Raises:
-        WeightsError: no such file, not a checkpoint, pickled code inside, no tensors, or values that are not finite.
+        WeightsError: no such file, not a checkpoint, no tensors, or values that are not finite.
     """
     content = read_checkpoint(path)
-    for key in ("model", "network", "net", "state_dict", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    found = networks_in(content)
+    if len(found) > 1:
+        names = ", ".join(map(str, found[1:]))
+        logger.warning("%s holds several networks: %s is taken, not %s", path, found[0], names)
+    tensors = found[0].tensors if found else max((t for _, t in dictionaries(content)), key=len, default={})
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors")
+        raise WeightsError(f"{path} holds no tensors, but {described(content)}")
     spoilt = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if spoilt:
         raise WeightsError(f"{path} holds values that are not finite, {len(spoilt)} tensors, first {spoilt[0]}")
@@ -123,8 +125,10 @@ def weights_digest(path: str | Path) -> str:
 def read_checkpoint(path: str | Path) -> Any:
     """Content of a checkpoint as it was saved; only tensors, numbers, text and their containers are ever unpickled.
 
+    In the place of any other object, as of settings that were saved beside the weights, stands an `Unknown`.
+
     Raises:
-        WeightsError: no such file, not a checkpoint, or pickled code inside.
+        WeightsError: no such file, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -134,11 +138,22 @@ def read_checkpoint(path: str | Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        return _loaded(path)
+    except Exception as error:  # a damaged file makes the unpickler stumble in many ways
+        words = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or "it ends too early"
+        raise WeightsError(f"{path} is not a checkpoint of tensors: {words.splitlines()[0]}") from error
+
+
+def _loaded(path: Path) -> Any:
+    try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler stumble in many ways
-        reason = (str(error) or "it ends too early").splitlines()[0]
-        raise WeightsError(f"{path} is not a checkpoint of tensors alone: {reason}") from error
+    except pickle.UnpicklingError:
+        if not zipfile.is_zipfile(path):  # what torch wrote before 1.6 has other ways to run code
+            raise
+        content = unpickled(path)
+    logger.warning("%s: not loaded beside the tensors: %s", path, ", ".join(unknown_kinds(content)))
+    return content
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,5 +233,8 @@ class PretrainedLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum)
+        try:
+            report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum)
+        except WeightsError as error:
+            raise error if str(self.path) in str(error) else WeightsError(f"{self.path}: {error}") from error
         logger.info("weights from %s: %s", self.path, report)

@@ -134,9 +134,7 @@ def test_3_any_number_of_tokens_goes_through_the_cross_attention(small):
 @pytest.mark.parametrize("task", TASKS)
 def test_3_inference_makes_the_counterpart_in_its_preprocessing(task, tiny_cohort):
     config = yaml.safe_load((ROOT / f"bundles/sa_swin_{task}/configs/inference.yaml").read_text())
-    assert [step["_target_"] for step in config["preprocessing"]["transforms"]] == [
-        "custom.transforms.InputContract"
-    ]
+    assert [step["_target_"] for step in config["preprocessing"]["transforms"]] == ["custom.transforms.InputContract"]
     contract = InputContract(spacing=6, spatial_size=(32, 64, 32), align=False)
     pair = contract({"image": str(tiny_cohort / "sub-1.nii.gz")})["image"].as_tensor()
     assert torch.equal(pair[1:], mirror(pair[:1]))

@@ -1,0 +1,3 @@
+"""Read by Python as it starts, where this folder is on PYTHONPATH, before anything asks who the user is."""
+
+import custom  # noqa: F401
