@@ -13,8 +13,9 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import fire
@@ -92,26 +93,30 @@ def fitted_plane(path: Path, pairs: Sequence[Sequence[int]]) -> tuple[Tensor, fl
     return torch.from_numpy(normal), float(middle.mean(0) @ normal)
 
 
-def heads() -> Iterator[Head]:
-    """Every real head, one channel at a time and all together."""
-    for group in ("lgg", "ixi", "oasis", "whitematter"):
+def heads(first: int, step: int, done: set[tuple[str, str]]) -> Iterator[tuple[int, Head]]:
+    """Every `step`-th real head from `first` on with its number, one channel at a time and all together."""
+    for number, (group, name, files, reference) in enumerate(scans()):
+        if number % step == first and (group, name) not in done:
+            yield number, Head(group, name, *loaded(*files), reference())
+
+
+def scans() -> Iterator[tuple[str, str, list[Path], Callable[[], tuple[Tensor, float] | None]]]:
+    """Group, name, files and reference of every scan."""
+    for path in sorted((SHARED_DATA / "real").glob("*/*.nii.gz")):
+        if path.name.split(".")[0] in ("T1", "T2", "T1c", "FLAIR", "ct"):
+            yield "real", f"{path.parent.name[:2]} {path.name.split('.')[0]}", [path], lambda: None
+    for group in ("lgg", "whitematter", "oasis", "ixi"):
         root = SHARED_DATA / "cohorts" / group
         lateral = root / "lateral_regions.json"
         lateral = lateral if lateral.is_file() else SHARED_DATA / "cohorts" / "ixi" / lateral.name
         pairs = json.loads(lateral.read_text())["right_left"]
         for number, folder in enumerate(sorted(root.glob("sub-*"))):
-            scans = sorted((folder / "anat").glob("*.nii.gz"))
-            reference = None
-            if group in REGIONS:
-                found = sorted((root / "derivatives" / REGIONS[group] / folder.name).rglob("*dseg.nii.gz"))
-                reference = fitted_plane(found[0], pairs) if found else None
-            together = [scans] if len(scans) > 1 else []
-            for files in [[scan] for scan in scans] + together:
-                kinds = "+".join(file.name.split(".")[0].split("_")[-1] for file in files)
-                yield Head(group, f"{number} {kinds}", *loaded(*files), reference)
-    for path in sorted((SHARED_DATA / "real").glob("*/*.nii.gz")):
-        if path.name.split(".")[0] in ("T1", "T2", "T1c", "FLAIR", "ct"):
-            yield Head("real", f"{path.parent.name[:2]} {path.name.split('.')[0]}", *loaded(path))
+            files = sorted((folder / "anat").glob("*.nii.gz"))
+            labels = sorted((root / "derivatives" / REGIONS.get(group, "-") / folder.name).rglob("*dseg.nii.gz"))
+            reference = partial(fitted_plane, labels[0], pairs) if labels else lambda: None
+            for part in [[scan] for scan in files] + ([files] if len(files) > 1 else []):
+                kinds = "+".join(file.name.split(".")[0].split("_")[-1] for file in part)
+                yield group, f"{number} {kinds}", part, reference
 
 
 def figures(head: Head, kind: str, plane: MidsagittalPlane) -> Figures:
@@ -187,18 +192,15 @@ def write_figures(path: str | Path = RESULTS / "refusals_figures.csv", part: str
 
 
 def all_figures(done: set[tuple[str, str]], first: int, step: int) -> Iterator[list[Figures]]:
-    for number, head in enumerate(heads()):
-        if number % step != first or (head.group, head.name) in done:
-            continue
+    for number, head in heads(first, step, done):
         row, plane = measured(head, "as it is")
-        rng = np.random.default_rng(number)
-        more = list(spoilt(head, plane, rng)) if plane and number % EVERY == 0 else []
-        yield [row, *more]
+        spoil = plane is not None and number % EVERY == 0
+        yield [row, *(spoilt(head, plane, np.random.default_rng(number)) if spoil else [])]
     for kind in NO_HEADS:
         for number in range(first, NUM_NO_HEADS, step):
-            case = not_a_head(np.random.default_rng(number), kind)
-            head = Head("no head", f"{kind} {number}", case.image[None], case.affine)
-            if (head.group, head.name) not in done:
+            if ("no head", f"{kind} {number}") not in done:
+                case = not_a_head(np.random.default_rng(number), kind)
+                head = Head("no head", f"{kind} {number}", case.image[None], case.affine)
                 yield [measured(head, f"no head: {kind}")[0]]
 
 

@@ -6,7 +6,7 @@ have made themselves. Volumes are MetaTensors `(C, X, Y, Z)`; affines are voxel-
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import nibabel as nib
 import numpy as np
@@ -18,40 +18,82 @@ from monai.utils import GridSampleMode, TraceKeys
 from torch import Tensor
 
 from custom.alignment.head import NoHeadError
-from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine
+from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine, set_plane
+from custom.alignment.planes import HandPlane
 from custom.volumes.background import background_level
 
 ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
 """A volume whose plane is this near to the central plane of its array is taken as aligned already."""
+UNTRUSTED = ("leave_out", "found", "as_it_lies")
+"""What becomes of a head whose plane cannot be trusted: it is left out, the plane that was found is taken all the same,
+or the array's own central plane, as the head lies in the file."""
+REMEDY = (
+    "look at them; give them a plane by hand (--planes TABLE.csv with image,yaw_deg,roll_deg,offset_mm), take the "
+    "planes that were found (--untrusted found), or the heads as they lie (--untrusted as_it_lies)"
+)
 MOST_LABELS = 512
 """Distinct values beyond which a volume is no label map."""
 RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class AlignedGrid:
+    """Where a volume is resampled to.
+
+    Args:
+        affine: of the grid.
+        plane: that it rests on; None where that is the array's own central plane.
+        source: `estimated`, `by hand`, `found, not trusted`, `as it lies`.
+        reason: why the plane that was found cannot be trusted, or None.
+        refused: whether the user's choice leaves such a volume out.
+    """
+
+    affine: Tensor
+    plane: MidsagittalPlane | None
+    source: str
+    reason: str | None = None
+    refused: bool = False
+
+
 def aligned_grid(
-    image: MetaTensor, spacing: Sequence[float], spatial_size: Sequence[int]
-) -> tuple[Tensor, MidsagittalPlane | None, str | None]:
+    image: MetaTensor,
+    spacing: Sequence[float],
+    spatial_size: Sequence[int],
+    untrusted: str = "leave_out",
+    by_hand: HandPlane | None = None,
+) -> AlignedGrid:
     """The grid in whose middle the midsagittal plane of a volume lies, found on all its channels together.
 
     A volume that lies straight on such a grid already keeps its own, so that nothing is interpolated.
 
-    Returns:
-        The grid's affine, the plane, and the reason why the plane cannot be trusted, or None. With a reason, the grid
-        is `central_affine`, the volume as it lies in the file; the plane is None where no head is found at all.
+    Args:
+        image: `(C, X, Y, Z)`.
+        spacing: of the grid, mm.
+        spatial_size: of the grid, voxels.
+        untrusted: one of `UNTRUSTED`; where no head is found at all, there is no plane to take.
+        by_hand: the plane that a person set for this image, which is trusted.
 
     Raises:
         ValueError: when the volume is not three-dimensional or not finite, or the affine is singular.
     """
-    try:
-        plane = estimate_plane(image.as_tensor(), image.affine)
-    except NoHeadError as error:
-        return central_affine(image, spacing, spatial_size), None, str(error)
-    reason = distrust(plane)
+    reason = None
+    if by_hand is not None:
+        plane: MidsagittalPlane | None = set_plane(image.as_tensor(), image.affine, *by_hand.figures)
+    else:
+        try:
+            plane = estimate_plane(image.as_tensor(), image.affine)
+            reason = distrust(plane)
+        except NoHeadError as error:
+            plane, reason = None, str(error)
+    if reason is not None and untrusted == "as_it_lies":
+        return AlignedGrid(central_affine(image, spacing, spatial_size), plane, "as it lies", reason)
+    if plane is None:
+        return AlignedGrid(central_affine(image, spacing, spatial_size), None, "as it lies", reason, refused=True)
+    straight = is_aligned(image, plane, spacing, spatial_size)
+    affine = image.affine if straight else aligned_affine(plane, spacing, spatial_size)
     if reason is not None:
-        return central_affine(image, spacing, spatial_size), plane, reason
-    if is_aligned(image, plane, spacing, spatial_size):
-        return image.affine, plane, None
-    return aligned_affine(plane, spacing, spatial_size), plane, None
+        return AlignedGrid(affine, plane, "found, not trusted", reason, refused=untrusted == "leave_out")
+    return AlignedGrid(affine, plane, "estimated" if by_hand is None else "by hand")
 
 
 def is_aligned(

@@ -7,14 +7,14 @@ hence the inverse is a resampling onto the file's own grid.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from torch import Tensor
 
-from custom.alignment.head import WORK_SPACING, HeadVolume, head_volume
+from custom.alignment.head import WORK_SPACING, HeadVolume, NoHeadError, head_volume
 from custom.alignment.search import (
     NUM_CANDIDATES,
     Level,
@@ -73,7 +73,39 @@ def estimate_plane(image: Tensor, affine: Tensor) -> MidsagittalPlane:
     """
     volume = head_volume(*_checked(image, affine))
     pyramid = levels(volume)
-    normal, point, margin = _search(pyramid)
+    return _with_quality(volume, pyramid, *_search(pyramid))
+
+
+@torch.no_grad()
+def set_plane(image: Tensor, affine: Tensor, yaw_deg: float, roll_deg: float, offset_mm: float) -> MidsagittalPlane:
+    """A plane that a person set, with its quality, as far as there is a head to measure it on.
+
+    Args:
+        image: as in `estimate_plane`.
+        affine: as in `estimate_plane`.
+        yaw_deg: the normal is `(1, tan yaw, tan roll)` made a unit.
+        roll_deg: see there.
+        offset_mm: from the middle of the array, along the normal.
+    """
+    middle = (torch.tensor(image.shape[-3:], dtype=torch.float64) - 1) / 2
+    tangents = [math.tan(math.radians(angle)) for angle in (yaw_deg, roll_deg)]
+    normal = torch.nn.functional.normalize(torch.tensor([[1.0, *tangents]], dtype=torch.float64))
+    point = affine[:3, :3].double() @ middle + affine[:3, 3].double() + offset_mm * normal
+    try:
+        volume = head_volume(*_checked(image, affine))
+        plane = _with_quality(volume, levels(volume), normal.float(), point.float(), math.nan)
+    except NoHeadError:
+        unknown = (math.nan,) * 6
+        plane = MidsagittalPlane(tuple(normal[0].tolist()), 0.0, tuple(point[0].tolist()), *unknown)
+    center = torch.tensor(plane.center, dtype=torch.float64)
+    center += ((point[0] - center) @ normal[0]) * normal[0]  # on the plane to the last digit
+    exact = {"normal": tuple(normal[0].tolist()), "center": tuple(center.tolist())}
+    return replace(plane, offset=(normal[0] @ center).item(), **exact)
+
+
+def _with_quality(
+    volume: HeadVolume, pyramid: dict[int, Level], normal: Tensor, point: Tensor, margin: float
+) -> MidsagittalPlane:
     similarity, overlap = similarity_and_overlap(pyramid[2], normal, point)
     angle_error, offset_error = _standard_errors(pyramid[2], normal, point)
     center = _box_center(volume, normal[0], point[0])

@@ -225,7 +225,7 @@ def _both_sides(points: Tensor) -> Tensor:
 
 
 def compare(level: Level, points: Tensor, block: Tensor, normal: Tensor, point: Tensor) -> Pairs:
-    """Sample the features at points `(K, 3, N)` of blocks `(K, N)` and at their reflections about `(K, 3)`, `(K, 3)`."""
+    """Sample the features at points `(K, 3, N)`, of blocks `(K, N)`, and at their reflections about K planes."""
     axes, number = frame(normal), level.num_channels
     seen = sample(level.channels, level.center, level.spacing, point[:, :, None] + axes @ _both_sides(points))
     slope = axes.mT @ seen[number:-1].unflatten(0, (3, number)).permute(1, 2, 3, 0, 4)  # C 2 K 3 N, along t0, t1, t2

@@ -136,6 +136,8 @@ def settings_digest(config: Mapping[str, Any], checkpoint: Path) -> str:
         if name in config and name not in content and name not in PLACES:
             content[name] = config[name]
             names += re.findall(r"@(\w+)", json.dumps(config[name], default=str))
+    if (table := config.get("planes")) and Path(table).is_file():
+        content["planes set by hand"] = Path(table).read_text(errors="replace")
     if checkpoint.is_file():
         with checkpoint.open("rb") as file:
             content["weights"] = hashlib.file_digest(file, "sha256").hexdigest()

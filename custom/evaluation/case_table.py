@@ -167,12 +167,12 @@ def names_of(batch: Mapping[str, Any]) -> str:
 
 
 def plane_columns(item: Mapping[str, Any]) -> Row:
-    """The midsagittal plane of a case and its quality; only where it came from when the volume was taken as it lies."""
-    figures = getattr(item.get("image"), "meta", {}).get("midsagittal")
-    if figures is None:
+    """The midsagittal plane of a case, where it came from and its quality; of a volume as it lies, only that."""
+    meta = getattr(item.get("image"), "meta", {})
+    if "plane" not in meta:
         return {}
-    source = "estimated" if figures else "center of the array"
-    return {"plane": source, **{f"plane_{name}": float(value) for name, value in figures.items()}}
+    figures = {f"plane_{name}": float(value) for name, value in meta["midsagittal"].items()}
+    return {"plane": meta["plane"], **figures} | ({"plane_reason": reason} if (reason := meta["plane_reason"]) else {})
 
 
 def gathered(rows: Sequence[Row]) -> list[Row]:

@@ -1,7 +1,7 @@
 """Runs in MLflow: one for each training, over all its resumes, with all that a reader needs to make it again.
 
-`--tracking mlflow` puts MONAI's `MLFlowHandler` into a bundle's handlers; `TrackedRun` gives them one run, fills it, and
-ends it as what became of it. Without them it does nothing but run.
+`--tracking mlflow` puts MONAI's `MLFlowHandler` into a bundle's handlers; `TrackedRun` gives them one run, fills it,
+and ends it as what became of it. Without them it does nothing but run.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from custom.data.case import Case, image_paths, subject_of
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from custom.training.preemption import Preemption
+from custom.training.tracking_record import record_path
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +46,11 @@ def sqlite_uri(output_dir: str | Path) -> str:
     return f"sqlite:///{path}"
 
 
-def record_path(output_dir: str | Path, workflow: str) -> Path:
-    """Where it is kept which run in MLflow the results of a folder belong to."""
-    return Path(output_dir) / f"mlflow_{workflow}.json"
-
-
 class TrackedRun:
     """What a bundle runs, in MLflow where it is asked for.
 
-    Parameters: every knob. Tags: bundle, workflow, commit, versions, digest of the cohort. Metrics: those of the engines,
-    by epoch, and the best. Artefacts: the configuration, and files that are there at the end. A finished run is
+    Parameters: every knob. Tags: bundle, workflow, commit, versions, digest of the cohort. Metrics: those of the
+    engines, by epoch, and the best. Artefacts: the configuration, and files that are there at the end. A finished run is
     `FINISHED`, one that failed `FAILED`, one that was asked to leave `KILLED`; a training that is resumed goes on with
     its run.
 
@@ -194,7 +190,7 @@ def knobs_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def cohort_digest(cases: Sequence[Case]) -> str:
-    """A hash of who is in a cohort, with which labels, and of the images' names and sizes: at any place, in any order."""
+    """A hash of who is in a cohort, with which labels, and of the images' names and sizes; the same at any place."""
     rows = []
     for case in cases:
         paths = [Path(path) for path in image_paths(case)]
@@ -215,12 +211,3 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def add_to_runs(folder: str | Path, path: str | Path) -> None:
-    """Add a file, as a report, to the runs in MLflow that the results of a folder belong to, where there are any."""
-    for known in sorted(Path(folder).glob(record_path("", "*").name)):
-        content = json.loads(known.read_text())
-        from mlflow import MlflowClient  # seconds to import, where nothing is tracked
-
-        MlflowClient(content["tracking_uri"]).log_artifact(content["run_id"], str(path))

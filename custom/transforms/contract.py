@@ -22,7 +22,18 @@ from monai.transforms import (
 from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
-from custom.alignment.grid import RESAMPLE, aligned_grid, central_affine, from_grid, plane_figures, to_grid
+from custom.alignment.grid import (
+    REMEDY,
+    RESAMPLE,
+    UNTRUSTED,
+    AlignedGrid,
+    aligned_grid,
+    central_affine,
+    from_grid,
+    plane_figures,
+    to_grid,
+)
+from custom.alignment.planes import plane_for, read_planes
 from custom.support.errors import UserError
 from custom.symmetry import symmetric_pair
 from custom.transforms.intensity import CT_WINDOW, standardize_mr, window_ct
@@ -40,6 +51,8 @@ class VolumeError(UserError):
 
 class UntrustedPlaneError(VolumeError):
     """The midsagittal plane of a volume cannot be trusted."""
+
+    remedy = REMEDY
 
 
 def file_of(volume: MetaTensor) -> str:
@@ -60,7 +73,7 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     """Resample a volume so that its midsagittal plane is the central plane of axis 0, with one interpolation.
 
     The aligned grid lies in the file's own world space: its affine is oblique, world coordinates stay what they were,
-    and the inverse is resampling to the grid of the file. The plane is found on the first key's first channel; all keys
+    and the inverse is resampling to the grid of the file. The plane is found on all channels of the first key; all keys
     share the grid. A volume that lies straight on such a grid already is left as it is. Outside the field of view an
     image takes its background level, a label 0.
 
@@ -69,14 +82,16 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         spacing: of the aligned grid, mm.
         spatial_size: of the aligned grid, voxels.
         align: estimate the plane; False takes the central plane of the array (a volume prepared by `sa-swin prepare`).
-        untrusted: what to do when the plane cannot be trusted: `fail`, or `warn` and fall back on the array's central
-            plane.
+        untrusted: when the plane cannot be trusted: `leave_out` raises, so that whoever asks can go on without the
+            volume or stop; `found` takes it all the same, `as_it_lies` the array's central plane, both with a warning.
+        planes: table of planes that a person set (`custom.alignment.planes`), which are trusted.
         mode: interpolation per key; with `nearest`, labels go by the largest share, see `to_grid`.
         lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border, and
             labels go by the nearest neighbour.
 
     Raises:
-        UntrustedPlaneError: with the file, the reason and the figure, where `untrusted` is `fail`.
+        UntrustedPlaneError: with the file, the reason and the figure, where `untrusted` is `leave_out`, or there is no
+            plane.
     """
 
     def __init__(
@@ -85,7 +100,8 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         spacing: float | Sequence[float] = 1.0,
         spatial_size: Sequence[int] = SPATIAL_SIZE,
         align: bool = True,
-        untrusted: str = "fail",
+        untrusted: str = "leave_out",
+        planes: str | None = None,
         mode: str | Sequence[str] = (GridSampleMode.BILINEAR, GridSampleMode.NEAREST),
         allow_missing_keys: bool = False,
         lazy: bool = False,
@@ -95,32 +111,34 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         self.spacing = ensure_tuple_rep(spacing, 3)
         self.spatial_size = ensure_tuple_rep(spatial_size, 3)
         self.align = align
-        self.untrusted = look_up_option(untrusted, ("fail", "warn"))
+        self.untrusted = look_up_option(untrusted, UNTRUSTED)
+        self.planes = read_planes(planes)
         self.mode = ensure_tuple(mode)[: len(self.keys)] if not isinstance(mode, str) else (mode,) * len(self.keys)
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)
         lazy = self.lazy if lazy is None else lazy
         image = d[self.keys[0]]
-        affine, quality = self.grid(image)
+        grid = self.grid(image)
+        figures = plane_figures(grid.plane, image) if grid.source != "as it lies" else {}
         for key, mode in self.key_iterator(d, self.mode):
-            d[key] = self.to_grid(d[key], affine, mode, lazy)
-        d[self.keys[0]].meta["midsagittal"] = quality
+            d[key] = self.to_grid(d[key], grid.affine, mode, lazy)
+        d[self.keys[0]].meta |= {"midsagittal": figures, "plane": grid.source, "plane_reason": grid.reason or ""}
         return d
 
-    def grid(self, image: MetaTensor) -> tuple[Tensor, dict[str, float]]:
-        """Voxel-to-world affine of the aligned grid, and the figures of the plane it rests on."""
+    def grid(self, image: MetaTensor) -> AlignedGrid:
+        """The aligned grid of a volume, and the plane it rests on."""
         if not self.align:
-            return central_affine(image, self.spacing, self.spatial_size), {}
+            return AlignedGrid(central_affine(image, self.spacing, self.spatial_size), None, "as it lies")
+        by_hand = plane_for(self.planes, file_of(image))
         with naming(image):
-            affine, plane, reason = aligned_grid(image, self.spacing, self.spatial_size)
-        if reason is None:
-            return affine, plane_figures(plane, image)
-        message = f"{file_of(image)}: {reason}"
-        if self.untrusted == "fail":
-            raise UntrustedPlaneError(message)
-        warnings.warn(f"{message}; it is kept as it lies in the file", stacklevel=2)
-        return affine, {}
+            grid = aligned_grid(image, self.spacing, self.spatial_size, self.untrusted, by_hand)
+        if grid.refused:
+            raise UntrustedPlaneError(f"{file_of(image)}: {grid.reason}; {REMEDY}")
+        if grid.reason is not None:
+            what = "the plane that was found is taken" if self.untrusted == "found" else "it is kept as it lies"
+            warnings.warn(f"{file_of(image)}: {grid.reason}; {what}", stacklevel=2)
+        return grid
 
     def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
         if not lazy:
@@ -259,7 +277,7 @@ class InputContract(MapTransform, InvertibleTransform):
         spacing: mm, of the aligned volume.
         spatial_size: voxels, of the aligned volume; multiples of 32.
         align: find the midsagittal plane; False for volumes that lie straight already.
-        untrusted: `fail` or `warn`, when the plane cannot be trusted.
+        untrusted, planes: as in `MidsagittalAlignd`.
         intensity_range: for CT, the window in HU.
     """
 
@@ -272,7 +290,8 @@ class InputContract(MapTransform, InvertibleTransform):
         spacing: float | Sequence[float] = 1.0,
         spatial_size: Sequence[int] = SPATIAL_SIZE,
         align: bool = True,
-        untrusted: str = "fail",
+        untrusted: str = "leave_out",
+        planes: str | None = None,
         intensity_range: Sequence[float] = CT_WINDOW,
     ) -> None:
         keys = ["image", label_key] if label_key else ["image"]
@@ -281,7 +300,7 @@ class InputContract(MapTransform, InvertibleTransform):
             LoadVolumed(keys),
             CheckVolumed("image", in_channels),
             CheckUnitsd("image", modality),
-            MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted),
+            MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted, planes),
             StandardizeIntensityd("image", modality, intensity_range),
             SymmetricPaird("image"),
         ]

@@ -1,7 +1,7 @@
 """Tensors out of what trainings save around them: read without running any of it, and found wherever they lie.
 
-A *wrapper* is what stands before a tensor's own name, `module.`, `model._orig_mod.` or `student.backbone.`; a *place* is
-the way to a dictionary inside others, `("state_dict", "teacher")`.
+A *wrapper* is what stands before a tensor's own name, `module.`, `model._orig_mod.` or `student.backbone.`; a *place*
+is the way to a dictionary inside others, `("state_dict", "teacher")`.
 """
 
 import pickle
@@ -72,7 +72,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickled(path: Path) -> Any:
-    """Content of a file of `torch.save`, with an `Unknown` in the place of everything that is no tensor or container."""
+    """Content of a file of `torch.save`, with an `Unknown` in the place of all that is no tensor or container."""
     module = SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="pickle")
     return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
 

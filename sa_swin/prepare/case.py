@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import MetaTensor
 from monai.utils import GridSampleMode
 
 from custom.alignment.grid import aligned_grid, plane_figures, to_grid
+from custom.alignment.planes import HandPlane, plane_for
 from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
 from custom.data.contents import Voxels
@@ -21,16 +23,24 @@ from custom.volumes.loading import as_classes, load_volume
 from custom.volumes.nifti import write_nifti
 from sa_swin.prepare.contact_sheet import save_thumbnail
 
-STATUS = {"fail": "failed", "warn": "kept", "drop": "dropped"}
-"""What becomes of a case whose plane cannot be trusted, by the user's choice."""
+LEFT_OUT, FAILED = "left out", "failed"
+TRUSTED = ("estimated", "by hand")
+"""A case's status is where its plane came from (`AlignedGrid.source`), or that it is left out, or failed."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The aligned grid of a cohort: mm per voxel and voxels, along the three axes."""
+    """The aligned grid of a cohort: mm per voxel and voxels, along the three axes; how its planes are come by.
+
+    Args:
+        untrusted: as in `aligned_grid`.
+        planes: that a person set.
+    """
 
     spacing: tuple[float, float, float]
     spatial_size: tuple[int, int, int]
+    untrusted: str = "leave_out"
+    planes: tuple[HandPlane, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,16 +87,15 @@ def record_path(case: Case, output: Path) -> Path:
     return path.with_name(path.name.removesuffix(".nii") + ".json")
 
 
-def align_case(case: Case, output: Path, grid: Grid, untrusted: str, modality: str | None = None) -> dict[str, Any]:
+def align_case(case: Case, output: Path, grid: Grid, modality: str | None = None) -> dict[str, Any]:
     """Align one case and write its files; returns its record.
 
-    The plane is found on the first image; every image and the label are resampled onto the same grid, once.
+    The plane is found on all images together; every image and the label are resampled onto the same grid, once.
 
     Args:
         case: its files.
         output: folder of the aligned cohort.
         grid: to resample onto.
-        untrusted: what becomes of a case whose plane cannot be trusted, a key of `STATUS`.
         modality: `MR` or `CT`; None takes it from each image's name, where that tells.
 
     Raises:
@@ -95,19 +104,24 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str, modality: s
     """
     sources = [Path(case.root).absolute() / path for path in (*case.images, *([case.label] if case.label else []))]
     _check(sources, len(case.images))
-    record = {"image": case.images[0], "settings": settings(grid, sources)}
+    by_hand = plane_for(grid.planes, str(sources[0]))
+    record = {"image": case.images[0], "settings": settings(grid, sources, by_hand)}
     path = record_path(case, output)
-    if (known := _finished(path, record["settings"], untrusted)) is not None:
+    if (known := _finished(path, record["settings"], grid.untrusted)) is not None:
         return known
     volumes = [load_volume(str(source), dtype=None) for source in sources]
-    _check_values(volumes[: len(case.images)], volumes[len(case.images) :], modality)
-    affine, plane, reason = aligned_grid(volumes[0], grid.spacing, grid.spatial_size)
-    record |= {"status": "aligned" if reason is None else STATUS[untrusted], "reason": reason or ""}
+    n, size = len(case.images), grid.spatial_size
+    _check_values(volumes[:n], volumes[n:], modality)
+    image = MetaTensor(torch.cat([volume.float() for volume in volumes[:n]])).copy_meta_from(volumes[0])
+    aligned = aligned_grid(image, grid.spacing, size, grid.untrusted, by_hand)
+    plane, affine = aligned.plane, aligned.affine
+    record |= {"status": LEFT_OUT if aligned.refused else aligned.source, "reason": aligned.reason or ""}
     record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)} if plane else {"plane": None}
     record |= {"aligned_affine": affine.tolist(), "source_affine": volumes[0].affine.tolist()}
-    record |= {"source_size": list(volumes[0].shape[1:])}
-    if record["status"] in ("aligned", "kept"):
-        size, n = grid.spatial_size, len(case.images)
+    record |= {"source_size": list(volumes[0].shape[1:]), "untrusted": grid.untrusted}
+    shown = to_grid(volumes[0].float(), affine, size, GridSampleMode.BILINEAR)[0].as_tensor()
+    save_thumbnail(shown, path.with_suffix(".png"))  # also of what is left out: one must see it
+    if not aligned.refused:
         images = [to_grid(volume.float(), affine, size, GridSampleMode.BILINEAR) for volume in volumes[:n]]
         labels = [
             to_grid(as_classes(volume).float(), affine, size, GridSampleMode.NEAREST).to(volume.dtype)
@@ -115,7 +129,6 @@ def align_case(case: Case, output: Path, grid: Grid, untrusted: str, modality: s
         ]
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
             write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
-        save_thumbnail(images[0][0].as_tensor(), path.with_suffix(".png"))
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
     record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
     write_whole(path, json.dumps(record, indent=2) + "\n")
@@ -142,7 +155,7 @@ def _check_values(images: Sequence[MetaTensor], labels: Sequence[MetaTensor], mo
             raise ValueError(f"{label.meta['filename_or_obj']}: {error}") from error
 
 
-def settings(grid: Grid, sources: Sequence[Path]) -> dict[str, Any]:
+def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = None) -> dict[str, Any]:
     """What an aligned file depends on; when it changes, the file is made again."""
     stats = [source.stat() for source in sources]
     return {
@@ -150,6 +163,7 @@ def settings(grid: Grid, sources: Sequence[Path]) -> dict[str, Any]:
         "spatial_size": list(grid.spatial_size),
         "sources": [[str(source), stat.st_size, stat.st_mtime_ns] for source, stat in zip(sources, stats, strict=True)],
         "alignment": ALIGNMENT_VERSION,
+        "by_hand": list(by_hand.figures) if by_hand else None,
     }
 
 
@@ -157,5 +171,5 @@ def _finished(path: Path, current: dict[str, Any], untrusted: str) -> dict[str, 
     if not path.exists():
         return None
     record = json.loads(path.read_text())
-    same = record["settings"] == current and record["status"] in ("aligned", STATUS[untrusted])
+    same = record["settings"] == current and (not record["reason"] or record["untrusted"] == untrusted)
     return record if same else None

@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ import torch
 from monai.utils import ensure_tuple_rep
 from tqdm import tqdm
 
+from custom.alignment.grid import REMEDY, UNTRUSTED
+from custom.alignment.planes import HandPlane, plane_for, read_planes
 from custom.data.case import refuse_outside
 from custom.data.datalist import check_entries, read_json
 from custom.support.files import WriteError, write_rows, write_whole
 from custom.transforms.contract import SPATIAL_SIZE
 from sa_swin.prepare.case import (
-    STATUS,
+    FAILED,
+    LEFT_OUT,
+    TRUSTED,
     Case,
     Grid,
     align_case,
@@ -41,6 +45,9 @@ COLUMNS = (
     "image", "status", "yaw_deg", "roll_deg", "offset_mm",
     "similarity", "overlap", "margin", "angle_error", "offset_error", "inner_similarity", "reason",
 )  # fmt: skip
+
+
+DOUBTFUL = (LEFT_OUT, "found, not trusted", "as it lies")
 
 
 def find_datalists(datalist: str | Sequence[str] | None, dataset_dir: str | None) -> list[Path]:
@@ -124,19 +131,19 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
     return cases
 
 
-def attempt(case: Case, output: Path, grid: Grid, untrusted: str, modality: str | None = None) -> dict[str, Any]:
+def attempt(case: Case, output: Path, grid: Grid, modality: str | None = None) -> dict[str, Any]:
     """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
 
     Raises:
         WriteError: when the results cannot be written.
     """
     try:
-        return align_case(case, output, grid, untrusted, modality)
+        return align_case(case, output, grid, modality)
     except WriteError:
         raise
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-        return {"image": case.images[0], "status": "failed", "reason": reason[:300]}
+        return {"image": case.images[0], "status": FAILED, "reason": reason[:300]}
 
 
 def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], workers: int) -> Iterator[tuple[Case, dict]]:
@@ -156,7 +163,7 @@ def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], worke
 
 def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
     """The datalist with aligned paths, relative to the output folder, without the cases that were left out."""
-    usable = {case.images[0]: case for case, record in records.items() if record["status"] in ("aligned", "kept")}
+    usable = {case.images[0]: case for case, record in records.items() if record["status"] not in (LEFT_OUT, FAILED)}
     lists = {}
     for name, entries in _sections(content).items():
         lists[name] = []
@@ -181,12 +188,14 @@ def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
 def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
     """A case's place on the contact sheet."""
     name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii")).parts[-2:])
-    figures, second = "", record["reason"][:60]
-    if record["status"] == "aligned":
-        figures = f"  similarity {record['similarity']:.2f}"
-        second = f"yaw {record['yaw_deg']:+.1f}  roll {record['roll_deg']:+.1f}  offset {record['offset_mm']:+.1f} mm"
-    picture = record_path(case, output).with_suffix(".png")
-    return Tile(picture, f"{name}{figures}\n{second}", record["status"] != "aligned")
+    lines = [name]
+    if record["plane"]:
+        pose = f"yaw {record['yaw_deg']:+.1f}  roll {record['roll_deg']:+.1f}  offset {record['offset_mm']:+.1f} mm"
+        lines = [f"{name}  similarity {record['similarity']:.2f}", pose]
+    suspect = record["status"] not in TRUSTED
+    if suspect:
+        lines.append(f"{record['status']}: {record['reason'][:60]}")
+    return Tile(record_path(case, output).with_suffix(".png"), "\n".join(lines), suspect)
 
 
 def prepare_command(
@@ -196,7 +205,8 @@ def prepare_command(
     workers: int = 1,
     spacing: float | Sequence[float] = 1.0,
     spatial_size: Sequence[int] = SPATIAL_SIZE,
-    untrusted: str = "fail",
+    untrusted: str = "leave_out",
+    planes: str | None = None,
     allow_outside: bool = False,
     modality: str | None = None,
 ) -> None:
@@ -214,15 +224,18 @@ def prepare_command(
         workers: processes.
         spacing: mm per voxel of the aligned volumes, one number or three.
         spatial_size: voxels of the aligned volumes, e.g. 192,224,192.
-        untrusted: a volume whose plane cannot be trusted is an error (fail), kept as it lies (warn), left out (drop).
+        untrusted: a head whose plane cannot be trusted is left out (leave_out), aligned to the plane that was found all
+            the same (found), or taken as it lies in the file (as_it_lies). It is on the contact sheet in red.
+        planes: CSV with planes set by hand, which are trusted: image,yaw_deg,roll_deg,offset_mm as in planes.csv.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
         modality: MR or CT, whose Hounsfield units are checked; by default each file's name tells (_T1w, ..., _CT), and
             others are not checked.
     """
     try:
-        work = Work(Path(output), _grid(spacing, spatial_size), untrusted, modality)
-        if untrusted not in STATUS or workers < 1:
-            raise ValueError(f"untrusted must be one of {', '.join(STATUS)}, and workers 1 or more; "
+        grid = replace(_grid(spacing, spatial_size), untrusted=untrusted, planes=tuple(read_planes(planes)))
+        work = Work(Path(output), grid, modality)
+        if untrusted not in UNTRUSTED or workers < 1:
+            raise ValueError(f"untrusted must be one of {', '.join(UNTRUSTED)}, and workers 1 or more; "
                              f"got {untrusted} and {workers}")  # fmt: skip
         if modality not in (None, "MR", "CT"):
             raise ValueError(f"modality must be MR or CT; got {modality}")
@@ -232,6 +245,7 @@ def prepare_command(
         cases = list(distinct_cases(list(contents.values()), root).values())
         files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))
         refuse_outside(files_read, root, allow_outside)
+        _all_used(work.grid.planes, [str(Path(case.root).absolute() / case.images[0]) for case in cases], planes)
     except ValueError as error:
         sys.exit(f"sa-swin prepare: {error}")
     try:
@@ -258,32 +272,42 @@ def _grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Grid
     return grid
 
 
+def _all_used(planes: Sequence[HandPlane], images: Sequence[str], path: str | None) -> None:
+    used = {plane for image in images if (plane := plane_for(planes, image))}
+    if unused := [plane.image for plane in planes if plane not in used]:
+        raise ValueError(f"{path} has planes for what is no first image of a case: {', '.join(unused[:5])}")
+
+
 @dataclass(frozen=True)
 class Work:
     """`attempt` with everything but the case, in a form that other processes can receive."""
 
     output: Path
     grid: Grid
-    untrusted: str
     modality: str | None = None
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        return attempt(case, self.output, self.grid, self.untrusted, self.modality)
+        return attempt(case, self.output, self.grid, self.modality)
 
 
 def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
     """Write the table and the contact sheets, list what went wrong, and exit with 1 when a case failed."""
-    ranked = sorted(records.items(), key=lambda item: (item[1]["status"] == "aligned", item[1].get("similarity", -1)))
+    order = lambda record: (record["status"] in TRUSTED, record.get("similarity", -1))  # noqa: E731
+    ranked = sorted(records.items(), key=lambda item: order(item[1]))
     write_table([record for _, record in ranked], folder / "planes.csv")
-    seen = [(case, record) for case, record in ranked if record["status"] in ("aligned", "kept")]
-    sheets = contact_sheets([tile(case, record, folder) for case, record in seen], folder)
+    shown = [(case, record) for case, record in ranked if record["status"] != FAILED]
+    sheets = contact_sheets([tile(case, record, folder) for case, record in shown], folder)
     look = sheets[0] if sheets else folder / "planes.csv"
-    print(f"{folder}: {len(seen)} of {len(records)} cases aligned or kept; look at {look}")
-    for status in ("kept", "dropped", "failed"):
-        lines = [f"  {record['image']}: {record['reason']}" for _, record in ranked if record["status"] == status]
+    taken = sum(record["status"] != LEFT_OUT for _, record in shown)
+    print(f"{folder}: {taken} of {len(records)} cases taken; look at {look}")
+    by_status = {status: [r for _, r in ranked if r["status"] == status] for status in (*DOUBTFUL, FAILED)}
+    for status, those in by_status.items():
+        lines = [f"  {record['image']}: {record['reason']}" for record in those]
         if lines:
             print(f"{len(lines)} {status}:", *lines, sep="\n", file=sys.stderr)
-    if any(record["status"] == "failed" for record in records.values()):
+    if any(by_status[status] for status in DOUBTFUL):
+        print(f"the first in red on {look}: {REMEDY}", file=sys.stderr)
+    if any(record["status"] == FAILED for record in records.values()):
         sys.exit(1)
 
 

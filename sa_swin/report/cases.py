@@ -100,7 +100,7 @@ def picture_grid(image: MetaTensor, align: bool) -> tuple[torch.Tensor, tuple[in
     size = tuple(int(side / spacing) for side in FIELD_MM)
     if not align:
         return central_affine(image, [spacing] * 3, size), size
-    return aligned_grid(image, [spacing] * 3, size)[0], size
+    return aligned_grid(image, [spacing] * 3, size).affine, size
 
 
 def case_files(run: Run, row: Row) -> dict[str, Path]:

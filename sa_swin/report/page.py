@@ -23,6 +23,7 @@ from custom.evaluation.metrics import auc
 from custom.losses import PRETEXT_TASKS
 from custom.support.errors import UserError
 from custom.support.files import write_whole
+from custom.training.tracking_record import add_to_runs
 from sa_swin.bootstrap import interval
 from sa_swin.report import plots as report_plots
 from sa_swin.report.cases import Row, Run, chosen, class_labels, cohort_table, datalist, pictured
@@ -223,8 +224,9 @@ def alignment_section(run: Run) -> Iterator[str]:
     worst = sorted(rows, key=lambda row: float(row["similarity"]))[:5]
     whose = "image" if run.ids and not estimated else "subject"
     yield table_html([{"case": row[whose], **{n: row[n] for n in columns}} for row in worst])
-    if untrusted := [row["subject"] for row in run.rows if row.get("plane", "estimated") != "estimated"]:
-        yield note(f"Taken as they lie in the file, {len(untrusted)}: {html.escape(', '.join(untrusted[:50]))}")
+    for source in ("found, not trusted", "by hand", "as it lies"):
+        if named := [row["subject"] for row in run.rows if row.get("plane") == source]:
+            yield note(f"Planes {source}, {len(named)}: {html.escape(', '.join(named[:50]))}")
 
 
 def cohort_section(run: Run) -> Iterator[str]:
@@ -271,6 +273,7 @@ def report_command(run_dir: str, output: str | None = None, ids: bool = False) -
     target = Path(output) if output else folder / "report.html"
     try:
         write_whole(target, page(read_run(folder, ids)))
+        add_to_runs(folder, target)
     except (UserError, OSError) as error:
         sys.exit(f"sa-swin report: {error}")
     print(target)

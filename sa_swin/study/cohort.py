@@ -27,7 +27,7 @@ def make_cohort(study: Study, folder: Path, workers: int) -> None:
             grid = study.content["grid"]
             prepare.prepare_command(
                 output=str(folder / "aligned"), dataset_dir=str(folder / "cohort"), workers=workers, **grid,
-                untrusted="drop",
+                untrusted="leave_out",
             )  # fmt: skip
     keep_common(folder)
 

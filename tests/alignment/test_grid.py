@@ -177,7 +177,7 @@ def test_lazily_an_image_is_interpolated_once_in_all(head):
         calls.append(args)
         return sampler(*args, **kwargs)
 
-    affine, _, _ = aligned_grid(image, (2.0,) * 3, (96, 112, 96))
+    affine = aligned_grid(image, (2.0,) * 3, (96, 112, 96)).affine
     with (
         patch(
             "custom.alignment.grid.aligned_grid", return_value=(affine, estimate_plane(image[0], image.affine), None)

@@ -162,7 +162,7 @@ def commands(path, places, allow_outside):
     yield lambda: leakage_command(**lists, dataset_dir=str(data), workers=1, allow_outside=allow_outside)
     build = {"datalist": text, "target": "healthy", "keep": "side,site", "overwrite": True}
     yield lambda: build_command(str(out / "lists"), **build)
-    sizes = {"spacing": 8.0, "spatial_size": [12, 14, 10], "untrusted": "warn", "allow_outside": allow_outside}
+    sizes = {"spacing": 8.0, "spatial_size": [12, 14, 10], "untrusted": "as_it_lies", "allow_outside": allow_outside}
     yield lambda: prepare.prepare_command(str(out / "prepared"), str(data), text, **sizes)
 
 

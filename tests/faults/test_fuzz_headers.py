@@ -42,7 +42,7 @@ FLOATS = [
     -3e38,
 ]
 INTEGERS = [-(2**63), -(2**31), -(2**15), -1, 0, 1, 2, 3, 4, 7, 8, 16, 128, 1792, 348, 2**15 - 1, 2**31 - 1, 2**63 - 1]
-CONTRACT = InputContract(spacing=6.0, spatial_size=(32, 32, 32), untrusted="warn")
+CONTRACT = InputContract(spacing=6.0, spatial_size=(32, 32, 32), untrusted="as_it_lies")
 
 
 def base(kind):

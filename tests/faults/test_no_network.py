@@ -86,7 +86,7 @@ def test_training_evaluation_inference_and_tools_stay_off_the_network(offline, t
     report.report_command(str(tmp_path / "out"))
     check_command(str(tiny_cohort / "datalists" / "segment.json"), workers=1)
     prepare.prepare_command(
-        str(tmp_path / "prepared"), str(tiny_cohort), spacing=6.0, spatial_size=[32, 40, 32], untrusted="warn"
+        str(tmp_path / "prepared"), str(tiny_cohort), spacing=6.0, spatial_size=[32, 40, 32], untrusted="as_it_lies"
     )
 
 
