@@ -3,7 +3,6 @@
 Shapes: N tokens, C channels in H heads of D; the bias table is `(rows, H)`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,9 @@ LAUNCHES = {
 }
 """Of each kernel; fitted to an H200 and 16 channels per head by `benchmarks.attention`."""
 
+MOST_UNITS = 65535
+"""The largest third axis of a launch."""
+
 
 def window_attention(qkv: Tensor, padding: Tensor, table: Tensor, tables: WindowTables) -> Tensor:
     """Attention of each box to itself, in the volume's own order of tokens.
@@ -49,13 +51,9 @@ def window_attention(qkv: Tensor, padding: Tensor, table: Tensor, tables: Window
 class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, padding: Tensor, table: Tensor, tables: WindowTables) -> Tensor:
-        qkv, heads = qkv.contiguous(), table.shape[1]
-        bias = _expanded(table.contiguous(), tables, qkv)
-        out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-        lse = qkv.new_empty(heads, tables.tokens, dtype=torch.float32)
-        tiles, launch = _launch("forward", qkv, padding, bias, tables)
-        count = -(-tables.most_tokens // tiles.rows)
-        launch((len(tables.boxes) * heads * count,), out, lse, **_sizes(bias, tables, heads, count))
+        qkv = qkv.contiguous()
+        bias = expanded_bias(table.contiguous(), tables, qkv)
+        out, lse = forward(Inputs(qkv, padding, bias, tables))
         ctx.save_for_backward(qkv, padding, bias, out, lse, table)
         ctx.tables = tables
         return out
@@ -64,61 +62,97 @@ class _WindowAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
         qkv, padding, bias, out, lse, table = ctx.saved_tensors
-        tables, heads, grad = ctx.tables, table.shape[1], grad.contiguous()
-        grad_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
-
-        tiles, launch = _launch("grad_queries", qkv, padding, bias, tables)
-        count = -(-tables.most_tokens // tiles.rows)
-        grid = (len(tables.boxes) * heads * count,)
-        launch(grid, out, lse, grad, delta, grad_qkv, **_sizes(bias, tables, heads, count))
-
-        tiles, launch = _launch("grad_keys", qkv, padding, bias, tables)
-        count = -(-tables.most_keys // tiles.keys)
-        pads = lse.new_zeros(len(tables.boxes) * count if tables.padded else 1, qkv.shape[1])
-        grid = (len(tables.boxes) * heads * count,)
-        launch(grid, lse, grad, delta, grad_qkv, pads, **_sizes(bias, tables, heads, count))
-
-        tiles, launch = _launch("grad_bias", qkv, padding, bias, tables)
-        count = -(-tables.most_keys // tiles.keys)
-        parts = lse.new_empty(tables.parts, *bias.shape)
-        grid = (heads * count * -(-tables.most_tokens // tiles.rows), len(tables.groups))
-        launch(grid, lse, grad, delta, tables.groups, parts, **_sizes(bias, tables, heads, count))
-        grad_padding = pads.sum(0).to(padding.dtype) if tables.padded else None
-        return grad_qkv, grad_padding, _collected(parts, table, tables), None
+        inputs, grad, grad_qkv = Inputs(qkv, padding, bias, ctx.tables), grad.contiguous(), torch.empty_like(qkv)
+        delta = grad_queries(inputs, out, lse, grad, grad_qkv)
+        grad_padding = grad_keys(inputs, lse, grad, delta, grad_qkv)
+        grad_table = summed_bias(grad_bias(inputs, lse, grad, delta), table, ctx.tables)
+        return grad_qkv, None if grad_padding is None else grad_padding.to(padding.dtype), grad_table, None
 
 
-def _launch(
-    name: str, qkv: Tensor, padding: Tensor, bias: Tensor, tables: WindowTables
-) -> tuple[Tiles, Callable[..., None]]:
-    """How a kernel is tiled, and a function of its grid and of what it does not share with the others."""
+class Inputs(NamedTuple):
+    """What all kernels read: the product, a padded token's, the bias of all kinds `(H, entries)`, and the tables."""
+
+    qkv: Tensor
+    padding: Tensor
+    bias: Tensor
+    tables: WindowTables
+
+    @property
+    def heads(self) -> int:
+        return len(self.bias)
+
+    @property
+    def width(self) -> int:
+        """Channels of a head, D."""
+        return self.qkv.shape[1] // 3 // self.heads
+
+
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The attention `(N, C)`, and the logarithm of the sum of each row, `(H, N)`."""
+    out = inputs.qkv.new_empty(len(inputs.qkv), inputs.heads * inputs.width)
+    lse = inputs.qkv.new_empty(inputs.heads, len(inputs.qkv), dtype=torch.float32)
+    _launch("forward", inputs, (tiles_of_rows("forward", inputs), inputs.heads), len(inputs.tables.boxes), out, lse)
+    return out, lse
+
+
+def grad_queries(inputs: Inputs, out: Tensor, lse: Tensor, grad: Tensor, grad_qkv: Tensor) -> Tensor:
+    """Writes the queries' third of `grad_qkv`; what it returns the other kernels need, `(H, N)`."""
+    delta = torch.empty_like(lse)
+    grid = tiles_of_rows("grad_queries", inputs), inputs.heads
+    _launch("grad_queries", inputs, grid, len(inputs.tables.boxes), out, lse, grad, delta, grad_qkv)
+    return delta
+
+
+def grad_keys(inputs: Inputs, lse: Tensor, grad: Tensor, delta: Tensor, grad_qkv: Tensor) -> Tensor | None:
+    """Writes the keys' and values' thirds of `grad_qkv`; returns the gradient of `padding`, if any box sees it."""
+    tables, tiles = inputs.tables, tiles_of_keys("grad_keys", inputs)
+    sums = lse.new_zeros(len(tables.boxes) if tables.padded else 1, tiles, grad_qkv.shape[1])
+    _launch("grad_keys", inputs, (tiles, inputs.heads), len(tables.boxes), lse, grad, delta, grad_qkv, sums)
+    return sums.sum((0, 1)) if tables.padded else None
+
+
+def grad_bias(inputs: Inputs, lse: Tensor, grad: Tensor, delta: Tensor) -> Tensor:
+    """The bias' gradient, `(parts, H, entries)`, of which those of the bias table are written."""
+    parts = lse.new_empty(inputs.tables.parts, *inputs.bias.shape)
+    grid = inputs.heads * tiles_of_keys("grad_bias", inputs), tiles_of_rows("grad_bias", inputs)
+    _launch("grad_bias", inputs, grid, len(inputs.tables.groups), lse, grad, delta, inputs.tables.groups, parts)
+    return parts
+
+
+def tiles_of_rows(kernel: str, inputs: Inputs) -> int:
+    """Along the tokens of the largest box."""
+    return -(-inputs.tables.most_tokens // LAUNCHES[kernel].rows)
+
+
+def tiles_of_keys(kernel: str, inputs: Inputs) -> int:
+    """Along the keys of the largest box."""
+    return -(-inputs.tables.most_keys // LAUNCHES[kernel].keys)
+
+
+def _launch(kernel: str, inputs: Inputs, grid: tuple[int, int], units: int, *others: Tensor) -> None:
+    """Run a kernel on each of so many boxes, or groups of them, in `grid` programs each."""
     from custom.networks import window_kernels
 
-    kernel, tiles = getattr(window_kernels, name), LAUNCHES[name]
-    width = qkv.shape[1] // 3 // len(bias)
+    tiles, width = LAUNCHES[kernel], inputs.width
     constants = {
         "D": width,
         "WIDTH": max(16, 1 << (width - 1).bit_length()),
         "ROWS": tiles.rows,
         "KEYS": tiles.keys,
-        "PADDED": tables.padded,
+        "PADDED": inputs.tables.padded,
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
     }
-    scale = width**-0.5
-
-    def launch(grid: tuple[int, ...], *others: Tensor, **sizes: int) -> None:
-        shared = (qkv, padding, bias, tables.boxes, tables.places)
-        kernel[grid](
-            *shared, *others, scale=scale, **sizes, **constants, num_warps=tiles.warps, num_stages=tiles.stages
+    for start in range(0, units, MOST_UNITS):
+        getattr(window_kernels, kernel)[*grid, min(units - start, MOST_UNITS)](
+            *(inputs.qkv, inputs.padding, inputs.bias, inputs.tables.boxes, inputs.tables.places, *others),
+            *(inputs.bias.shape[1], len(inputs.qkv), inputs.heads, start, width**-0.5),
+            **constants,
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
         )
 
-    return tiles, launch
 
-
-def _sizes(bias: Tensor, tables: WindowTables, heads: int, tiles: int) -> dict[str, int]:
-    return {"size": bias.shape[1], "tokens": tables.tokens, "heads": heads, "tiles": tiles}
-
-
-def _expanded(table: Tensor, tables: WindowTables, qkv: Tensor) -> Tensor:
+def expanded_bias(table: Tensor, tables: WindowTables, qkv: Tensor) -> Tensor:
     """The bias of all kinds of boxes, `(H, entries)`, as the kernels take it."""
     from custom.networks.window_kernels import expand_bias
 
@@ -129,7 +163,7 @@ def _expanded(table: Tensor, tables: WindowTables, qkv: Tensor) -> Tensor:
     return bias
 
 
-def _collected(parts: Tensor, table: Tensor, tables: WindowTables) -> Tensor:
+def summed_bias(parts: Tensor, table: Tensor, tables: WindowTables) -> Tensor:
     """The gradient of the bias table, from the sums of each part."""
     from custom.networks.window_kernels import sum_bias
 

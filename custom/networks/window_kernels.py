@@ -17,6 +17,9 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+SIZES = ("size", "tokens", "heads", "start")
+"""Numbers for whose values nothing is compiled anew."""
+
 
 @triton.jit
 def _box(BOXES, which):
@@ -84,28 +87,27 @@ def sum_bias(PARTS, ORDER, STARTS, GRAD, size, rows, heads, parts, ROWS: tl.cons
     tl.store(GRAD + row * heads + head, tl.sum(total, 1), mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
-    QKV, PAD, BIAS, BOXES, PLACES, OUT, LSE, size, tokens, heads, tiles, scale,
+    QKV, PAD, BIAS, BOXES, PLACES, OUT, LSE, size, tokens, heads, start, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of one tile of rows to all keys of its box, and the logarithm (base 2) of each row's sum."""
-    program = tl.program_id(0)
-    tile, head = program % tiles, program // tiles % heads
-    first, n, m, places, bias, row_length, line = _box(BOXES, program // (tiles * heads))
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first, n, m, places, bias, row_length, line = _box(BOXES, start + tl.program_id(2))
     if tile * ROWS < n:
         width = heads * D
         rows = tile * ROWS + tl.arange(0, ROWS)
         Q = QKV + first * 3 * width + head * D
         own = tl.load(PLACES + places + rows, mask=rows < n, other=0)
         q = _vectors(Q, own, 3 * width, rows < n, D, WIDTH)
-        biases = BIAS + head.to(tl.int64) * size + bias + rows[:, None] * row_length
+        biases = BIAS + tl.multiple_of(head.to(tl.int64) * size + bias, 64) + rows[:, None] * row_length
         out = tl.zeros((ROWS, WIDTH), tl.float32)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
-        for start in range(0, m, KEYS):
-            columns = start + tl.arange(0, KEYS)
+        for ahead in range(0, m, KEYS):
+            columns = ahead + tl.arange(0, KEYS)
             seen = tl.load(PLACES + places + columns, mask=columns < n, other=0)
             k = _keys(Q + width, PAD + width + head * D, seen, 3 * width, columns, n, D, WIDTH, PADDED)
             v = _keys(Q + 2 * width, PAD + 2 * width + head * D, seen, 3 * width, columns, n, D, WIDTH, PADDED)
@@ -117,20 +119,19 @@ def forward(
             total = total * shrink + tl.sum(p, 1)
             out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
             top = new_top
-        _write(OUT + first * width + head * D, own, width, rows < n, out / total[:, None], D, WIDTH)
+        _write(OUT + first * width + head * D, own, width, rows < n, out * (1 / total)[:, None], D, WIDTH)
         tl.store(LSE + head * tokens + line + rows, top * (scale * LOG2_E) + tl.math.log2(total), mask=rows < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def grad_queries(
-    QKV, PAD, BIAS, BOXES, PLACES, OUT, LSE, GRAD, DELTA, GRAD_QKV, size, tokens, heads, tiles, scale,
+    QKV, PAD, BIAS, BOXES, PLACES, OUT, LSE, GRAD, DELTA, GRAD_QKV, size, tokens, heads, start, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of queries, and of each row the product of its output and its gradient, `DELTA`."""
-    program = tl.program_id(0)
-    tile, head = program % tiles, program // tiles % heads
-    first, n, m, places, bias, row_length, line = _box(BOXES, program // (tiles * heads))
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first, n, m, places, bias, row_length, line = _box(BOXES, start + tl.program_id(2))
     if tile * ROWS < n:
         width = heads * D
         rows = tile * ROWS + tl.arange(0, ROWS)
@@ -142,10 +143,10 @@ def grad_queries(
         delta = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
         tl.store(DELTA + head * tokens + line + rows, delta, mask=rows < n)
         lse = tl.load(LSE + head * tokens + line + rows, mask=rows < n, other=0.0)
-        biases = BIAS + head.to(tl.int64) * size + bias + rows[:, None] * row_length
+        biases = BIAS + tl.multiple_of(head.to(tl.int64) * size + bias, 64) + rows[:, None] * row_length
         grad = tl.zeros((ROWS, WIDTH), tl.float32)
-        for start in range(0, m, KEYS):
-            columns = start + tl.arange(0, KEYS)
+        for ahead in range(0, m, KEYS):
+            columns = ahead + tl.arange(0, KEYS)
             seen = tl.load(PLACES + places + columns, mask=columns < n, other=0)
             k = _keys(Q + width, PAD + width + head * D, seen, 3 * width, columns, n, D, WIDTH, PADDED)
             v = _keys(Q + 2 * width, PAD + 2 * width + head * D, seen, 3 * width, columns, n, D, WIDTH, PADDED)
@@ -157,16 +158,15 @@ def grad_queries(
         _write(GRAD_QKV + first * 3 * width + head * D, own, 3 * width, rows < n, grad * scale, D, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def grad_keys(
-    QKV, PAD, BIAS, BOXES, PLACES, LSE, GRAD, DELTA, GRAD_QKV, GRAD_PAD, size, tokens, heads, tiles, scale,
+    QKV, PAD, BIAS, BOXES, PLACES, LSE, GRAD, DELTA, GRAD_QKV, GRAD_PAD, size, tokens, heads, start, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values; of padded ones their sum, `(boxes x tiles, 3, H, D)`."""
-    program = tl.program_id(0)
-    tile, head = program % tiles, program // tiles % heads
-    first, n, m, places, bias, row_length, line = _box(BOXES, program // (tiles * heads))
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first, n, m, places, bias, row_length, line = _box(BOXES, start + tl.program_id(2))
     if tile * KEYS < m:
         width = heads * D
         columns = tile * KEYS + tl.arange(0, KEYS)
@@ -174,11 +174,11 @@ def grad_keys(
         seen = tl.load(PLACES + places + columns, mask=columns < n, other=0)
         k = _keys(Q + width, PAD + width + head * D, seen, 3 * width, columns, n, D, WIDTH, PADDED)
         v = _keys(Q + 2 * width, PAD + 2 * width + head * D, seen, 3 * width, columns, n, D, WIDTH, PADDED)
-        biases = BIAS + head.to(tl.int64) * size + bias + columns[None, :]
+        biases = BIAS + tl.multiple_of(head.to(tl.int64) * size + bias, 64) + columns[None, :]
         grad_k = tl.zeros((KEYS, WIDTH), tl.float32)
         grad_v = tl.zeros((KEYS, WIDTH), tl.float32)
-        for start in range(0, n, ROWS):
-            rows = start + tl.arange(0, ROWS)
+        for ahead in range(0, n, ROWS):
+            rows = ahead + tl.arange(0, ROWS)
             own = tl.load(PLACES + places + rows, mask=rows < n, other=0)
             q = _vectors(Q, own, 3 * width, rows < n, D, WIDTH)
             g = _vectors(GRAD + first * width + head * D, own, width, rows < n, D, WIDTH)
@@ -197,14 +197,16 @@ def grad_keys(
         if PADDED:
             d = tl.arange(0, WIDTH)
             padding = ((columns >= n) & (columns < m))[:, None]
-            sums = GRAD_PAD + (program // (tiles * heads) * tiles + tile) * 3 * width + width + head * D + d
+            sums = (
+                GRAD_PAD + ((start + tl.program_id(2)) * tl.num_programs(0) + tile) * 3 * width + width + head * D + d
+            )
             tl.store(sums, tl.sum(tl.where(padding, grad_k, 0.0), 0), mask=d < D)
             tl.store(sums + width, tl.sum(tl.where(padding, grad_v, 0.0), 0), mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def grad_bias(
-    QKV, PAD, BIAS, BOXES, PLACES, LSE, GRAD, DELTA, GROUPS, PARTS, size, tokens, heads, tiles, scale,
+    QKV, PAD, BIAS, BOXES, PLACES, LSE, GRAD, DELTA, GROUPS, PARTS, size, tokens, heads, start, scale,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -212,18 +214,17 @@ def grad_bias(
 
     A row of `GROUPS` is: the group's first box, its number of boxes, and its part.
     """
-    group = GROUPS + tl.program_id(1) * 3
+    group = GROUPS + (start + tl.program_id(2)) * 3
     box, count, part = tl.load(group), tl.load(group + 1), tl.load(group + 2)
-    head, tile = tl.program_id(0) % heads, tl.program_id(0) // heads
+    key_tile, row_tile, head = tl.program_id(0) // heads, tl.program_id(1), tl.program_id(0) % heads
     _, n, m, places, bias, row_length, _ = _box(BOXES, box)
-    row_tile, key_tile = tile // tiles, tile % tiles
     if (row_tile * ROWS < n) & (key_tile * KEYS < m):
         width = heads * D
         rows = row_tile * ROWS + tl.arange(0, ROWS)
         columns = key_tile * KEYS + tl.arange(0, KEYS)
         own = tl.load(PLACES + places + rows, mask=rows < n, other=0)
         seen = tl.load(PLACES + places + columns, mask=columns < n, other=0)
-        entries = head.to(tl.int64) * size + bias + rows[:, None] * row_length + columns[None, :]
+        entries = tl.multiple_of(head.to(tl.int64) * size + bias, 64) + rows[:, None] * row_length + columns[None, :]
         b = tl.load(BIAS + entries).to(tl.float32)
         grad = tl.zeros((ROWS, KEYS), tl.float32)
         for which in range(box, box + count):
