@@ -1,11 +1,13 @@
 """The Swin encoder of `monai.networks.nets.SwinTransformer`, with fused window attention and its parameters' names.
 
-Shapes: B volumes of N = XYZ tokens with C channels. Tokens are re-ordered once per block, so that the boxes of its
-attention lie one after another; everything else in a block does not care about their order.
+Shapes: B volumes of N = XYZ tokens with C channels. On a GPU the attention takes each token where it lies. Elsewhere
+tokens are re-ordered once per block, so that the boxes of its attention lie one after another; everything else in a
+block does not care about their order.
 """
 
 import math
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from custom.networks.fused_attention import in_one_launch, window_attention
 from custom.networks.window_attention import Boxes, attend, position_bias, tiling
+from custom.networks.window_tables import WindowTables, kept_tables
 
 _CORNERS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 """Order in which MONAI's patch merging joins the eight tokens of a cube."""
@@ -56,7 +60,7 @@ class SwinEncoder(nn.Module):
     @staticmethod
     def normalized(tokens: Tensor) -> Tensor:
         """Features as the decoders take them: `(B, X, Y, Z, C)` to `(B, C, X, Y, Z)`, layer-normalised."""
-        return _channels_first(F.layer_norm(tokens, tokens.shape[-1:]))
+        return _channels_first(layer_norm(tokens))
 
 
 class FusedStage(nn.Module):
@@ -74,20 +78,41 @@ class FusedStage(nn.Module):
         self.register_load_state_dict_pre_hook(_without_index)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        size = [int(side) // 2 for side in tokens.shape[1:4]]
+        merged = self.in_one_launch(tokens) if in_one_launch(tokens) else self.by_kind(tokens)
+        merged = merged.view(-1, *size, 8 * int(tokens.shape[4]))
+        return self.downsample.reduction(layer_norm(merged, self.downsample.norm))
+
+    def by_kind(self, tokens: Tensor) -> Tensor:
+        """The tokens after all blocks, in the order of patch merging; each kind of box is attended to by itself."""
         tracing = torch.jit.is_tracing()
         batch, *size, width = map(int, tokens.shape) if tracing else tokens.shape
         shapes = tuple((tuple(block.window_size), tuple(block.shift_size)) for block in self.blocks)
         exporting = tracing or torch.compiler.is_exporting()  # an exporter's tensors must not be kept
         find = route if exporting else kept_route
         steps, boxes = find(batch, tuple(size), shapes, tokens.device)
-        run = partial(checkpoint, use_reentrant=False) if self.use_checkpoint else lambda f, *inputs: f(*inputs)
         tokens = tokens.reshape(-1, width)
         for block, step, tiles in zip(self.blocks, steps[:-1], boxes, strict=True):
             tokens = reordered(tokens, *step)
-            tokens = tokens + run(block_attention, block, tokens, tiles)
-            tokens = tokens + run(_feed_forward, block, tokens)
-        merged = reordered(tokens, *steps[-1]).view(batch, *(side // 2 for side in size), 8 * width)
-        return self.downsample.reduction(self.downsample.norm(merged))
+            tokens = tokens + self.run(block_attention, block, tokens, tiles)
+            tokens = tokens + self.run(_feed_forward, block, tokens)
+        return reordered(tokens, *steps[-1])
+
+    def in_one_launch(self, tokens: Tensor) -> Tensor:
+        """The same with one launch for boxes of all kinds, which leaves the tokens where they are."""
+        batch, *size, width = tokens.shape
+        (merging,), _ = kept_route(batch, tuple(size), (), tokens.device)
+        tokens = tokens.reshape(-1, width)
+        for block in self.blocks:
+            shape = tuple(block.window_size), tuple(block.shift_size)
+            tables = kept_tables(batch, tuple(size), *shape, block.num_heads, tokens.device)
+            tokens = tokens + self.run(fused_block_attention, block, tokens, tables)
+            tokens = tokens + self.run(_feed_forward, block, tokens)
+        return reordered(tokens, *merging)
+
+    def run(self, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """A step of a block, recomputed in the backward pass if memory is short."""
+        return checkpoint(step, *inputs, use_reentrant=False) if self.use_checkpoint else step(*inputs)
 
 
 def reordered(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -141,7 +166,7 @@ kept_route = torch.compiler.disable(lru_cache(maxsize=32)(route))
 
 def block_attention(block: SwinTransformerBlock, tokens: Tensor, tiles: tuple[Boxes, ...]) -> Tensor:
     """Attention of each box to itself: `(B x N, C)` in the order of the boxes, to the same."""
-    qkv = block.attn.qkv(block.norm1(tokens)).unflatten(1, (3, block.num_heads, -1))
+    qkv = block.attn.qkv(layer_norm(tokens, block.norm1)).unflatten(1, (3, block.num_heads, -1))
     parts = qkv.split([boxes.count * boxes.tokens for boxes in tiles])
     outputs = []
     for boxes, part in zip(tiles, parts, strict=True):
@@ -156,13 +181,33 @@ def block_attention(block: SwinTransformerBlock, tokens: Tensor, tiles: tuple[Bo
     return block.attn.proj(torch.cat(outputs))
 
 
+def fused_block_attention(block: SwinTransformerBlock, tokens: Tensor, tables: WindowTables) -> Tensor:
+    """As `block_attention`, of tokens in the volume's own order."""
+    layer = block.attn.qkv
+    qkv = layer(layer_norm(tokens, block.norm1))
+    return block.attn.proj(window_attention(qkv, layer.bias, block.attn.relative_position_bias_table, tables))
+
+
+def layer_norm(tokens: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+    """A layer norm, by default without parameters; on a GPU in the precision of the tokens.
+
+    Autocast would make it single, with a copy before and after. Its statistics are in single precision either way.
+    """
+    weight, bias, eps = (norm.weight, norm.bias, norm.eps) if norm is not None else (None, None, 1e-5)
+    if not tokens.is_cuda:
+        return F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
+    with torch.autocast("cuda", enabled=False):
+        weight, bias = (None if p is None else p.to(tokens.dtype) for p in (weight, bias))
+        return F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
+
+
 def padded_token(block: SwinTransformerBlock, dtype: torch.dtype) -> Tensor:
     """Key and value of padding, `(2, H, 1, D)`: MONAI pads with zeros before the linear layer, so its bias remains."""
     return block.attn.qkv.bias.to(dtype).view(3, block.num_heads, 1, -1)[1:]
 
 
 def _feed_forward(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
-    return block.mlp(block.norm2(tokens))
+    return block.mlp(layer_norm(tokens, block.norm2))
 
 
 def _channels_first(tokens: Tensor) -> Tensor:

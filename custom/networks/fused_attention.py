@@ -3,6 +3,10 @@
 Shapes: N tokens, C channels in H heads of D; the bias table is `(rows, H)`.
 """
 
+import os
+import warnings
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +37,28 @@ MOST_UNITS = 65535
 """The largest third axis of a launch."""
 
 
+def in_one_launch(tokens: Tensor) -> bool:
+    """Whether the kernels can take tokens where they lie; an exporter's operators are for any machine."""
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return not exporting and tokens.dtype != torch.float64 and torch.compiler.disable(runs_kernels)(tokens.device)
+
+
+@lru_cache
+def runs_kernels(device: torch.device) -> bool:
+    """Whether Triton is there and its kernels run on a device: a GPU, or any under `TRITON_INTERPRET=1`."""
+    if device.type != "cuda" and not (os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton")):
+        return False
+    try:
+        from custom.networks.window_kernels import probe
+
+        probe[(1,)](torch.empty(1, device=device))
+    except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know
+        warnings.warn(f"Triton's kernels do not run on {device}, so attention is slower there: {error}", stacklevel=2)
+        return False
+    return True
+
+
+@torch.compiler.disable
 def window_attention(qkv: Tensor, padding: Tensor, table: Tensor, tables: WindowTables) -> Tensor:
     """Attention of each box to itself, in the volume's own order of tokens.
 
@@ -119,21 +145,27 @@ def grad_bias(inputs: Inputs, lse: Tensor, grad: Tensor, delta: Tensor) -> Tenso
     return parts
 
 
+def tiles_of(kernel: str, inputs: Inputs) -> Tiles:
+    """In single precision tiles of half the size: a vector takes twice the shared memory."""
+    tiles = LAUNCHES[kernel]
+    return tiles if inputs.qkv.element_size() < 4 else tiles._replace(keys=tiles.keys // 2)
+
+
 def tiles_of_rows(kernel: str, inputs: Inputs) -> int:
     """Along the tokens of the largest box."""
-    return -(-inputs.tables.most_tokens // LAUNCHES[kernel].rows)
+    return -(-inputs.tables.most_tokens // tiles_of(kernel, inputs).rows)
 
 
 def tiles_of_keys(kernel: str, inputs: Inputs) -> int:
     """Along the keys of the largest box."""
-    return -(-inputs.tables.most_keys // LAUNCHES[kernel].keys)
+    return -(-inputs.tables.most_keys // tiles_of(kernel, inputs).keys)
 
 
 def _launch(kernel: str, inputs: Inputs, grid: tuple[int, int], units: int, *others: Tensor) -> None:
     """Run a kernel on each of so many boxes, or groups of them, in `grid` programs each."""
     from custom.networks import window_kernels
 
-    tiles, width = LAUNCHES[kernel], inputs.width
+    tiles, width = tiles_of(kernel, inputs), inputs.width
     constants = {
         "D": width,
         "WIDTH": max(16, 1 << (width - 1).bit_length()),
