@@ -26,12 +26,12 @@ class Tiles(NamedTuple):
 
 
 LAUNCHES = {
-    "forward": Tiles(64, 64, 4, 2),
-    "grad_queries": Tiles(64, 64, 4, 2),
+    "forward": Tiles(64, 32, 4, 1),
+    "grad_queries": Tiles(64, 32, 4, 1),
     "grad_keys": Tiles(64, 64, 4, 1),
-    "grad_bias": Tiles(64, 64, 4, 2),
+    "grad_bias": Tiles(128, 32, 4, 1),
 }
-"""Of each kernel; fitted to an H200 and 16 channels per head by `benchmarks.attention`."""
+"""Of each kernel, the fastest of those that `benchmarks.attention` measured on an H100 at 16 channels a head."""
 
 MOST_UNITS = 65535
 """The largest third axis of a launch."""
@@ -40,7 +40,7 @@ MOST_UNITS = 65535
 def in_one_launch(tokens: Tensor) -> bool:
     """Whether the kernels can take tokens where they lie; an exporter's operators are for any machine."""
     exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return not exporting and tokens.dtype != torch.float64 and torch.compiler.disable(runs_kernels)(tokens.device)
+    return not exporting and tokens.dtype != torch.float64 and _runs_kernels(tokens.device)
 
 
 @lru_cache
@@ -56,6 +56,9 @@ def runs_kernels(device: torch.device) -> bool:
         warnings.warn(f"Triton's kernels do not run on {device}, so attention is slower there: {error}", stacklevel=2)
         return False
     return True
+
+
+_runs_kernels = torch.compiler.disable(runs_kernels)
 
 
 @torch.compiler.disable
@@ -146,9 +149,9 @@ def grad_bias(inputs: Inputs, lse: Tensor, grad: Tensor, delta: Tensor) -> Tenso
 
 
 def tiles_of(kernel: str, inputs: Inputs) -> Tiles:
-    """In single precision tiles of half the size: a vector takes twice the shared memory."""
+    """In single precision with fewer keys: a vector takes twice the shared memory."""
     tiles = LAUNCHES[kernel]
-    return tiles if inputs.qkv.element_size() < 4 else tiles._replace(keys=tiles.keys // 2)
+    return tiles if inputs.qkv.element_size() < 4 else tiles._replace(keys=min(tiles.keys, 32))
 
 
 def tiles_of_rows(kernel: str, inputs: Inputs) -> int:
