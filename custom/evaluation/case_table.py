@@ -167,12 +167,20 @@ def names_of(batch: Mapping[str, Any]) -> str:
 
 
 def plane_columns(item: Mapping[str, Any]) -> Row:
-    """The midsagittal plane of a case, where it came from and its quality; of a volume as it lies, only that."""
+    """The midsagittal plane of a case, where it came from and its quality; of a volume as it lies, only that.
+
+    A homologous counterpart adds its own quality, and why the mirror image is used instead, if it is.
+    """
     meta = getattr(item.get("image"), "meta", {})
     if "plane" not in meta:
         return {}
     figures = {f"plane_{name}": float(value) for name, value in meta["midsagittal"].items()}
-    return {"plane": meta["plane"], **figures} | ({"plane_reason": reason} if (reason := meta["plane_reason"]) else {})
+    if meta["plane_reason"]:
+        figures["plane_reason"] = meta["plane_reason"]
+    found = meta.get("counterpart", {})
+    return {"plane": meta["plane"], **figures} | {
+        f"counterpart_{name}": value if name == "reason" else float(value) for name, value in found.items()
+    }
 
 
 def gathered(rows: Sequence[Row]) -> list[Row]:

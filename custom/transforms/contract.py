@@ -7,6 +7,7 @@ Volumes are `(C, X, Y, Z)`; world coordinates are RAS millimetres, as in the fil
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from monai.config import KeysCollection
@@ -33,6 +34,7 @@ from custom.alignment.grid import (
     plane_figures,
     to_grid,
 )
+from custom.alignment.homologous import distrust_counterpart, homologous_counterpart
 from custom.alignment.planes import plane_for, read_planes
 from custom.support.errors import UserError
 from custom.symmetry import symmetric_pair
@@ -43,6 +45,8 @@ from custom.volumes.nifti import LARGEST_VALUE
 
 SPATIAL_SIZE = (192, 224, 192)
 """Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
+COUNTERPARTS = ("mirror", "homologous")
+"""What a volume is paired with: its mirror image, or that bent until each place meets the one homologous to it."""
 
 
 class VolumeError(UserError):
@@ -230,13 +234,35 @@ class StandardizeIntensityd(MapTransform):
 
 
 class SymmetricPaird(MapTransform):
-    """Append the mirror image as channels, `(C, X, Y, Z)` to `(2C, X, Y, Z)`; the volume must be aligned already."""
+    """Append the counterpart as channels, `(C, X, Y, Z)` to `(2C, X, Y, Z)`; the volume must be aligned already.
+
+    The volume itself is not moved, so that what is predicted for it comes back to the file as ever. With `homologous`,
+    `meta["counterpart"]` holds the figures of its quality, and under `reason` why the mirror image is used instead, or
+    nothing.
+
+    Args:
+        keys: the image.
+        counterpart: `mirror`, the mirror image, or `homologous`, see `custom.alignment.homologous`.
+    """
+
+    def __init__(self, keys: KeysCollection, counterpart: str = "mirror") -> None:
+        super().__init__(keys)
+        self.counterpart = look_up_option(counterpart, COUNTERPARTS)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = symmetric_pair(d[key])
+            d[key] = symmetric_pair(d[key]) if self.counterpart == "mirror" else self.homologous_pair(d[key])
         return d
+
+    def homologous_pair(self, image: MetaTensor) -> MetaTensor:
+        counterpart, quality = homologous_counterpart(image.as_tensor()[None], image.pixdim.tolist())
+        reason = distrust_counterpart(quality[0])
+        if reason is not None:
+            warnings.warn(f"{file_of(image)}: {reason}; the mirror image is used", stacklevel=2)
+        pair = torch.cat([image, counterpart[0]])
+        pair.meta["counterpart"] = asdict(quality[0]) | {"reason": reason or ""}
+        return pair
 
 
 class CheckLabeld(MapTransform):
@@ -279,6 +305,7 @@ class InputContract(MapTransform, InvertibleTransform):
         align: find the midsagittal plane; False for volumes that lie straight already.
         untrusted, planes: as in `MidsagittalAlignd`.
         intensity_range: for CT, the window in HU.
+        counterpart: `mirror` or `homologous`, the second half of the pair; see `SymmetricPaird`.
     """
 
     def __init__(
@@ -293,6 +320,7 @@ class InputContract(MapTransform, InvertibleTransform):
         untrusted: str = "leave_out",
         planes: str | None = None,
         intensity_range: Sequence[float] = CT_WINDOW,
+        counterpart: str = "mirror",
     ) -> None:
         keys = ["image", label_key] if label_key else ["image"]
         MapTransform.__init__(self, keys)
@@ -302,7 +330,7 @@ class InputContract(MapTransform, InvertibleTransform):
             CheckUnitsd("image", modality),
             MidsagittalAlignd(keys, spacing, spatial_size, align, untrusted, planes),
             StandardizeIntensityd("image", modality, intensity_range),
-            SymmetricPaird("image"),
+            SymmetricPaird("image", counterpart),
         ]
         if label_key:
             steps.insert(1, CheckLabeld(label_key, num_classes))

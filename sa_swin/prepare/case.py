@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.utils import GridSampleMode
 
 from custom.alignment.grid import aligned_grid, plane_figures, to_grid
+from custom.alignment.homologous import distrust_counterpart, homologous_field
 from custom.alignment.planes import HandPlane, plane_for
 from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
@@ -35,12 +36,16 @@ class Grid:
     Args:
         untrusted: as in `aligned_grid`.
         planes: that a person set.
+        modality: `MR` or `CT`; None takes it from each image's name, where that tells.
+        counterpart: `mirror` or `homologous`, whose quality is then found and recorded.
     """
 
     spacing: tuple[float, float, float]
     spatial_size: tuple[int, int, int]
     untrusted: str = "leave_out"
     planes: tuple[HandPlane, ...] = ()
+    modality: str | None = None
+    counterpart: str = "mirror"
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,16 @@ def record_path(case: Case, output: Path) -> Path:
     return path.with_name(path.name.removesuffix(".nii") + ".json")
 
 
-def align_case(case: Case, output: Path, grid: Grid, modality: str | None = None) -> dict[str, Any]:
+def align_case(case: Case, output: Path, grid: Grid) -> dict[str, Any]:
     """Align one case and write its files; returns its record.
 
-    The plane is found on all images together; every image and the label are resampled onto the same grid, once.
+    The plane is found on all images together; every image and the label are resampled onto the same grid, once. The
+    files are the same whichever the counterpart; with `homologous` its quality is found beforehand and recorded.
 
     Args:
         case: its files.
         output: folder of the aligned cohort.
         grid: to resample onto.
-        modality: `MR` or `CT`; None takes it from each image's name, where that tells.
 
     Raises:
         ValueError: when a file is missing or unreadable, its values are not of its modality, a mask's are no classes,
@@ -111,7 +116,7 @@ def align_case(case: Case, output: Path, grid: Grid, modality: str | None = None
         return known
     volumes = [load_volume(str(source), dtype=None) for source in sources]
     n, size = len(case.images), grid.spatial_size
-    _check_values(volumes[:n], volumes[n:], modality)
+    _check_values(volumes[:n], volumes[n:], grid.modality)
     image = MetaTensor(torch.cat([volume.float() for volume in volumes[:n]])).copy_meta_from(volumes[0])
     aligned = aligned_grid(image, grid.spacing, size, grid.untrusted, by_hand)
     plane, affine = aligned.plane, aligned.affine
@@ -129,10 +134,20 @@ def align_case(case: Case, output: Path, grid: Grid, modality: str | None = None
         ]
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
             write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
+        if grid.counterpart == "homologous":
+            record |= counterpart_figures(images, grid)
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
     record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
     write_whole(path, json.dumps(record, indent=2) + "\n")
     return record
+
+
+def counterpart_figures(images: Sequence[MetaTensor], grid: Grid) -> dict[str, Any]:
+    """The quality of the homologous counterpart of aligned channels `(1, X, Y, Z)`, and why the mirror is used."""
+    volume = torch.cat([image.as_tensor() for image in images])
+    quality = homologous_field(volume[None], grid.spacing)[1][0]
+    figures = {f"counterpart_{name}": value for name, value in asdict(quality).items()}
+    return figures | {"counterpart_reason": distrust_counterpart(quality) or ""}
 
 
 def _check(sources: Sequence[Path], num_images: int) -> None:
@@ -161,6 +176,7 @@ def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = No
     return {
         "spacing": list(grid.spacing),
         "spatial_size": list(grid.spatial_size),
+        "counterpart": grid.counterpart,
         "sources": [[str(source), stat.st_size, stat.st_mtime_ns] for source, stat in zip(sources, stats, strict=True)],
         "alignment": ALIGNMENT_VERSION,
         "by_hand": list(by_hand.figures) if by_hand else None,

@@ -25,7 +25,7 @@ from custom.alignment.planes import HandPlane, plane_for, read_planes
 from custom.data.case import refuse_outside
 from custom.data.datalist import check_entries, read_json
 from custom.support.files import WriteError, write_rows, write_whole
-from custom.transforms.contract import SPATIAL_SIZE
+from custom.transforms.contract import COUNTERPARTS, SPATIAL_SIZE
 from sa_swin.prepare.case import (
     FAILED,
     LEFT_OUT,
@@ -44,6 +44,8 @@ from sa_swin.prepare.contact_sheet import Tile, contact_sheets
 COLUMNS = (
     "image", "status", "yaw_deg", "roll_deg", "offset_mm",
     "similarity", "overlap", "margin", "angle_error", "offset_error", "inner_similarity", "reason",
+    "counterpart_mirror_similarity", "counterpart_similarity", "counterpart_trusted", "counterpart_largest_mm",
+    "counterpart_smallest_jacobian", "counterpart_reason",
 )  # fmt: skip
 
 
@@ -131,14 +133,14 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
     return cases
 
 
-def attempt(case: Case, output: Path, grid: Grid, modality: str | None = None) -> dict[str, Any]:
+def attempt(case: Case, output: Path, grid: Grid) -> dict[str, Any]:
     """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
 
     Raises:
         WriteError: when the results cannot be written.
     """
     try:
-        return align_case(case, output, grid, modality)
+        return align_case(case, output, grid)
     except WriteError:
         raise
     except Exception as error:
@@ -207,6 +209,7 @@ def prepare_command(
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "leave_out",
     planes: str | None = None,
+    counterpart: str = "mirror",
     allow_outside: bool = False,
     modality: str | None = None,
 ) -> None:
@@ -227,18 +230,23 @@ def prepare_command(
         untrusted: a head whose plane cannot be trusted is left out (leave_out), aligned to the plane that was found all
             the same (found), or taken as it lies in the file (as_it_lies). It is on the contact sheet in red.
         planes: CSV with planes set by hand, which are trusted: image,yaw_deg,roll_deg,offset_mm as in planes.csv.
+        counterpart: homologous finds each case's homologous counterpart, too, and puts its quality in planes.csv; the
+            aligned files are the same, and the bundles' knob of this name decides which they use.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
         modality: MR or CT, whose Hounsfield units are checked; by default each file's name tells (_T1w, ..., _CT), and
             others are not checked.
     """
     try:
-        grid = replace(_grid(spacing, spatial_size), untrusted=untrusted, planes=tuple(read_planes(planes)))
-        work = Work(Path(output), grid, modality)
+        choices = {"untrusted": untrusted, "modality": modality, "counterpart": counterpart}
+        grid = replace(_grid(spacing, spatial_size), planes=tuple(read_planes(planes)), **choices)
+        work = Work(Path(output), grid)
         if untrusted not in UNTRUSTED or workers < 1:
             raise ValueError(f"untrusted must be one of {', '.join(UNTRUSTED)}, and workers 1 or more; "
                              f"got {untrusted} and {workers}")  # fmt: skip
         if modality not in (None, "MR", "CT"):
             raise ValueError(f"modality must be MR or CT; got {modality}")
+        if counterpart not in COUNTERPARTS:
+            raise ValueError(f"counterpart must be one of {', '.join(COUNTERPARTS)}; got {counterpart}")
         files = find_datalists(datalist, dataset_dir)
         root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
         contents = {file.name: read_datalist(file) for file in files}
@@ -284,10 +292,9 @@ class Work:
 
     output: Path
     grid: Grid
-    modality: str | None = None
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        return attempt(case, self.output, self.grid, self.modality)
+        return attempt(case, self.output, self.grid)
 
 
 def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
