@@ -27,7 +27,7 @@ OUTLIER = 1.0
 """Difference of the normalised intensities beyond which a voxel loses its weight."""
 DAMPING = 0.02
 """Per mm^2, added to the curvature: where there is nothing to see, nothing moves."""
-UNLIKE, SHARPNESS = 7.0, 4
+UNLIKE, SHARPNESS = 16.0, 4
 """Multiple of the median squared difference at which half of the trust in a place is lost, and how abruptly."""
 TRUST_WINDOW, TRUST_REACH, FILL_REACH = 28.0, 4.0, 12.0
 """Millimetres: of the normalisation that shows a lesion's inside, of the trust's blur, of filling in from around."""
@@ -137,7 +137,7 @@ def homologous_field(volume: Tensor, spacing: Sequence[float]) -> tuple[Tensor, 
         velocity = _unfolded(velocity, 2 * step)
         field = exponential(-2 * velocity, 2 * step)
         quality = _qualities(images[2], contrast, velocity, field, trust, 2 * step)
-        field = _involution(resized(field, size, "bicubic"), step)
+        field = _involution(resized(field, size), step)
         usable = torch.tensor([distrust_counterpart(q) is None for q in quality], device=field.device)
         return resized(field * usable.reshape(-1, 1, 1, 1, 1), volume.shape[2:]), quality
 
@@ -169,9 +169,9 @@ def jacobian_determinants(field: Tensor, spacing: Tensor) -> Tensor:
     return torch.linalg.det(torch.stack(slopes, -2) / spacing + torch.eye(3, device=field.device))
 
 
-def resized(x: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
-    """Interpolate `(B, C, X, Y, Z)` onto as many voxels about the same centre, antialiased; `bicubic` is smoother."""
-    return _along_axes(x, [_interpolation(a, b, x, mode) for a, b in zip(x.shape[2:], size, strict=True)])
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Linear interpolation of `(B, C, X, Y, Z)` onto as many voxels, antialiased, about the same centre."""
+    return _along_axes(x, [_interpolation(a, b, x) for a, b in zip(x.shape[2:], size, strict=True)])
 
 
 def _run(
@@ -351,9 +351,9 @@ def _along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return x
 
 
-def _interpolation(n: int, m: int, like: Tensor, mode: str) -> Tensor:
+def _interpolation(n: int, m: int, like: Tensor) -> Tensor:
     eye = torch.eye(n, device=like.device)[None, None]
-    return F.interpolate(eye, (m, n), mode=mode, antialias=m < n, align_corners=False)[0, 0]
+    return F.interpolate(eye, (m, n), mode="bilinear", antialias=m < n, align_corners=False)[0, 0]
 
 
 def _gaussian(n: int, sigma: float, like: Tensor) -> Tensor:

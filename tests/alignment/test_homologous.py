@@ -37,16 +37,16 @@ def inside(margin: int) -> torch.Tensor:
 @pytest.fixture
 def symmetric() -> torch.Tensor:
     """A textured ellipsoid that equals its mirror image."""
-    noise = 100 + 30 * smooth_noise(1, 4)
+    noise = 100 + 30 * smooth_noise(1, 6)
     return torch.where(inside(4), noise + mirror(noise), 0.0)
 
 
 @pytest.fixture
 def velocity() -> torch.Tensor:
-    """A smooth antisymmetric velocity of some 2 mm: x alike on both sides, y and z opposite."""
+    """A smooth antisymmetric velocity of some 1 mm: x alike on both sides, y and z opposite."""
     sign = torch.tensor([1.0, -1, -1]).reshape(3, 1, 1, 1)
     noise = smooth_noise(3, 16)
-    return (noise + mirror(noise) * sign) * 1.2 * resized(inside(6)[None, None].float(), SIZE)
+    return (noise + mirror(noise) * sign) * 0.5 * resized(inside(8)[None, None].float(), SIZE)
 
 
 @pytest.fixture
