@@ -349,3 +349,53 @@ def test_a_mask_on_the_way_in_is_checked(tmp_path):
 def test_the_pair_is_made_of_the_whole_volume():
     volume = torch.arange(24.0).reshape(1, 4, 3, 2)
     assert torch.equal(SymmetricPaird("image")({"image": volume})["image"], torch.cat([volume, volume.flip(1)]))
+
+
+@pytest.fixture
+def asymmetric(tmp_path):
+    """A head whose left half is drawn out forwards, with a mask: contract arguments to two files."""
+    head = symmetric_head((24, 24, 24))
+    head[:12] = np.roll(head[:12], 1, axis=1)
+    blob = np.zeros(head.shape, np.uint8)
+    blob[5:9, 10:14, 10:14] = 1
+    affine = affine_of((4, 4, 4))
+    return {
+        "image": saved(tmp_path / "head.nii.gz", nib.Nifti1Image(head, affine)),
+        "label": saved(tmp_path / "label.nii.gz", nib.Nifti1Image(blob, affine)),
+    }
+
+
+def test_the_homologous_counterpart_leaves_the_image_its_grid_and_its_mask_where_they_were(asymmetric):
+    options = {"label_key": "label", "spacing": 4, "spatial_size": (32, 32, 32), "align": False}
+    mirrored = InputContract(**options)(asymmetric)
+    contract = InputContract(**options, counterpart="homologous")
+    found = contract(asymmetric)
+    assert found["image"].shape == (2, 32, 32, 32)
+    assert torch.equal(found["image"][0], mirrored["image"][0])
+    assert torch.equal(found["label"].as_tensor(), mirrored["label"].as_tensor())
+    assert torch.equal(found["image"].affine, mirrored["image"].affine)
+    assert not torch.equal(found["image"][1], mirrored["image"][1])
+    assert_lands_on_its_own_voxels(contract, asymmetric["image"], asymmetric["label"])
+
+
+def test_the_quality_of_the_counterpart_goes_with_the_case(asymmetric):
+    options = {"spacing": 4, "spatial_size": (32, 32, 32), "align": False}
+    image = {"image": asymmetric["image"]}
+    figures = InputContract(**options, counterpart="homologous")(image)["image"].meta["counterpart"]
+    assert set(figures) >= {"similarity", "mirror_similarity", "trusted", "largest_mm", "reason"}
+    assert "counterpart" not in InputContract(**options)(image)["image"].meta
+
+
+def test_where_the_counterpart_cannot_be_trusted_the_mirror_is_used_and_named(asymmetric, monkeypatch):
+    monkeypatch.setattr("custom.alignment.homologous.distrust_counterpart", lambda quality: "unlike sides")
+    monkeypatch.setattr("custom.transforms.contract.distrust_counterpart", lambda quality: "unlike sides")
+    contract = InputContract(spacing=4, spatial_size=(32, 32, 32), align=False, counterpart="homologous")
+    with pytest.warns(UserWarning, match=r"head\.nii\.gz: unlike sides; the mirror image is used"):
+        pair = contract({"image": asymmetric["image"]})["image"]
+    assert symmetry_error_of_halves(pair) < 1e-5
+    assert pair.meta["counterpart"]["reason"] == "unlike sides"
+
+
+def symmetry_error_of_halves(pair):
+    image, counterpart = split_pair(pair.as_tensor())
+    return (counterpart - mirror(image)).abs().max()

@@ -340,3 +340,21 @@ def test_the_leakage_guard_knows_a_prepared_image_by_its_source(prepared, cohort
     aligned, source = (str(cohort / path) for path in ("out/a/T1.nii", "in/a/T1.nii.gz"))
     contents = contents_of([aligned, source])
     assert contents[aligned] > contents[source]
+
+
+def test_the_quality_of_the_counterpart_is_in_the_table_and_the_files_stay_the_same(cohort):
+    datalist = cohort / "in" / "one.json"
+    datalist.write_text(json.dumps({"training": [{"image": "a/T1.nii.gz", "label": "a/lesion.nii.gz"}]}))
+    run(cohort, datalist=str(datalist))
+    plain = (cohort / "out" / "a" / "T1.nii").read_bytes()
+    assert table(cohort)["a/T1.nii.gz"]["counterpart_similarity"] == ""
+    run(cohort, datalist=str(datalist), counterpart="homologous")
+    row = table(cohort)["a/T1.nii.gz"]
+    assert (cohort / "out" / "a" / "T1.nii").read_bytes() == plain
+    assert row["counterpart_reason"] == ""
+    assert 0.9 < float(row["counterpart_mirror_similarity"]) <= float(row["counterpart_similarity"]) <= 1
+
+
+def test_an_unknown_counterpart_is_refused(cohort):
+    with pytest.raises(SystemExit, match="counterpart must be one of mirror, homologous; got twin"):
+        run(cohort, counterpart="twin")
