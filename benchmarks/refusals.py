@@ -133,6 +133,7 @@ def figures(head: Head, kind: str, plane: MidsagittalPlane) -> Figures:
 
 
 def measured(head: Head, kind: str) -> tuple[Figures, MidsagittalPlane | None]:
+    """The figures of a head's plane, and the plane; None where no head is found."""
     try:
         plane = estimate_plane(head.image, head.affine)
     except NoHeadError:
@@ -192,6 +193,7 @@ def write_figures(path: str | Path = RESULTS / "refusals_figures.csv", part: str
 
 
 def all_figures(done: set[tuple[str, str]], first: int, step: int) -> Iterator[list[Figures]]:
+    """Figures of every `step`-th head, of some of them spoilt, and of what is no head; those done are left out."""
     for number, head in heads(first, step, done):
         row, plane = measured(head, "as it is")
         spoil = plane is not None and number % EVERY == 0
@@ -205,6 +207,7 @@ def all_figures(done: set[tuple[str, str]], first: int, step: int) -> Iterator[l
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of figures."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -1,4 +1,4 @@
-"""Attention of all windows of a volume at once, on a GPU, with gradients: the launches of `custom.networks.window_kernels`.
+"""Attention of all windows of a volume at once, on a GPU, with gradients: the launches of `window_kernels`.
 
 Shapes: N tokens, C channels in H heads of D; the bias table is `(rows, H)`.
 """
