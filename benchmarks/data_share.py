@@ -50,7 +50,7 @@ def measured(task: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.T
         trainer, profiler = workflow.parser.get_parsed_content("train::trainer"), BasicTimeProfiler()
         profiler.attach(trainer)
         workflow.run()
-        loading = loading_times(workflow.parser.get_parsed_content("train::seeded"))
+        loading = loading_times(workflow.parser.get_parsed_content("train::dataloader").dataset)
         workflow.finalize()
     first = trainer.state.epoch_length
     return profiler.processing_times[first:], profiler.dataflow_times[first:], loading

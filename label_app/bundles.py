@@ -16,9 +16,9 @@ import yaml
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from custom.weights.provenance import records_of
-from custom.weights.transfer import load_checkpoint, weights_digest
+from custom.weights.transfer import weights_digest
 from sa_swin.release.archive import read_package
-from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, knob_names, with_settings
+from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, defaults, knob_names, with_settings
 from sa_swin.release.metadata import fitted
 from sa_swin.release.model import as_pt, fill, network_of, settings_of
 from sa_swin.release.verification import verify
@@ -99,13 +99,14 @@ def from_repository(bundle: str, weights: Path) -> dict[str, bytes]:
     Raises:
         WeightsError: the weights do not fit the bundle.
     """
-    settings = settings_of(weights, load_checkpoint(weights)).values
+    settings = settings_of(weights)
     files = {f"configs/{path.name}": path.read_bytes() for path in (ROOT / "bundles" / bundle / "configs").iterdir()}
     files |= {name: _set(text.decode(), settings) for name, text in files.items() if name.endswith(".yaml")}
     config = yaml.safe_load(files["configs/inference.yaml"])
     state = fill(network_of(config), weights)
     meta = fitted(json.loads(files["configs/metadata.json"]), config, config["num_classes"], None)
-    return files | {"configs/metadata.json": json.dumps(meta).encode(), MODEL: as_pt(state, records_of(weights))}
+    content = as_pt(state, records_of(weights), settings)
+    return files | {"configs/metadata.json": json.dumps(meta).encode(), MODEL: content}
 
 
 def _set(text: str, settings: Mapping[str, Any]) -> bytes:
@@ -113,7 +114,7 @@ def _set(text: str, settings: Mapping[str, Any]) -> bytes:
     if "bundle_root" not in yaml.safe_load(text):
         return text.encode()
     names = [name for name in knob_names(text) if name in settings and name not in NOT_OF_THE_WEIGHTS]
-    return with_settings(text, {name: settings[name] for name in names}).encode()
+    return with_settings(text, defaults(text) | {name: settings[name] for name in names}).encode()
 
 
 def _key(sources: Mapping[str, Files], studies: Path) -> str:

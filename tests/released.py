@@ -1,6 +1,5 @@
 """Small weights, and the packages that are built of them: for the tests of releases, which share them."""
 
-import json
 import shutil
 import subprocess
 import zipfile
@@ -13,7 +12,7 @@ from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
 from custom.support.vendored import code_digest
-from custom.weights.provenance import with_records
+from custom.weights.settings import carrying
 from sa_swin.release.build import Options, build
 
 NETWORKS = {"pretrain": SASwinPretrainer, "classify": SASwinClassifier, "segment": SASwinUNETR}
@@ -58,14 +57,14 @@ def network_of(task, **changes):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """Checkpoints of small networks with the settings of their trainings beside them."""
+    """Checkpoints of small networks that carry the settings of their trainings."""
     torch.manual_seed(3)
     root = tmp_path_factory.mktemp("weights")
     for task in NETWORKS:
         folder = root / task / "models"
         folder.mkdir(parents=True)
-        torch.save(with_records(network_of(task).state_dict(), [SEEN]), folder / "model.pt")
-        (folder / "settings.json").write_text(json.dumps(SETTINGS))
+        state = carrying(network_of(task).state_dict(), seen=[SEEN], settings=SETTINGS)
+        torch.save(state, folder / "model.pt")
     return root
 
 

@@ -14,9 +14,8 @@ from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd
 from torch import nn
 
 from custom.training.checkpoints import Checkpoints, find_last
-from custom.training.preemption import Preemption
 from custom.training.progress import LossParts, StopEarly
-from custom.training.randomness import SampleOrder, SeededSamples, SeedSteps
+from custom.training.randomness import ReproducibleLoader
 from custom.training.step_guard import StepGuard
 
 CPU = torch.device("cpu")
@@ -68,18 +67,16 @@ class Training:
         self.network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(5, 2))
         noise = Compose([RandGaussianNoised("image", prob=0.7), RandScaleIntensityd("image", 0.5, prob=0.5)])
         data = Dataset(samples(6), noise)
-        sampler = SampleOrder(data, batch_size)
-        loader = DataLoader(SeededSamples(data), sampler=sampler, batch_size=batch_size)
+        loader = ReproducibleLoader(data, batch_size)
         held_out = DataLoader(Dataset(samples(2)), batch_size=1)
         self.evaluator = SupervisedEvaluator(CPU, held_out, self.network, key_val_metric={"auc": Score()})
         optimizer = torch.optim.AdamW(self.network.parameters(), 0.05, fused=True)
         schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=max_epochs * STEPS)
-        self.loss, self.preemption = nn.MSELoss(), Preemption()
+        self.loss = nn.MSELoss()
         means = LossParts(self.loss)
         handlers = [
             *([LossScale(scale)] if scale else []),
             LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
-            SeedSteps(0),
             ValidationHandler(1, self.evaluator),
             Checkpoints(
                 folder,
@@ -88,8 +85,6 @@ class Training:
                 {"optimizer": optimizer, "lr_scheduler": schedule, "train_loss": means},
                 {"step_guard": StepGuard(self.network, **guard), "stop_early": StopEarly(self.evaluator, patience)},
                 find_last(folder, resume),
-                sampler=sampler,
-                preemption=self.preemption,
             ),
         ]
         self.trainer = SupervisedTrainer(
@@ -103,6 +98,7 @@ class Training:
             metric_cmp_fn=lambda loss, best: loss < best,
             train_handlers=handlers,
         )
+        self.preemption = self.trainer.state.preemption
 
     def run(self, at=0, fault=None):
         """Run; at the event with this number, of trainer or evaluator, do something. Returns how many there were."""

@@ -6,8 +6,8 @@ __getattr__, __all__ = opened(
     __name__,
     {
         "case": ["Case", "CohortError", "image_paths"],
-        "datalist": ["find_cases", "load_datalist", "read_json"],
-        "dataset": ["TolerantDataset"],
+        "datalist": ["class_names", "find_cases", "load_datalist", "load_section", "read_json"],
+        "dataset": ["CachedDataset", "TolerantDataset", "loader_context"],
         "headers": ["case_problems"],
     },
 )

@@ -81,6 +81,7 @@ def load_datalist(
             mask on different grids, a label that is missing or out of range, stale prepared images.
     """
     expect(label, LABELS, "label")
+    dataset_dir = os.path.abspath(dataset_dir)
     entries = read_section(Path(datalist), section, fold)
     if section == "training":
         entries = label_fraction(entries, label_percent, seed)
@@ -95,6 +96,11 @@ def load_datalist(
     if found:
         raise CohortError(f"{datalist}, {section}: {len(found)} problem(s)\n  " + "\n  ".join(found))
     return with_shared_keys(cases)
+
+
+def load_section(cohort: Mapping[str, Any], section: str) -> list[Case]:
+    """One section of a cohort whose other arguments of `load_datalist` stand in one mapping, as in the bundles."""
+    return load_datalist(section=section, **cohort)
 
 
 def expect(value: str, allowed: Sequence[str], what: str) -> None:
@@ -226,7 +232,7 @@ def find_cases(
     Raises:
         CohortError: when there is no case, one has no image, files lie outside, or two cases would have one result.
     """
-    root = Path(dataset_dir)
+    root = Path(os.path.abspath(dataset_dir))
     entries = read_section(Path(datalist), section) if datalist else _entries_below(root, images, output_dir)
     refuse_outside((path for entry in entries for path in image_paths(entry)), root, allow_outside)
     _check_names(entries, root)

@@ -8,7 +8,7 @@ __getattr__, __all__ = opened(
         "batch_inference": ["FinishedCases", "InferenceTable"],
         "case_table": ["CalibrationFit", "CaseTable", "PredictionGuard"],
         "evaluators": ["TolerantEvaluator"],
-        "inferers": ["MirroredSlidingWindow", "PretextEvaluation", "WindowedEmbedding"],
+        "inferers": ["MirroredSlidingWindow", "PretextEvaluation", "WindowedEmbedding", "sliding_window"],
         "metrics": [
             "classification_row",
             "classification_summary",

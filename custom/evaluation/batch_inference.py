@@ -16,13 +16,9 @@ from monai.data import MetaTensor
 from custom.data.case import Case, image_paths
 from custom.evaluation.case_table import CaseTable, check_complete, write_csv
 from custom.evaluation.metrics import Row
+from custom.support.bundle_command import typed
 from custom.support.files import append, unwritable, write_whole
-from custom.support.run_record import calling_parser, merged_config, versions
-
-DECISIVE = ("network_def", "preprocessing", "inferer", "postprocessing", "overlays")
-"""Ids of a config that a result depends on, with all that they refer to."""
-PLACES = ("output_dir", "dataset_dir", "bundle_root", "ckpt_dir", "checkpoint", "network", "device")
-"""What those refer to, and what does not change a result; of the checkpoint the content counts."""
+from custom.support.run_record import versions
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +33,22 @@ class FinishedCases:
         cases: all cases of the run (`custom.data.find_cases`).
         output_dir: of the run.
         checkpoint: weights of the run.
+        settings: of the run, as far as a result depends on them; ids that were given on the command line come in by
+            themselves.
         redo: do everything anew.
     """
 
     def __init__(
-        self, cases: Sequence[Case], output_dir: str | Path, checkpoint: str | Path, redo: bool = False
+        self,
+        cases: Sequence[Case],
+        output_dir: str | Path,
+        checkpoint: str | Path,
+        settings: Mapping[str, Any],
+        redo: bool = False,
     ) -> None:
         self.cases = list(cases)
         self.path = Path(output_dir) / "finished.jsonl"
-        self.settings = settings_digest(merged_config(calling_parser()), Path(checkpoint))
+        self.settings = settings_digest(settings, Path(checkpoint))
         self.entries = {} if redo else self._read()
         self.begun = False
         self.found = {case_key(case) for case in self.cases if self._is_finished(case)}
@@ -127,16 +130,12 @@ def stamp(case: Case) -> list[list[int]]:
     return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
-def settings_digest(config: Mapping[str, Any], checkpoint: Path) -> str:
-    """A hash of the weights, of the code's version, and of all in a config that a result depends on."""
-    content: dict[str, Any] = {"version": versions().get("sa-swin")}
-    names = list(DECISIVE)
-    while names:
-        name = names.pop()
-        if name in config and name not in content and name not in PLACES:
-            content[name] = config[name]
-            names += re.findall(r"@(\w+)", json.dumps(config[name], default=str))
-    if (table := config.get("planes")) and Path(table).is_file():
+def settings_digest(settings: Mapping[str, Any], checkpoint: Path) -> str:
+    """A hash of the weights, of the code's version, of settings, and of the parts of a config that were overridden."""
+    given = command.overrides() if (command := typed()) else {}
+    parts = {name: value for name, value in given.items() if re.search("#|::", name)}
+    content = {"version": versions().get("sa-swin"), "settings": dict(settings), "parts": parts}
+    if (table := settings.get("planes")) and Path(table).is_file():
         content["planes set by hand"] = Path(table).read_text(errors="replace")
     if checkpoint.is_file():
         with checkpoint.open("rb") as file:

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from monai.networks import eval_mode
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
@@ -127,6 +127,21 @@ class MirroredSlidingWindow(Inferer):
         if swapped is not None:
             for (x, y, z), window in zip(starts, swapped, strict=True):
                 yield (pair.shape[2] - roi[0] - x, y, z), mirror(window)
+
+
+def sliding_window(
+    roi_size: Sequence[int], overlap: float = 0.5, mirror_tta: bool = False, sw_batch_size: int = 2
+) -> Inferer:
+    """The segmenter's windows: MONAI's, or with mirror test-time augmentation those of `MirroredSlidingWindow`.
+
+    Args:
+        roi_size: window in voxels, X Y Z.
+        overlap: of neighbouring windows, as a share of the ROI.
+        mirror_tta: take the mean with the prediction of the mirrored brain.
+        sw_batch_size: windows at once.
+    """
+    kind = MirroredSlidingWindow if mirror_tta else SlidingWindowInferer
+    return kind(roi_size, sw_batch_size, overlap, mode="gaussian")
 
 
 def symmetric_starts(size: int, roi: int, overlap: float) -> list[int]:

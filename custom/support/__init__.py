@@ -5,10 +5,11 @@ from custom.support.rooms import opened
 __getattr__, __all__ = opened(
     __name__,
     {
+        "bundle_command": ["check_options"],
         "distributed": ["GlobalBatchLoss"],
         "errors": ["UserError", "report_errors"],
         "files": ["write_whole"],
         "precision": ["MixedPrecision", "needs_loss_scale"],
-        "run_record": ["record_run", "settings"],
+        "run_record": ["of_weights", "record_run"],
     },
 )

@@ -1,56 +1,34 @@
 """The record of a run, beside its results: configuration as it ran, paths, seed, versions, commit, machine.
 
-`record_run` is the second entry of `run` in every bundle's configs; `sa-swin report` reads what it wrote.
+`record_run` is an entry of `run` in every bundle's configs; `sa-swin report` reads what it wrote.
 """
 
 import datetime
-import inspect
 import json
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from monai.bundle import ConfigParser
 
+from custom.support.bundle_command import typed
 from custom.support.files import write_whole
 
 PACKAGES = ("sa-swin", "torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy", "scikit-learn")
-PATHS = ("dataset_dir", "datalist", "output_dir", "ckpt_dir", "checkpoint", "section")
-"""Ids whose values are recorded as the run resolved them, beside the configuration as it was written."""
 
 
-def calling_parser() -> ConfigParser | None:
-    """The parser of the config that the caller is made by, or None outside of a config.
+def of_weights(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
+    """The settings of a run, and further facts, as its weights carry them: plain values, and no path.
 
-    MONAI hands a component its arguments alone; the parser is the nearest one on the call stack.
+    Weights are passed on: of a setting that is a path, only that it was given is told.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if isinstance(parser := frame.f_locals.get("self"), ConfigParser):
-            return parser
-        frame = frame.f_back
-    return None
-
-
-def merged_config(parser: ConfigParser | None) -> dict[str, Any]:
-    """A parser's configuration as it stands, files and command line merged, without the bundle's metadata."""
-    return {} if parser is None else {name: value for name, value in parser.get().items() if name != "_meta_"}
-
-
-def settings(**further: Any) -> dict[str, Any]:
-    """The knobs of the config that the caller is made by, those that stand above `bundle_root`, and further facts.
-
-    They lie beside weights that are passed on: of a knob that is a path, only that it was given is told.
-    """
-    parser = calling_parser()
-    names = list(parser.get())
-    knobs = {name: parser.get_parsed_content(name) for name in names[: names.index("bundle_root")]}
-    return {n: "(a path)" if isinstance(v, str) and re.search(r"[/\\]", v) else v for n, v in knobs.items()} | further
+    told = {n: "(a path)" if isinstance(v, str) and re.search(r"[/\\]", v) else v for n, v in settings.items()}
+    return json.loads(json.dumps(told | further))
 
 
 def versions() -> dict[str, str]:
@@ -88,27 +66,27 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record_run(workflow: str, output_dir: str | Path) -> None:
+def record_run(workflow: str, settings: Mapping[str, Any], paths: Mapping[str, str | Path | None]) -> None:
     """Write `<output_dir>/run_<workflow>.json`; in a run over several processes the first one does.
 
     Args:
         workflow: `train`, `evaluate` or `inference`.
-        output_dir: of the run.
+        settings: knobs of the run, as it resolved them.
+        paths: of the run, as it resolved them; `output_dir` is one.
     """
     if dist.is_initialized() and dist.get_rank() > 0:
         return
-    parser = calling_parser()
-    config = merged_config(parser)
-    resolved = {name: parser.get_parsed_content(name) for name in PATHS if name in config}
+    command = typed()
     content = {
         "workflow": workflow,
-        "bundle": Path(str(config.get("bundle_root", "."))).resolve().name,
+        "bundle": command.bundle if command else None,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "seed": config.get("seed"),
-        "paths": resolved,
+        "seed": settings.get("seed"),
+        "paths": dict(paths),
+        "settings": dict(settings),
         "versions": versions(),
         "machine": machine(),
-        "config": config,
+        "config": command.config() if command else {},
     }
-    write_whole(Path(output_dir) / f"run_{workflow}.json", json.dumps(content, indent=2, default=str) + "\n")
+    write_whole(Path(paths["output_dir"]) / f"run_{workflow}.json", json.dumps(content, indent=2, default=str) + "\n")

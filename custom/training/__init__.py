@@ -5,10 +5,11 @@ from custom.support.rooms import opened
 __getattr__, __all__ = opened(
     __name__,
     {
-        "checkpoints": ["Checkpoints", "find_last"],
-        "preemption": ["Preemption", "shield_worker"],
+        "checkpoints": ["Checkpoints", "find_last", "starting_weights"],
+        "preemption": ["Preemption", "leave", "shield_worker"],
         "progress": ["LossParts", "StopEarly"],
-        "randomness": ["SampleOrder", "SeedSteps", "SeededSamples"],
+        "randomness": ["ReproducibleLoader", "SampleOrder", "SeedSteps", "SeededSamples"],
         "step_guard": ["StepGuard"],
+        "tracking": ["TrackedRun", "sqlite_uri"],
     },
 )

@@ -16,9 +16,10 @@ from torch import nn
 
 from custom.support.files import write_whole
 from custom.training.preemption import Preemption
-from custom.training.randomness import SampleOrder
+from custom.training.randomness import SampleOrder, Seedable, SeedSteps
 from custom.training.step_guard import check_weights
-from custom.weights.provenance import Record, with_records
+from custom.weights.provenance import Record
+from custom.weights.settings import CONTRACT, ENCODER, Weights, carrying
 from custom.weights.transfer import WeightsError, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,25 @@ logger = logging.getLogger(__name__)
 # Not .pt: of those in models/, MONAI Label serves the one with the shortest name.
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 """States of a training: the newest, the one before, and one that is written whole but has not become the newest yet."""
+
+
+def starting_weights(save_dir: str | Path, resume: bool | str = False, pretrained: str | Path = "") -> Weights:
+    """The weights that a training starts from: those to go on from, else pretrained ones, else none.
+
+    Of pretrained weights the input contract and the encoder bind the training, where they say what those were; of a
+    checkpoint that it goes on from, all.
+
+    Args:
+        save_dir: the bundle's `models` folder.
+        resume: as in `find_last`.
+        pretrained: checkpoint; empty where there is none.
+
+    Raises:
+        WeightsError: as `find_last`.
+    """
+    if last := find_last(save_dir, resume):
+        return Weights(last, optional=True, resume_from=last)
+    return Weights(pretrained or "", CONTRACT + ENCODER, optional=True)
 
 
 def find_last(save_dir: str | Path, resume: bool | str) -> str:
@@ -96,10 +116,11 @@ class Checkpoints:
         objects: further things with a state: optimiser, schedule.
         handlers: of the trainer, with a state: attached here, so that a config can name them once.
         resume_from: state to go on from (`find_last`); empty starts anew.
-        seen: what the weights have seen (`custom.weights.record_training`), to be saved with them.
-        settings: of this training; written as `settings.json` beside the weights, for whoever releases them.
-        sampler: of the training, which leaves out what the epoch has had.
-        preemption: knows whether the run was asked to leave; attached here.
+        seen: what the weights have seen (`custom.weights.provenance.record_training`), to be saved with them.
+        settings: of this training (`custom.support.run_record.of_weights`), to be saved with the weights; `settings.json`
+            tells people.
+        seed: of the training; every step draws from it, the process and the iteration.
+        others: what has a generator of its own (`custom.training.randomness.SeedSteps`).
 
     Raises:
         WeightsError: at the start, when the state does not fit.
@@ -116,8 +137,8 @@ class Checkpoints:
         resume_from: str | Path = "",
         seen: Sequence[Record] = (),
         settings: Mapping[str, Any] | None = None,
-        sampler: SampleOrder | None = None,
-        preemption: Preemption | None = None,
+        seed: int = 0,
+        others: Sequence[Seedable] = (),
     ) -> None:
         self.save_dir = Path(save_dir)
         self.network = network
@@ -126,16 +147,16 @@ class Checkpoints:
         self.objects = {**objects, **self.handlers}
         self.resume_from = resume_from
         self.seen = list(seen)
-        self.settings = settings
-        self.sampler = sampler
-        self.preemption = preemption
+        self.settings = dict(settings or {})
+        self.steps = SeedSteps(seed, others)
+        self.preemption = Preemption()
         self.best = -math.inf
         self.validation_cut = False
         self.last_is_own = Path(resume_from).name == LAST
 
     def attach(self, engine: Engine) -> None:
         engine.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
-        for handler in (*self.handlers.values(), *([self.preemption] if self.preemption else [])):
+        for handler in (self.steps, *self.handlers.values(), self.preemption):
             handler.attach(engine)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_step)
@@ -162,8 +183,8 @@ class Checkpoints:
         self.best = state["best"]
         self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"], state["best_epoch"]
         done = trainer.state.iteration % trainer.state.epoch_length
-        if self.sampler is not None:
-            self.sampler.skip(done)
+        if isinstance(sampler := getattr(trainer.data_loader, "sampler", None), SampleOrder):
+            sampler.skip(done)
         logger.info("resumed from %s after epoch %d, step %d", self.resume_from, trainer.state.epoch, done)
         if not state["epoch_ended"] and not done:
             trainer.fire_event(Events.EPOCH_COMPLETED)  # its last step was the last that was saved
@@ -197,19 +218,19 @@ class Checkpoints:
             )
 
     def end_step(self, trainer: Engine) -> None:
-        if self.preemption and self.preemption.agreed():
+        if self.preemption.agreed():
             self.save_last(trainer, epoch_ended=False)
             trainer.terminate(skip_completed=True)
 
     def cut_validation(self, evaluator: Engine) -> None:
         """Leave in the middle of a validation, where no other process waits for its end."""
-        if self.preemption and self.preemption.requested and idist.get_world_size() == 1:
+        if self.preemption.requested and idist.get_world_size() == 1:
             self.validation_cut = True
             evaluator.terminate(skip_completed=True)
 
     def end_epoch(self, trainer: Engine) -> None:
         self.save_last(trainer, epoch_ended=not self.validation_cut)
-        if self.preemption and self.preemption.agreed():
+        if self.preemption.agreed():
             trainer.terminate(skip_completed=True)
 
     def save_last(self, trainer: Engine, epoch_ended: bool = True) -> None:
@@ -223,6 +244,7 @@ class Checkpoints:
             "best": self.best,
             "best_epoch": self.evaluator.state.best_metric_epoch,
             "seen": self.seen,
+            "settings": self.settings,
         }
         self.write(NEXT, state)
         if idist.get_rank() == 0:
@@ -253,8 +275,8 @@ class Checkpoints:
     def write_best(self) -> None:
         """The network's weights as they are, and the settings that go with them."""
         check_weights(self.network)
-        self.write("model.pt", with_records(self.network.state_dict(), self.seen))
-        if self.settings is not None:
+        self.write("model.pt", carrying(self.network.state_dict(), seen=self.seen, settings=self.settings))
+        if self.settings:
             self.write("settings.json", self.settings)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ class Preemption:
         self._before: object = None
 
     def attach(self, engine: Engine) -> None:
+        engine.state.preemption = self
         engine.add_event_handler(Events.STARTED, self.listen)
         engine.add_event_handler(Events.COMPLETED, self.ignore)
 
@@ -48,12 +49,13 @@ class Preemption:
         self.requested = bool(idist.all_reduce(int(self.requested), "MAX"))
         return self.requested
 
-    def leave(self) -> None:
-        """End the process with `REQUEUE` if it was asked to leave; the bundles' `run` ends with it."""
-        if self.requested:
-            idist.barrier()  # until the first process has written
-            logger.warning("stopped by SIGTERM, with exit code %d; --resume True goes on", REQUEUE)
-            sys.exit(REQUEUE)
+
+def leave(trainer: Engine) -> None:
+    """End the process with `REQUEUE` if its training was asked to leave; the bundles' `run` ends with it."""
+    if trainer.state.preemption.requested:
+        idist.barrier()  # until the first process has written
+        logger.warning("stopped by SIGTERM, with exit code %d; --resume True goes on", REQUEUE)
+        sys.exit(REQUEUE)
 
 
 def shield_worker(worker: int) -> None:

@@ -12,8 +12,12 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import DataLoader
 from monai.transforms import Randomizable
 from torch.utils.data import Dataset, DistributedSampler
+
+from custom.data.dataset import loader_context
+from custom.training.preemption import shield_worker
 
 _SAMPLES, _STEPS = 0, 1  # streams that must not meet
 
@@ -85,6 +89,27 @@ class SeededSamples(Dataset):
         if isinstance(transform := getattr(self.dataset, "transform", None), Randomizable):
             transform.set_random_state(seed)
         return self.dataset[draw[1]]
+
+
+class ReproducibleLoader(DataLoader):
+    """A training's data loader: which samples come, and what their transforms draw, follow from the seed alone.
+
+    Args:
+        dataset: a MONAI dataset.
+        batch_size: of each process.
+        seed: of the training.
+        num_workers: processes that load; they outlive a SIGTERM to all processes of a job.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__(
+            SeededSamples(dataset, seed),
+            num_workers,
+            sampler=SampleOrder(dataset, batch_size, seed),
+            batch_size=batch_size,
+            worker_init_fn=shield_worker,
+            multiprocessing_context=loader_context(num_workers),
+        )
 
 
 class SeedSteps:

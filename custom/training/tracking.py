@@ -24,7 +24,6 @@ from monai.handlers import MLFlowHandler
 from custom.data.case import Case, image_paths, subject_of
 from custom.support.errors import UserError
 from custom.support.files import write_whole
-from custom.training.preemption import Preemption
 from custom.training.tracking_record import record_path
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,6 @@ class TrackedRun:
         cases: of the cohort, those of the training first.
         artifacts: files to keep.
         resumed: whether a training goes on.
-        preemption: knows whether a training was asked to leave.
     """
 
     def __init__(
@@ -72,7 +70,6 @@ class TrackedRun:
         cases: Sequence[Case] = (),
         artifacts: Sequence[str | Path] = (),
         resumed: bool = False,
-        preemption: Preemption | None = None,
     ) -> None:
         self.workflow = workflow
         self.handlers = [handler for handler in handlers if isinstance(handler, MLFlowHandler)]
@@ -80,7 +77,6 @@ class TrackedRun:
         self.cases = cases
         self.artifacts = artifacts
         self.resumed = resumed
-        self.preemption = preemption
         self.logged: dict[str, int] = {}
 
     def run(self, engine: Workflow, evaluator: Engine | None = None) -> None:
@@ -93,7 +89,8 @@ class TrackedRun:
         try:
             with terminable():
                 engine.run()
-            status = "KILLED" if self.preemption and self.preemption.requested else "FINISHED"
+            preemption = getattr(engine.state, "preemption", None)
+            status = "KILLED" if preemption and preemption.requested else "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
@@ -138,7 +135,7 @@ class TrackedRun:
         """Every knob as a parameter; where a resumed training has another value, a tag says so."""
         handler, run_id = self.handlers[0], self.handlers[0].cur_run.info.run_id
         before = handler.cur_run.data.params
-        knobs = {name: str(value)[:LONGEST] for name, value in knobs_of(record["config"])}
+        knobs = {name: str(value)[:LONGEST] for name, value in knobs_of(record["settings"])}
         new = {name: value for name, value in knobs.items() if name not in before}
         names = list(new)
         for start in range(0, len(names), 100):  # MLflow takes no more at once
@@ -178,11 +175,9 @@ class TrackedRun:
             handler.close()
 
 
-def knobs_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The knobs of a configuration, those that stand above `bundle_root`, groups of them by names with dots."""
-    names = list(config)
-    for name in names[: names.index("bundle_root")] if "bundle_root" in names else names:
-        value = config[name]
+def knobs_of(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The knobs of a run, groups of them by names with dots."""
+    for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", part) for inner, part in value.items())
         else:

@@ -6,6 +6,7 @@ __getattr__, __all__ = opened(
     __name__,
     {
         "provenance": ["LeakageGuard", "record_training"],
+        "settings": ["Weights"],
         "transfer": ["PretrainedLoader", "load_checkpoint", "weights_digest"],
     },
 )

@@ -7,7 +7,6 @@ nothing that was drawn at random; it goes into a training by `--pretrained FILE`
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
 from custom.support.files import write_whole
+from custom.weights.settings import sizes
 from custom.weights.transfer import PRETRAINED_PARTS, WeightsError, is_index, load_checkpoint
 
 TARGETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -50,28 +50,6 @@ class Row:
     source: tuple[int, ...] | None
     target: tuple[int, ...] | None
     note: str = ""
-
-
-def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes of a network that its tensors give away; what is not found stays at the config's default."""
-    tables = {name: t for name, t in tensors.items() if name.endswith("relative_position_bias_table")}
-    found: dict[str, Any] = {"symmetry": "saca" if any(n.startswith("symmetry.") for n in tensors) else "none"}
-    if (patches := tensors.get("swinViT.patch_embed.proj.weight")) is not None:
-        found |= {"feature_size": patches.shape[0], "in_channels": patches.shape[1]}
-    if tables:
-        stages = sorted({name.split(".")[1] for name in tables if name.startswith("swinViT.layers")})
-        heads = {stage: [t.shape[1] for n, t in tables.items() if n.split(".")[1] == stage] for stage in stages}
-        found["depths"] = [len(heads[stage]) for stage in stages]
-        found["num_heads"] = [heads[stage][0] for stage in stages]
-        found["window_size"] = (round(len(next(iter(tables.values()))) ** (1 / 3)) + 1) // 2  # (2 window - 1)^3 rows
-    if any(name.startswith("head.") for name in tensors):
-        found["readout"] = "places" if any(name.startswith("head.3.") for name in tensors) else "paper"
-    elif any(name.startswith("contrastive_head.") for name in tensors):
-        found["readout"] = "paper" if any(name.startswith("symmetry_head.") for name in tensors) else "places"
-    for prefix, name in (("contrastive_head.", "embedding_size"), ("head.", "num_classes"), ("out.", "num_classes")):
-        if biases := [t for n, t in tensors.items() if n.startswith(prefix) and n.endswith(".bias")]:
-            found[name] = len(biases[-1])
-    return found
 
 
 def convert(

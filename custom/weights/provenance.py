@@ -2,27 +2,24 @@
 
 A record names a stage, the list it was in, the kind of label that was used, and hashes of subjects and of image
 contents. The hashes are salted anew for each record, so that a released checkpoint names nobody; who knows a subject's
-id can still ask whether it is in there. `model.pt` stays a flat state dict: the records are an attribute, `seen`, of
-the dictionary itself, which `torch.load` keeps and everybody else passes over.
+id can still ask whether it is in there. The weights carry the records as `seen` (`custom.weights.settings.carrying`).
 """
 
 import hashlib
-import json
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from torch import Tensor
 
 from custom.data.case import Case, CohortError, image_paths, subject_of
 from custom.data.contents import contents_of
 from custom.support.errors import UserError
-from custom.weights.transfer import read_checkpoint, weights_digest
+from custom.weights.settings import carried
+from custom.weights.transfer import weights_digest
 
 Record = dict[str, Any]
 """`stage`, `section`, `label` (`none`, `healthy`, `class`, `mask`, `unknown`), `salt`, `subjects`, `images`."""
@@ -41,13 +38,6 @@ def salted(salt: str, text: str) -> str:
     return hashlib.sha256(f"{salt}:{text}".encode(errors="surrogatepass")).hexdigest()[:20]
 
 
-def with_records(state: Mapping[str, Tensor], records: Sequence[Record]) -> OrderedDict[str, Tensor]:
-    """A state dict that carries records when it is saved."""
-    carrier = OrderedDict(state)
-    carrier.seen = list(records)
-    return carrier
-
-
 def records_of(path: str | Path) -> list[Record]:
     """What the weights of a checkpoint have seen; weights that do not say so have an `unknown` record.
 
@@ -57,10 +47,7 @@ def records_of(path: str | Path) -> list[Record]:
     Raises:
         WeightsError: no such file, or not a checkpoint.
     """
-    content = read_checkpoint(path)
-    records = _in_metadata(path) if Path(path).suffix == ".safetensors" else getattr(content, "seen", None)
-    if records is None and isinstance(content, Mapping):
-        records = content.get("seen")
+    records = carried(path, "seen")
     if isinstance(records, list) and records and all(map(_is_record, records)):
         return records
     return [_record(f"unknown (SHA-256 {weights_digest(path)[:12]})", "unknown", "unknown")]
@@ -74,18 +61,6 @@ def _is_record(record: Any) -> bool:
         return False
     texts = [record[name] for name in _TEXTS] + [text for name in _LISTS for text in record[name]]
     return all(isinstance(text, str) for text in texts)
-
-
-def as_metadata(records: Sequence[Record]) -> dict[str, str]:
-    """Records as the metadata of a safetensors file, which `records_of` reads, too."""
-    return {"seen": json.dumps(list(records))}
-
-
-def _in_metadata(path: str | Path) -> list[Record] | None:
-    from safetensors import safe_open  # only where there is such a file: packages do without
-
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("seen", "null"))
 
 
 def _record(stage: str, section: str, label: str, salt: str = "") -> Record:

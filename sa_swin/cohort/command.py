@@ -230,8 +230,9 @@ def leakage_command(
 def root_of(datalist: Path, dataset_dir: str | None) -> Path:
     """What a datalist's paths are relative to."""
     if dataset_dir:
-        return Path(str(dataset_dir))
-    return datalist.parent.parent if datalist.parent.name == "datalists" else datalist.parent
+        return Path(str(dataset_dir)).absolute()
+    folder = datalist.absolute().parent
+    return folder.parent if folder.name == "datalists" else folder
 
 
 def dump(content: Any) -> str:

@@ -248,7 +248,7 @@ def prepare_command(
         if counterpart not in COUNTERPARTS:
             raise ValueError(f"counterpart must be one of {', '.join(COUNTERPARTS)}; got {counterpart}")
         files = find_datalists(datalist, dataset_dir)
-        root = Path(dataset_dir) if dataset_dir else cohort_folder(files[0])
+        root = Path(dataset_dir).absolute() if dataset_dir else cohort_folder(files[0]).absolute()
         contents = {file.name: read_datalist(file) for file in files}
         cases = list(distinct_cases(list(contents.values()), root).values())
         files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))

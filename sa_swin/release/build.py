@@ -13,7 +13,7 @@ from torch import nn
 
 from custom.support.vendored import code_digest
 from custom.weights.provenance import records_of
-from custom.weights.transfer import load_checkpoint, weights_digest
+from custom.weights.transfer import weights_digest
 from sa_swin.release import card, model, source
 from sa_swin.release.archive import CHECKSUMS, checksums, write_zip
 from sa_swin.release.configs import json_twin, packaged
@@ -33,7 +33,7 @@ class Options:
     Args:
         weights: checkpoint, `.pt` or `.safetensors`.
         evaluation: output folder of an evaluation of these weights, or None.
-        settings: JSON file of settings, or None for those beside the weights.
+        settings: JSON file of settings, or None for those that the weights carry.
         trained_on: `synthetic`, or a sentence on the training data, or None.
         url: where the files of `models/` will be served, or None.
         onnx: whether to export the network.
@@ -63,15 +63,15 @@ def build(root: Path, bundle: str, options: Options, output: Path, say: Say = la
     """
     files = source.committed_files(root, bundle)
     check_changelog(json.loads(files["configs/metadata.json"]))
-    settings = model.settings_of(options.weights, load_checkpoint(options.weights), options.settings)
-    files |= _configs(files, settings.values)
+    settings = model.settings_of(options.weights, options.settings)
+    files |= _configs(files, settings)
     config = json.loads(files["configs/inference.json"])
     say("weights")
     network = model.network_of(config)
     state = model.fill(network, options.weights)
     records = records_of(options.weights)
-    files["models/model.pt"] = model.as_pt(state, records)
-    files["models/model.safetensors"] = model.as_safetensors(state, records)
+    files["models/model.pt"] = model.as_pt(state, records, settings)
+    files["models/model.safetensors"] = model.as_safetensors(state, records, settings)
     evaluation, onnx = _evaluation(bundle, options, say), _onnx(network, config, options, say)
     if onnx:
         files["models/model.onnx"] = onnx.content
@@ -92,7 +92,7 @@ class _Made:
     """What the descriptions of a package are written from."""
 
     commit: str
-    settings: model.Settings
+    settings: Mapping[str, Any]
     options: Options
     evaluation: Evaluation | None
     onnx: OnnxModel | None
@@ -139,8 +139,7 @@ def _descriptions(
         version=meta["version"],
         commit=made.commit,
         monai=meta["monai_version"],
-        settings={**{name: config[name] for name in card.INPUT_CONTRACT if name in config}, **made.settings.values},
-        recorded=made.settings.recorded,
+        settings={**{name: config[name] for name in card.INPUT_CONTRACT if name in config}, **made.settings},
         trained_on=made.options.trained_on,
         evaluation=made.evaluation,
         onnx=made.onnx,

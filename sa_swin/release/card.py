@@ -30,8 +30,7 @@ class Facts:
     Args:
         name: of the bundle.
         version, commit, monai: it was cut from and made with.
-        settings: that the training recorded, or the sizes found in the weights.
-        recorded: whether the training recorded them.
+        settings: of the training.
         trained_on: `synthetic`, a sentence, or None where nothing is known.
         evaluation: None where there is none.
         onnx: None where there is no export.
@@ -42,7 +41,6 @@ class Facts:
     commit: str
     monai: str
     settings: Mapping[str, Any]
-    recorded: bool
     trained_on: str | None
     evaluation: Evaluation | None
     onnx: OnnxModel | None
@@ -90,8 +88,6 @@ def _contract(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    if not facts.recorded:
-        return "The settings of this training were not recorded; the sizes were read from the weights."
     left_out = {*NOT_OF_THE_WEIGHTS, *INPUT_CONTRACT}
     return "The settings of these weights:\n\n" + _table(
         {name: value for name, value in facts.settings.items() if name not in left_out}

@@ -38,7 +38,7 @@ class Commands:
             weights: checkpoint, .pt or .safetensors.
             output: folder for the zip.
             evaluation: output folder of evaluate.yaml for these weights (cases.json, cases.csv); fills the model card.
-            settings: JSON file of the settings of the training; left out, `settings.json` beside the weights.
+            settings: JSON file of the settings of the training, for weights that do not carry them.
             trained_on: 'synthetic', or a sentence for the model card.
             url: address where the files of models/ will lie; writes large_files.yml.
             onnx: export the network as ONNX, too (needs sa-swin[release]).

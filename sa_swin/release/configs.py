@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from monai.bundle import ConfigParser
 
 from sa_swin.release.errors import ReleaseError
 
@@ -18,10 +19,12 @@ NOT_OF_THE_WEIGHTS = frozenset(
     [
         "align",
         "allow_leakage",
+        "allow_outside",
         "cache_rate",
         "fold",
         "limit",
         "num_workers",
+        "override_contract",
         "precision",
         "pretrained",
         "pretrained_minimum",
@@ -62,19 +65,27 @@ def packaged(text: str, settings: Mapping[str, Any], digest: str) -> str:
     Raises:
         ReleaseError: when the config has not the form of this project's configs.
     """
-    knobs = {name: value for name, value in settings.items() if name in knob_names(text)}
-    text = with_settings(text, {name: value for name, value in knobs.items() if name not in NOT_OF_THE_WEIGHTS})
+    values = {name: settings[name] for name in knob_names(text) if name in settings and name not in NOT_OF_THE_WEIGHTS}
+    text = with_settings(text, defaults(text) | values)
     text = _replaced(text, r"^bundle_root: \.$", _ROOT.rstrip("\n"))
     text = _replaced(text, r"^(network_def:\n(?:  .*\n)*)", r"\g<1>  _requires_: '@package::code'\n")
     return text.rstrip("\n") + "\n" + _PACKAGE.format(digest=digest)
 
 
 def knob_names(text: str) -> list[str]:
-    """Names of the settings that stand above `bundle_root`."""
-    names = list(yaml.safe_load(text))
-    if "bundle_root" not in names:
+    """Names of the settings of a config, those that it records."""
+    config = yaml.safe_load(text)
+    if "bundle_root" not in config:
         raise ReleaseError("a config without bundle_root does not stand alone")
-    return names[: names.index("bundle_root")]
+    return list(config["settings"])
+
+
+def defaults(text: str) -> dict[str, Any]:
+    """The settings that a config takes from its weights, as they are where those do not say."""
+    config = yaml.safe_load(text)
+    parser = ConfigParser(config | {"weights": {"_target_": "custom.weights.settings.Weights"}})
+    names = [name for name in config["settings"] if str(config[name]).startswith("$@weights")]
+    return {name: parser.get_parsed_content(name) for name in names}
 
 
 def with_settings(text: str, settings: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +10,41 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from custom.weights.conversion import sizes
-from custom.weights.provenance import Record, as_metadata, with_records
+from custom.weights.provenance import Record
+from custom.weights.settings import CONTRACT, as_metadata, carrying, settings_in, sizes
 from custom.weights.transfer import load_checkpoint, transfer
 from sa_swin.release.errors import ReleaseError
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings that go with weights.
+def settings_of(weights: Path, path: Path | None = None) -> dict[str, Any]:
+    """Settings that weights were trained with: those that they carry, or those of a file, and what their tensors tell.
 
     Args:
-        values: name to value, as in the bundle's configs.
-        recorded: whether the training recorded them; otherwise they are the sizes that the tensors give away.
-    """
-
-    values: dict[str, Any]
-    recorded: bool
-
-
-def settings_of(weights: Path, tensors: Mapping[str, Tensor], path: Path | None = None) -> Settings:
-    """Settings that go with weights: from `path`, from `settings.json` beside the weights, or sizes of the tensors.
+        weights: a checkpoint.
+        path: JSON object of settings, for weights that carry none.
 
     Raises:
-        ReleaseError: no such file, or not a JSON object.
+        ReleaseError: no such file, not a JSON object, or nothing that tells of the weights' input.
+        WeightsError: not a checkpoint.
     """
-    if path is None and not (weights.parent / "settings.json").is_file():
-        return Settings(sizes(tensors), recorded=False)
-    path = path or weights.parent / "settings.json"
+    found = settings_in(weights) if path is None else _object(path)
+    settings = sizes(load_checkpoint(weights)) | (found or {})
+    if missing := [name for name in CONTRACT if name not in settings]:
+        raise ReleaseError(
+            f"{path or weights} does not say what the weights were trained with: no {', '.join(missing)}; give a JSON "
+            "file with these settings by --settings"
+        )
+    return settings
+
+
+def _object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ReleaseError(f"{path} holds no settings: {error}") from error
     if not isinstance(content, dict):
         raise ReleaseError(f"{path} should hold an object of settings, found {type(content).__name__}")
-    return Settings(content, recorded=True)
+    return content
 
 
 def network_of(config: Mapping[str, Any]) -> nn.Module:
@@ -63,15 +62,15 @@ def fill(network: nn.Module, weights: Path) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
 
 
-def as_pt(state: Mapping[str, Tensor], records: Sequence[Record]) -> bytes:
-    """`model.pt`: flat, with the records of what the weights have seen."""
+def as_pt(state: Mapping[str, Tensor], records: Sequence[Record], settings: Mapping[str, Any]) -> bytes:
+    """`model.pt`: flat, with the records of what the weights have seen, and the settings of their training."""
     stream = io.BytesIO()
-    torch.save(with_records(state, records), stream)
+    torch.save(carrying(state, seen=list(records), settings=dict(settings)), stream)
     return stream.getvalue()
 
 
-def as_safetensors(state: Mapping[str, Tensor], records: Sequence[Record]) -> bytes:
-    """`model.safetensors`: the same tensors and records."""
+def as_safetensors(state: Mapping[str, Tensor], records: Sequence[Record], settings: Mapping[str, Any]) -> bytes:
+    """`model.safetensors`: the same tensors, records and settings."""
     from safetensors.torch import save  # only to build a package, not to look at one
 
-    return save(dict(state), metadata=as_metadata(records))  # one entry: safetensors writes several in random order
+    return save(dict(state), metadata=as_metadata(seen=list(records), settings=dict(settings)))

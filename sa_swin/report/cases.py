@@ -85,7 +85,7 @@ def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
         volumes = {kind: load_volume(path) for kind, path in paths.items() if path.is_file()}
     except UserError:  # a damaged image must not lose the page
         return None
-    affine, size = picture_grid(volumes["image"], run.record.get("config", {}).get("align", True))
+    affine, size = picture_grid(volumes["image"], run.record.get("settings", {}).get("align", True))
     case: dict[str, object] = {"name": name}
     for kind, volume in volumes.items():
         mode = GridSampleMode.BILINEAR if kind in ("image", "asymmetry") else GridSampleMode.NEAREST

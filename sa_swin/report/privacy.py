@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from custom.support.run_record import PATHS
+from custom.support.bundle_command import PATHS
 
 Row = dict[str, str]
 HIDDEN = "(a path)"
@@ -42,4 +42,4 @@ def without_places(content: Any, places: Sequence[str]) -> Any:
 
 
 def _is_place(key: Any, value: Any) -> bool:
-    return key in PATHS and key != "section" and isinstance(value, str) and not value.startswith(("$", "@", "%"))
+    return key in PATHS and isinstance(value, str) and not value.startswith(("$", "@", "%"))

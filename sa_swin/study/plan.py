@@ -102,7 +102,7 @@ class Cell:
 
 @cache
 def knobs(task: str) -> frozenset[str]:
-    """Names of the settings of a bundle's training, those above `bundle_root`.
+    """Names of the settings of a bundle's training.
 
     Raises:
         StudyError: where the bundles are not: the package was installed without its repository.
@@ -110,8 +110,7 @@ def knobs(task: str) -> frozenset[str]:
     path = BUNDLES / f"sa_swin_{task}" / "configs" / "train.yaml"
     if not path.is_file():
         raise StudyError(f"no {path}: a study needs the repository's bundles; install with pip install --editable")
-    names = list(yaml.safe_load(path.read_text()))
-    return frozenset(names[: names.index("bundle_root")])
+    return frozenset(yaml.safe_load(path.read_text())["settings"])
 
 
 class Study:

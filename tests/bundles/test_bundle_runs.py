@@ -14,11 +14,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_configs import ROOT, TASKS, WORKFLOWS, configs, overrides
+from bundle_configs import ROOT, TASKS, TRAINING, WORKFLOWS, configs, overrides
 
 from custom.networks.classifier import SASwinClassifier
+from custom.weights.settings import carrying
 
 pytestmark = pytest.mark.slow
+
+CARRIED = ("spacing", "spatial_size", "roi_size", "feature_size", "window_size")
 
 
 def command(*args, **options):
@@ -36,13 +39,12 @@ def command(*args, **options):
 
 
 def bundle_run(task, workflow, root, output, **changes):
-    """Run a workflow of a bundle from the command line, as a user does."""
+    """Run a workflow of a bundle from the command line, as a user does: what weights carry is not said again."""
     files = configs(task, *WORKFLOWS[workflow])
-    options = {
-        "config_file": files if len(files) > 1 else files[0],
-        **overrides(task, workflow, root, output),
-        **changes,
-    }
+    settings = overrides(task, workflow, root, output)
+    if workflow != "train":
+        settings = {name: value for name, value in settings.items() if name not in {*CARRIED, *TRAINING}}
+    options = {"config_file": files if len(files) > 1 else files[0], **settings, **changes}
     done = command("monai.bundle", "run", **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -154,13 +156,26 @@ def test_inference_passes_over_a_bad_file_names_it_and_fails_at_the_end(heads, t
     shutil.copy(image, folder / "good.nii.gz")
     (folder / "bad.nii.gz").write_bytes(image.read_bytes()[:-2000])
     (tmp_path / "models").mkdir()
-    torch.save(SASwinClassifier(feature_size=12, window_size=4).state_dict(), tmp_path / "models" / "model.pt")
+    settings = {"modality": "MR", "in_channels": 1, "spacing": 6.0, "spatial_size": [32, 64, 64]}
+    state = carrying(SASwinClassifier(feature_size=12, window_size=4).state_dict(), settings=settings)
+    torch.save(state, tmp_path / "models" / "model.pt")
     options = {**overrides("classify", "inference", folder, tmp_path), "datalist": None}
     done = command("monai.bundle", "run", config_file=configs("classify", "inference")[0], **options)
     assert done.returncode != 0
     assert "1 of 2 cases failed" in done.stderr.splitlines()[-1]
     assert "bad.nii.gz" in done.stderr.splitlines()[-1]
     assert [row["subject"] for row in table(tmp_path / "cases.csv")] == ["good"]
+
+
+def test_a_run_that_contradicts_its_weights_ends_in_a_sentence_with_both_values(trained, heads):
+    task, output, _ = trained
+    options = {"config_file": configs(task, "inference")[0], "checkpoint": output / "models" / "model.pt"}
+    options |= {"dataset_dir": heads, "output_dir": output / "refused"}
+    for name, value, words in (("modality", "CT", "modality MR, here CT"), ("spacing", 3, "spacing 6.0, here 3")):
+        done = command("monai.bundle", "run", **options, **{name: value})
+        assert done.returncode == 1
+        assert words in done.stderr.splitlines()[-1]
+    assert not (output / "refused" / "cases.csv").exists()
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)

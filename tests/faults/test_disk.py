@@ -57,14 +57,14 @@ def sheet(folder):
 
 
 def inference_table(folder):
-    finished = FinishedCases([{"image": "a.nii.gz"}], folder, folder / "model.pt")
+    finished = FinishedCases([{"image": "a.nii.gz"}], folder, folder / "model.pt", {})
     finished.add("a.nii.gz", ROWS[0], [])
 
 
 SITES = {
     "cases.csv and findings.csv": lambda folder: write_csv(folder / "findings.csv", ROWS),
     "cases.json": lambda folder: write_json(folder / "cases.json", {"metrics": {"dice": 0.5}}),
-    "run record": lambda folder: record_run("train", folder),
+    "run record": lambda folder: record_run("train", {}, {"output_dir": folder}),
     "finished.jsonl": inference_table,
     "mask and probability map": lambda folder: SaveVolumed("pred", folder, "pred", "/data")({"pred": volume()}),
     "contact sheet": sheet,

@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from custom.evaluation.case_table import write_csv
 from custom.networks.segmenter import SASwinUNETR
+from custom.support.run_record import of_weights, record_run
 from custom.weights.conversion import convert_file
 from sa_swin.report.page import page, read_run, report_command
 from sa_swin.report.privacy import HIDDEN, without_places
@@ -17,7 +18,7 @@ WHO = ("Doe_Jane", "sub-1337", "/home/jane", "clinic_study", "T1w_jane", "P9_pre
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """A run of inference, and one of training, whose every file says whose it is."""
     folder = tmp_path / "clinic_study_results"
     data = "/home/jane/clinic_study"
@@ -47,13 +48,13 @@ def run(tmp_path):
         "pretrained": f"{data}/P9_pretrained.pt",
         "checkpoint": "$@output_dir + '/model.pt'",
         "nested": [{"further": f"$open('{data}/T1w_jane.txt')"}, "~/P9_pretrained", "C:\\Users\\Doe_Jane"],
-        "record": {
-            "_target_": "custom.support.run_record.record_run",
-            "workflow": "inference",
-            "output_dir": "@output_dir",
-        },
     }
-    ConfigParser(config).get_parsed_content("record")
+    paths = {name: config[name] for name in ("dataset_dir", "datalist", "output_dir")}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "inference.json").write_text(json.dumps(config))
+    command = ["monai/bundle/__main__.py", "run", "--config_file", str(tmp_path / "configs" / "inference.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    record_run("inference", {"seed": 0}, paths)
     return folder
 
 
@@ -96,16 +97,8 @@ def test_paths_are_hidden_and_expressions_stay(value, shown):
     assert without_places(value, ["/root"]) == shown
 
 
-def test_the_settings_beside_weights_tell_no_path(tmp_path):
-    config = {
-        "pretrained": "/home/jane/P9_pretrained.pt",
-        "symmetry": "saca",
-        "seed": 3,
-        "bundle_root": ".",
-        "below": 1,
-    }
-    config["settings"] = {"_target_": "custom.support.run_record.settings", "training_cases": 4}
-    found = ConfigParser(config).get_parsed_content("settings")
+def test_the_settings_that_weights_carry_tell_no_path():
+    found = of_weights({"pretrained": "/home/jane/P9_pretrained.pt", "symmetry": "saca", "seed": 3}, training_cases=4)
     assert found == {"pretrained": "(a path)", "symmetry": "saca", "seed": 3, "training_cases": 4}
 
 

@@ -8,13 +8,15 @@ from monai.bundle import ConfigParser
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.segmenter import SASwinUNETR
 from custom.support.errors import UserError
-from custom.weights.provenance import records_of, with_records
+from custom.weights.provenance import records_of
+from custom.weights.settings import carrying
 from label_app.bundles import ROOT, prepare
 from label_app.lib.partition import partition
 from label_app.serve import environment, side_by_side
 from sa_swin.release.build import Options, build
 
 SIZES = {"feature_size": 12, "window_size": 4}
+INPUT = {"modality": "MR", "in_channels": 1, "spacing": 4.0, "spatial_size": [64, 64, 64]}
 SEEN = [{"stage": "segment", "section": "training", "label": "mask", "salt": "0f", "subjects": ["a"], "images": ["b"]}]
 SEGMENT, CLASSIFY = "sa_swin_segment", "sa_swin_classify"
 
@@ -28,9 +30,8 @@ def weights(tmp_path_factory):
     for task, network in networks.items():
         folder = root / task / "models"
         folder.mkdir(parents=True)
-        torch.save(with_records(network.state_dict(), SEEN), folder / "model.pt")
-        settings = {**SIZES, "spacing": 4.0, "align": False, "num_classes": 3 if task == "segment" else 2}
-        (folder / "settings.json").write_text(json.dumps(settings))
+        settings = {**SIZES, **INPUT, "align": False, "num_classes": 3 if task == "segment" else 2}
+        torch.save(carrying(network.state_dict(), seen=SEEN, settings=settings), folder / "model.pt")
     return root
 
 

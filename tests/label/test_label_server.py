@@ -19,7 +19,8 @@ import torch
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.segmenter import SASwinUNETR
 from custom.transforms.contract import InputContract
-from custom.weights.provenance import records_of, with_records
+from custom.weights.provenance import records_of
+from custom.weights.settings import carrying
 from sa_swin.phantom.subject import Config, make_subject
 from sa_swin.release.build import Options, build
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SEGMENT, CLASSIFY = "sa_swin_segment", "sa_swin_classify"
 SIZES = {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
-INPUT = {"spacing": 4.0, "spatial_size": [64, 64, 64]}
+INPUT = {"modality": "MR", "in_channels": 1, "spacing": 4.0, "spatial_size": [64, 64, 64]}
 ROI = {"roi_size": [64, 32, 32]}  # so that windows slide
 HEADS = ("lps", "oblique", "permuted", "ras")
 TAUGHT = HEADS[:3]  # those with a corrected label
@@ -87,9 +88,8 @@ def weights(heads, tmp_path_factory):
     for task, made in networks.items():
         folder = root / task / "models"
         folder.mkdir(parents=True)
-        torch.save(with_records(made.state_dict(), []), folder / "model.pt")
         settings = {**SIZES, **INPUT, **(ROI if task == "segment" else {})}
-        (folder / "settings.json").write_text(json.dumps(settings))
+        torch.save(carrying(made.state_dict(), seen=[], settings=settings), folder / "model.pt")
     return root
 
 

@@ -13,7 +13,7 @@ from ignite.engine import Events
 from small_training import EPOCHS, STEPS, Training, content, same
 
 from custom.training.checkpoints import adapted, check_whole, find_last
-from custom.training.preemption import REQUEUE
+from custom.training.preemption import REQUEUE, leave
 from custom.training.randomness import SeedSteps
 from custom.weights.transfer import WeightsError
 
@@ -117,12 +117,12 @@ def test_sigterm_anywhere_loses_no_step_and_the_training_ends_as_if_it_had_not_c
         assert training.asked_in <= stopped["trainer"]["iteration"] <= training.asked_in + 1
         cuts += training.evaluator.should_terminate == "skip_completed"
         with pytest.raises(SystemExit) as left:
-            training.preemption.leave()
+            leave(training.trainer)
         assert left.value.code == REQUEUE == 75
         training.preemption.ignore()
         again = Training(folder)
         again.run()
-        again.preemption.leave()  # does nothing
+        leave(again.trainer)  # does nothing
         assert same(content(folder), whole), at
     assert cuts > 0  # validations that were left in the middle
 

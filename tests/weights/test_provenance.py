@@ -13,12 +13,11 @@ from custom.support.errors import UserError, root_cause
 from custom.weights.provenance import (
     LeakageError,
     LeakageGuard,
-    as_metadata,
     on_rank_0,
     record_training,
     records_of,
-    with_records,
 )
+from custom.weights.settings import as_metadata, carrying
 from custom.weights.transfer import load_checkpoint, transfer, weights_digest
 
 
@@ -42,7 +41,7 @@ def train(tmp_path, stage, label, training, validation, source="", name=None, **
     """The checkpoint of a training that saw these cases."""
     records = record_training(stage, label, training, validation, tmp_path / "list.json", source, **options)
     path = tmp_path / (name or f"{stage}.pt")
-    torch.save(with_records({"weight": torch.ones(2)}, records), path)
+    torch.save(carrying({"weight": torch.ones(2)}, seen=records), path)
     return path
 
 
@@ -168,7 +167,7 @@ RECORD = {"stage": "classify", "section": "training", "label": "class", "salt": 
 
 def test_weights_with_a_record_load_as_any_flat_state_dict(tmp_path):
     network = torch.nn.Linear(2, 3)
-    torch.save(with_records(network.state_dict(), [RECORD]), tmp_path / "model.pt")
+    torch.save(carrying(network.state_dict(), seen=[RECORD]), tmp_path / "model.pt")
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     assert set(content) == {"weight", "bias"}
     other = torch.nn.Linear(2, 3)
@@ -180,7 +179,7 @@ def test_weights_with_a_record_load_as_any_flat_state_dict(tmp_path):
 
 def test_a_safetensors_file_can_carry_the_record_too(tmp_path):
     tensors = {"weight": torch.ones(2)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata=as_metadata([RECORD]))
+    save_file(tensors, tmp_path / "model.safetensors", metadata=as_metadata(seen=[RECORD]))
     assert records_of(tmp_path / "model.safetensors") == [RECORD]
     save_file(tensors, tmp_path / "other.safetensors")
     assert records_of(tmp_path / "other.safetensors")[0]["label"] == "unknown"
@@ -292,5 +291,5 @@ def test_every_bundle_refuses_its_own_validation_list_as_a_test(task, tiny_cohor
 
 @pytest.mark.parametrize("record", [{"stage": "x"}, [], None, "x", RECORD | {"subjects": 3}, RECORD | {"images": [3]}])
 def test_a_record_of_another_form_is_as_good_as_none(tmp_path, record):
-    torch.save(with_records({"weight": torch.ones(2)}, [record]), tmp_path / "model.pt")
+    torch.save(carrying({"weight": torch.ones(2)}, seen=[record]), tmp_path / "model.pt")
     assert [found["label"] for found in records_of(tmp_path / "model.pt")] == ["unknown"]

@@ -17,9 +17,11 @@ from released import NETWORKS, SEEN, SETTINGS, checkpoint, digest_of, network_of
 from safetensors.torch import load as load_safetensors
 
 from custom.weights.provenance import records_of
+from custom.weights.settings import settings_in, sizes
 from sa_swin.release.archive import read_package
 from sa_swin.release.build import Options, build
-from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, knob_names, with_settings
+from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, defaults, knob_names, with_settings
+from sa_swin.release.errors import ReleaseError
 from sa_swin.release.verification import verify
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,16 +55,21 @@ def test_every_yaml_config_has_an_equal_json_twin(packages, task):
 
 
 @pytest.mark.parametrize("task", NETWORKS)
-def test_a_package_has_the_settings_of_its_weights_and_keeps_its_comments(packages, repository, task):
+def test_a_package_has_the_settings_of_its_weights_and_keeps_its_comments(packages, weights, repository, task):
     files = read_package(packages[task])
+    told = sizes(torch.load(checkpoint(weights, task), weights_only=True)) | SETTINGS
     for name in ("train", "inference"):
         path = f"configs/{name}.yaml"
         before = (repository / "bundles" / f"sa_swin_{task}" / path).read_text()
         old, new = yaml.safe_load(before), yaml.safe_load(files[path])
         knobs = knob_names(before)
         for knob in knobs:
-            expected = SETTINGS.get(knob, old[knob]) if knob not in NOT_OF_THE_WEIGHTS else old[knob]
-            assert new[knob] == expected, knob
+            if knob in told and knob not in NOT_OF_THE_WEIGHTS:
+                assert new[knob] == told[knob], knob
+            elif str(old[knob]).startswith("$@weights"):
+                assert str(new[knob]) in old[knob], knob  # the default that stands there
+            else:
+                assert new[knob] == old[knob], knob
         assert new["align"] is True
         comments = [line.split("#")[1] for line in before.splitlines() if "  # " in line]
         assert len(comments) > 5
@@ -85,7 +92,8 @@ def test_the_training_records_every_knob_as_the_run_has_it(task):
     parser["max_epochs"] = "$3 * 7"
     index = next(i for i, handler in enumerate(config["train"]["handlers"]) if "settings" in handler)
     recorded = parser.get_parsed_content(f"train::handlers::{index}::settings")
-    knobs = {name: config[name] for name in knob_names(text)}
+    names = list(config)
+    knobs = {name: config[name] for name in names[: names.index("bundle_root")]} | defaults(text)
     assert recorded == knobs | {"max_epochs": 21, "training_cases": 3}
 
 
@@ -110,21 +118,28 @@ def test_what_the_weights_have_seen_goes_with_them_in_both_formats(packages, tmp
 def test_the_state_of_a_training_is_released_as_its_network_alone(repository, weights, tmp_path):
     state = torch.load(checkpoint(weights, "classify"), weights_only=True)
     (tmp_path / "models").mkdir()
-    shutil.copy(checkpoint(weights, "classify").parent / "settings.json", tmp_path / "models")
-    torch.save({"network": state, "optimizer": {"lr": 1.0}, "best": 0.5}, tmp_path / "models" / "last.ckpt")
+    content = {"network": state, "optimizer": {"lr": 1.0}, "best": 0.5, "settings": SETTINGS}
+    torch.save(content, tmp_path / "models" / "last.ckpt")
     chosen = Options(tmp_path / "models" / "last.ckpt", onnx=False)
     files = read_package(build(repository, "sa_swin_classify", chosen, tmp_path))
     assert set(torch.load(io.BytesIO(files["models/model.pt"]), weights_only=True)) == set(state)
 
 
-def test_without_recorded_settings_the_sizes_are_read_from_the_weights(repository, tmp_path):
-    torch.save(network_of("segment", in_channels=2).state_dict(), tmp_path / "some.pt")
-    files = read_package(build(repository, "sa_swin_segment", Options(tmp_path / "some.pt", onnx=False), tmp_path))
+def test_weights_that_carry_no_settings_need_those_of_a_file_and_tell_their_sizes(repository, tmp_path):
+    weights, settings = tmp_path / "some.pt", tmp_path / "some.json"
+    torch.save(network_of("segment", in_channels=2).state_dict(), weights)
+    with pytest.raises(
+        ReleaseError, match=r"some.pt does not say .* no modality, spacing, spatial_size; .* --settings"
+    ):
+        build(repository, "sa_swin_segment", Options(weights, onnx=False), tmp_path)
+    settings.write_text(json.dumps({"modality": "CT", "spacing": 2.0, "spatial_size": [64, 64, 64]}))
+    chosen = Options(weights, settings=settings, onnx=False)
+    files = read_package(build(repository, "sa_swin_segment", chosen, tmp_path))
     config = json.loads(files["configs/train.json"])
     assert (config["feature_size"], config["window_size"], config["in_channels"]) == (12, 4, 2)
-    assert config["depths"] == [2, 2, 2, 2]
-    assert config["num_heads"] == [3, 6, 12, 24]
-    assert b"were not recorded" in files["docs/README.md"]
+    assert (config["modality"], config["spacing"], config["depths"]) == ("CT", 2.0, [2, 2, 2, 2])
+    (tmp_path / "model.safetensors").write_bytes(files["models/model.safetensors"])
+    assert settings_in(tmp_path / "model.safetensors")["spacing"] == 2.0
     image = json.loads(files["configs/metadata.json"])["network_data_format"]["inputs"]["image"]
     assert image["num_channels"] == 4
     assert image["channel_def"]["2"] == "mirrored_0"

@@ -6,8 +6,9 @@ import zipfile
 import monai.bundle
 import pytest
 import torch
-from released import committed, digest_of, network_of, options
+from released import SETTINGS, committed, digest_of, network_of, options
 
+from custom.weights.settings import carrying
 from custom.weights.transfer import WeightsError
 from sa_swin.__main__ import main
 from sa_swin.release.archive import checksums, read_package, write_zip
@@ -21,7 +22,8 @@ from sa_swin.release.verification import verify
 
 def test_weights_that_do_not_fit_the_network_are_refused(repository, weights, tmp_path):
     shutil.copytree(weights / "segment", tmp_path / "w")
-    torch.save(network_of("segment", feature_size=24).state_dict(), tmp_path / "w" / "models" / "model.pt")
+    state = carrying(network_of("segment", feature_size=24).state_dict(), settings=SETTINGS)
+    torch.save(state, tmp_path / "w" / "models" / "model.pt")
     with pytest.raises(WeightsError, match=r"not set: .* at least 100% must match"):
         build(repository, "sa_swin_segment", Options(tmp_path / "w" / "models" / "model.pt", onnx=False), tmp_path)
     assert not (tmp_path / "sa_swin_segment.zip").exists()

@@ -1,0 +1,161 @@
+"""What weights were trained with: input contract and network sizes travel inside the weights file, and are asked there.
+
+A run that starts from weights takes their settings; one that was told otherwise is refused, with both values.
+`model.pt` stays a flat state dict: what it carries is an attribute of the dictionary itself, which `torch.load` keeps
+and everybody else passes over.
+"""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoint
+
+CONTRACT = ("modality", "in_channels", "spacing", "spatial_size", "counterpart")
+"""Settings of the input, which no tensor tells of."""
+ENCODER = ("feature_size", "window_size", "depths", "num_heads", "symmetry")
+"""Sizes of what pretraining hands on."""
+HEAD = ("num_classes", "readout", "embedding_size")
+"""Sizes of one task's network."""
+
+logger = logging.getLogger(__name__)
+
+
+def carrying(state: Mapping[str, Tensor], **facts: Any) -> OrderedDict[str, Tensor]:
+    """A state dict that carries facts when it is saved: plain values, lists and dictionaries, which `carried` reads."""
+    carrier = OrderedDict(state)
+    for name, fact in facts.items():
+        setattr(carrier, name, fact)
+    return carrier
+
+
+def as_metadata(**facts: Any) -> dict[str, str]:
+    """The same facts as the metadata of a safetensors file; one entry, since it writes several in random order."""
+    return {"carried": json.dumps(facts)}
+
+
+def carried(path: str | Path, name: str) -> Any:
+    """What a weights file carries under a name beside its tensors, or an entry of a whole checkpoint; else None.
+
+    Raises:
+        WeightsError: no such file, or not a checkpoint.
+    """
+    content = read_checkpoint(path)
+    if Path(path).suffix == ".safetensors":
+        return _metadata(path).get(name)
+    found = getattr(content, name, None)
+    return content.get(name) if found is None and isinstance(content, Mapping) else found
+
+
+def _metadata(path: str | Path) -> dict[str, Any]:
+    from safetensors import safe_open  # only where there is such a file: packages do without
+
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("carried", "{}"))
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes of a network that its tensors give away; what is not found stays at the config's default."""
+    tables = {name: t for name, t in tensors.items() if name.endswith("relative_position_bias_table")}
+    found: dict[str, Any] = {"symmetry": "saca" if any(n.startswith("symmetry.") for n in tensors) else "none"}
+    if (patches := tensors.get("swinViT.patch_embed.proj.weight")) is not None:
+        found |= {"feature_size": patches.shape[0], "in_channels": patches.shape[1]}
+    if tables:
+        stages = sorted({name.split(".")[1] for name in tables if name.startswith("swinViT.layers")})
+        heads = {stage: [t.shape[1] for n, t in tables.items() if n.split(".")[1] == stage] for stage in stages}
+        found["depths"] = [len(heads[stage]) for stage in stages]
+        found["num_heads"] = [heads[stage][0] for stage in stages]
+        found["window_size"] = (round(len(next(iter(tables.values()))) ** (1 / 3)) + 1) // 2  # (2 window - 1)^3 rows
+    if any(name.startswith("head.") for name in tensors):
+        found["readout"] = "places" if any(name.startswith("head.3.") for name in tensors) else "paper"
+    elif any(name.startswith("contrastive_head.") for name in tensors):
+        found["readout"] = "paper" if any(name.startswith("symmetry_head.") for name in tensors) else "places"
+    for prefix, name in (("contrastive_head.", "embedding_size"), ("head.", "num_classes"), ("out.", "num_classes")):
+        if biases := [t for n, t in tensors.items() if n.startswith(prefix) and n.endswith(".bias")]:
+            found[name] = len(biases[-1])
+    return found
+
+
+def settings_in(path: str | Path) -> dict[str, Any] | None:
+    """The settings that weights carry, or None.
+
+    Raises:
+        WeightsError: as `carried`.
+    """
+    found = carried(path, "settings")
+    return dict(found) if isinstance(found, Mapping) and found else None
+
+
+class Weights:
+    """The weights that a run uses, or starts from, and the settings that they were trained with.
+
+    Args:
+        path: of the weights; empty where a training starts from nothing.
+        names: of the settings that bind the run; None takes all.
+        optional: weights that carry no settings bind nothing (a training that starts from published ones).
+        resume_from: the checkpoint to go on from, exactly, where that is what they are.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "",
+        names: tuple[str, ...] | None = None,
+        optional: bool = False,
+        resume_from: str = "",
+    ) -> None:
+        self.path, self.resume_from, self.optional = str(path), resume_from, optional
+        there = bool(self.path) and Path(self.path).is_file()
+        settings = settings_in(self.path) if there else None
+        self.unknown = there and settings is None and not optional
+        if self.unknown:
+            settings = sizes(load_checkpoint(self.path))
+        self.settings = {n: v for n, v in (settings or {}).items() if names is None or n in names}
+
+    def get(self, name: str, default: Any) -> Any:
+        """A setting of the weights; the default where there are none, or where they need not say.
+
+        Raises:
+            WeightsError: weights that should say and do not.
+        """
+        if name not in self.settings and self.unknown:
+            missing = [n for n in (*CONTRACT, "roi_size") if n not in self.settings]
+            options = " ".join(f"--{n}" for n in missing)
+            raise WeightsError(
+                f"{self.path} does not say what it was trained with: no {name}; give {options} as they were in its "
+                "training"
+            )
+        return self.settings.get(name, default)
+
+    def check(self, settings: Mapping[str, Any], override: bool = False) -> None:
+        """Refuse settings of a run that contradict those of its weights, or warn where that is overridden.
+
+        Raises:
+            WeightsError: with the values of both; or where there is no such file.
+        """
+        if self.path and not Path(self.path).is_file():
+            raise WeightsError(f"no checkpoint at {self.path}")
+        known = [name for name in (*CONTRACT, *ENCODER, *HEAD) if name in self.settings and name in settings]
+        differing = [name for name in known if not same(self.settings[name], settings[name])]
+        if not differing:
+            return
+        values = "; ".join(f"{n} {self.settings[n]}, here {settings[n]}" for n in differing)
+        message = f"{self.path} was trained with other settings than those of this run: {values}"
+        if not override:
+            raise WeightsError(
+                f"{message}. Leave out {' '.join(f'--{n}' for n in differing)} to take those of the weights; "
+                "--override_contract True goes on with other ones all the same"
+            )
+        logger.warning("%s; --override_contract goes on", message)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are the same; a number stands for three equal ones."""
+    rows = [list(value) if isinstance(value, list | tuple) else None for value in (one, other)]
+    length = max(len(row) for row in rows if row is not None) if any(row is not None for row in rows) else 1
+    one, other = (row if row is not None else [value] * length for row, value in zip(rows, (one, other), strict=True))
+    return one == other
