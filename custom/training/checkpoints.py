@@ -116,8 +116,8 @@ class Checkpoints:
         objects: further things with a state: optimiser, schedule.
         handlers: of the trainer, with a state: attached here, so that a config can name them once.
         resume_from: state to go on from (`find_last`); empty starts anew.
-        seen: what the weights have seen (`custom.weights.provenance.record_training`), to be saved with them.
-        settings: of this training (`custom.support.run_record.of_weights`), to be saved with the weights; `settings.json`
+        seen: what the weights have seen (`custom.weights.record_training`), to be saved with them.
+        settings: of this training (`custom.support.of_weights`), to be saved with the weights; `settings.json`
             tells people.
         seed: of the training; every step draws from it, the process and the iteration.
         others: what has a generator of its own (`custom.training.randomness.SeedSteps`).
