@@ -31,6 +31,9 @@ from custom.alignment.search import (
     similarity_and_overlap,
 )
 
+LEAST_EVIDENCE = 1.65
+"""`evidence` below which no plane is trusted."""
+
 
 @dataclass(frozen=True)
 class MidsagittalPlane:
@@ -214,8 +217,19 @@ def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
     return point.double() + axes @ middle
 
 
+def evidence(plane: MidsagittalPlane) -> float:
+    """How much speaks for a plane: both sides resemble each other, also deep inside, and no other plane does as well.
+
+    Each of the three can be low in a good head (mass effect, thick slices, a round head), but not all together.
+    """
+    return 2 * plane.similarity + plane.inner_similarity + plane.margin
+
+
 def distrust(plane: MidsagittalPlane) -> str | None:
-    """Why a plane cannot be trusted, in one sentence with the figure, or None."""
+    """Why a plane cannot be trusted, in one sentence with the figure, or None.
+
+    The limits are calibrated on real heads and on planes that are known to be wrong: `benchmarks/refusals.py`.
+    """
     tilt = math.degrees(math.acos(min(1.0, plane.normal[0])))
     rules = [
         (
@@ -227,17 +241,18 @@ def distrust(plane: MidsagittalPlane) -> str | None:
             f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)",
         ),
         (
-            plane.inner_similarity < 0.55,
+            plane.inner_similarity < 0.4,
             f"inside, the two sides do not match (similarity {plane.inner_similarity:.2f} where they match best, "
-            "at least 0.55 needed): "
-            "not a head, or one changed beyond recognition",
+            "at least 0.4 needed): not a head, or one changed beyond recognition",
         ),
         (tilt > 40, f"it is turned by {tilt:.0f} degrees from the file's left-right axis (at most 40 allowed)"),
-        (plane.margin < 0.15, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.15 needed)"),
+        (plane.margin < 0.1, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.1 needed)"),
         (
-            plane.angle_error > 1.5,
-            f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 1.5 allowed)",
+            evidence(plane) < LEAST_EVIDENCE,
+            f"too little speaks for it: similarity {plane.similarity:.2f}, inside {plane.inner_similarity:.2f}, margin "
+            f"{plane.margin:.2f} (2 x + y + z is {evidence(plane):.2f}, at least {LEAST_EVIDENCE} needed)",
         ),
+        (plane.angle_error > 2, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 2 allowed)"),
         (plane.offset_error > 1.5, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 1.5 allowed)"),
     ]
     return next((reason for broken, reason in rules if broken), None)

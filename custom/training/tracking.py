@@ -48,10 +48,10 @@ def sqlite_uri(output_dir: str | Path) -> str:
 class TrackedRun:
     """What a bundle runs, in MLflow where it is asked for.
 
-    Parameters: every knob. Tags: bundle, workflow, commit, versions, digest of the cohort. Metrics: the engines',
-    by epoch, and the best. Artefacts: the configuration, and files that are there at the end. A finished run is
-    `FINISHED`, one that failed `FAILED`, one that was asked to leave `KILLED`; a training that is resumed goes on with
-    its run.
+    Parameters: every knob. Tags: bundle, workflow, commit, versions, digest of the cohort. Metrics: those of the
+    engines, by epoch, and the best. Artefacts: the configuration, and files that are there at the end. A finished run
+    is `FINISHED`, one that failed `FAILED`, one that was asked to leave `KILLED`; a training that is resumed goes on
+    with its run.
 
     Args:
         workflow: `train`, `evaluate` or `inference`; `custom.support.run_record.record_run` has written its record.

@@ -10,7 +10,7 @@ from nilearn.datasets import load_mni152_template
 from scipy import ndimage
 
 from custom.alignment.head import head_volume, otsu, resample
-from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane
+from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane, set_plane
 from custom.alignment.search import frame, lattice
 
 IDENTITY = torch.eye(4, dtype=torch.float64)
@@ -67,6 +67,51 @@ def test_a_known_pose_is_recovered(brain, pose):
     assert angle < 0.1
     assert offset < 0.15
     assert distrust(plane) is None
+
+
+def test_all_channels_tell_together_and_their_order_does_not_matter(brain):
+    """Noise in one channel and a large lesion in the other: each is worse alone, and any order gives one plane."""
+    image, affine = brain
+    motion = turned(12, -8, 3, (6, 2, 0))
+    generator = torch.Generator().manual_seed(1)
+    noisy = image + 400 * torch.randn(image.shape, generator=generator)
+    inverted = torch.where(image > 0, 1200 - image, 0.0)
+    inverted[20:40, 40:70, 40:65] = 100
+    empty = torch.zeros_like(image)
+    first = estimate_plane(torch.stack([noisy, inverted, empty]), motion @ affine)
+    second = estimate_plane(torch.stack([empty, inverted, noisy]), motion @ affine)
+    assert first == second
+    angle, offset = errors(first, motion)
+    assert angle < 0.2
+    assert offset < 0.2
+    alone = errors(estimate_plane(noisy, motion @ affine), motion)
+    assert angle + offset < sum(alone)
+
+
+def test_a_channel_twice_is_that_channel(brain):
+    image, affine = brain
+    once, twice = (estimate_plane(torch.stack([image] * n), turned(5, 9) @ affine) for n in (1, 2))
+    np.testing.assert_allclose(once.normal, twice.normal, atol=1e-4)
+    assert once.similarity == pytest.approx(twice.similarity, abs=1e-4)
+    assert once.margin == pytest.approx(twice.margin, abs=1e-3)
+
+
+def test_a_plane_set_by_hand_is_where_it_was_set_and_has_its_quality(brain):
+    image, affine = brain
+    right = set_plane(image, affine, 0, 0, 0)
+    assert right.normal == (1, 0, 0)
+    assert right.offset == pytest.approx(0, abs=1e-9)
+    found = estimate_plane(image, affine)
+    assert right.similarity == pytest.approx(found.similarity, abs=0.01)
+    beside = set_plane(image, affine, 10, 0, 6)
+    x, y, z = beside.normal
+    assert math.degrees(math.atan2(y, x)) == pytest.approx(10)
+    assert z == 0
+    assert beside.offset == pytest.approx(6)  # the array's middle is the world's origin, but for z
+    assert beside.similarity < 0.5 * right.similarity
+    nothing = set_plane(torch.zeros(10, 10, 10), IDENTITY, 0, 0, 1)
+    assert nothing.offset == 5.5
+    assert math.isnan(nothing.similarity)
 
 
 @pytest.mark.parametrize("axes", ["LAS", "LPS", "LIA", "PIR"])

@@ -10,7 +10,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_template
 
 from custom.alignment.grid import central_affine
-from custom.alignment.plane import grid_affine
+from custom.alignment.plane import MidsagittalPlane, grid_affine
 from custom.symmetry import mirror, split_pair
 from custom.transforms.contract import (
     CheckLabeld,
@@ -279,7 +279,8 @@ def flat(monkeypatch):
     monkeypatch.setattr(
         "custom.alignment.grid.distrust", lambda plane: "the two sides hardly resemble each other (similarity 0.05)"
     )
-    monkeypatch.setattr("custom.alignment.grid.estimate_plane", lambda image, affine: None)
+    plane = MidsagittalPlane((1.0, 0, 0), 9.5, (9.5, 11.5, 8.5), *(0.05,) * 6)
+    monkeypatch.setattr("custom.alignment.grid.estimate_plane", lambda image, affine: plane)
     return MetaTensor(torch.from_numpy(symmetric_head((20, 24, 18)))[None], meta={"filename_or_obj": "odd.nii.gz"})
 
 
@@ -291,22 +292,48 @@ def test_a_plane_that_cannot_be_trusted_stops_the_run_with_file_and_reason(flat)
 
 
 def test_with_a_warning_the_arrays_central_plane_stands_in(flat):
-    with pytest.warns(UserWarning, match=r"odd.nii.gz: .* kept as it lies in the file"):
-        out = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="warn")({"image": flat})["image"]
+    with pytest.warns(UserWarning, match=r"odd.nii.gz: .* kept as it lies"):
+        out = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="as_it_lies")({"image": flat})["image"]
     torch.testing.assert_close(out.affine, central_affine(flat, (1, 1, 1), (16, 16, 16)))
+
+
+def test_the_plane_that_was_found_is_taken_where_that_is_chosen(flat):
+    with pytest.warns(UserWarning, match=r"odd.nii.gz: .* the plane that was found is taken"):
+        out = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="found")({"image": flat})["image"]
+    torch.testing.assert_close(out.affine[:3, 3], torch.tensor([9.5, 11.5, 8.5]).double() - 7.5)
+    assert out.meta["plane"] == "found, not trusted"
+    assert "similarity 0.05" in out.meta["plane_reason"]
+
+
+def test_a_refusal_says_what_helps(flat):
+    with pytest.raises(UntrustedPlaneError, match=r"--planes TABLE.csv .* --untrusted found.* --untrusted as_it_lies"):
+        MidsagittalAlignd("image", 1.0, (16, 16, 16))({"image": flat})
+
+
+def test_a_plane_set_by_hand_is_taken_without_asking(flat, tmp_path):
+    table = tmp_path / "planes.csv"
+    table.write_text("image,yaw_deg,roll_deg,offset_mm\nodd.nii.gz,10,-5,3\n")
+    out = MidsagittalAlignd("image", 1.0, (16, 16, 16), planes=str(table))({"image": flat})["image"]
+    normal = torch.nn.functional.normalize(
+        torch.tensor([1, math.tan(math.radians(10)), math.tan(math.radians(-5))]).double(), dim=0
+    )
+    torch.testing.assert_close(out.affine[:3, 0], normal)
+    middle = out.affine[:3, :3] @ torch.full((3,), 7.5).double() + out.affine[:3, 3]
+    assert (middle - torch.tensor([9.5, 11.5, 8.5]).double()) @ normal == pytest.approx(3, abs=1e-6)
+    assert out.meta["plane"] == "by hand"
 
 
 def test_a_volume_without_a_head_is_handled_as_chosen_too():
     empty = MetaTensor(torch.rand(1, 40, 40, 40) * torch.eye(40), meta={"filename_or_obj": "odd.nii.gz"})
     with pytest.raises(UntrustedPlaneError, match=r"odd.nii.gz: no head found: the largest bright body is \d+ ml"):
         MidsagittalAlignd("image", 1.0, (16, 16, 16))({"image": empty})
-    with pytest.warns(UserWarning, match=r"odd.nii.gz: no head found.* kept as it lies in the file"):
-        out = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="warn")({"image": empty})["image"]
+    with pytest.warns(UserWarning, match=r"odd.nii.gz: no head found.* kept as it lies"):
+        out = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="as_it_lies")({"image": empty})["image"]
     torch.testing.assert_close(out.affine, central_affine(empty, (1, 1, 1), (16, 16, 16)))
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(ValueError, match="fail"):
+    with pytest.raises(ValueError, match="leave_out"):
         MidsagittalAlignd("image", untrusted="ignore")
     with pytest.raises(ValueError, match="MR"):
         StandardizeIntensityd("image", "PET")

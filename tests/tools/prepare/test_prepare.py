@@ -72,13 +72,15 @@ def test_one_bad_file_does_not_stop_the_rest_and_is_named(cohort, capsys):
     assert stop.value.code == 1
     rows = table(cohort)
     assert {name: row["status"] for name, row in rows.items()} == {
-        "a/T1.nii.gz": "aligned",
-        "b/T1.nii.gz": "aligned",
-        "c/T1.nii.gz": "failed",
+        "a/T1.nii.gz": "estimated",
+        "b/T1.nii.gz": "estimated",
+        "c/T1.nii.gz": "left out",
         "broken.nii.gz": "failed",
     }
     stderr = capsys.readouterr().err
-    assert "2 failed" in stderr
+    assert "1 failed" in stderr
+    assert "1 left out" in stderr
+    assert "--planes TABLE.csv" in stderr
     assert "broken.nii.gz: " in stderr
     assert rows["c/T1.nii.gz"]["reason"] in stderr
 
@@ -102,16 +104,22 @@ def test_one_bad_file_does_not_stop_the_rest_and_is_named(cohort, capsys):
     assert record["source_size"] == list(nib.load(cohort / "in" / "b" / "T1.nii.gz").shape)
 
 
-@pytest.mark.parametrize(("untrusted", "status", "kept"), [("warn", "kept", 1), ("drop", "dropped", 0)])
+@pytest.mark.parametrize(
+    ("untrusted", "status", "kept"),
+    [("as_it_lies", "as it lies", 1), ("found", "found, not trusted", 1), ("leave_out", "left out", 0)],
+)
 def test_an_untrusted_volume_is_handled_as_chosen(cohort, untrusted, status, kept):
     with pytest.raises(SystemExit):
         run(cohort, untrusted=untrusted)
     assert table(cohort)["c/T1.nii.gz"]["status"] == status
     assert len(json.loads((cohort / "out" / "datalists" / "list.json").read_text())["testing"]) == kept
     assert (cohort / "out" / "c" / "T1.nii").exists() == bool(kept)
+    assert (cohort / "out" / "c" / "T1.png").exists()  # on the contact sheet in any case
 
 
-@pytest.mark.parametrize(("untrusted", "status"), [("fail", "failed"), ("warn", "kept"), ("drop", "dropped")])
+@pytest.mark.parametrize(
+    ("untrusted", "status"), [("leave_out", "left out"), ("found", "left out"), ("as_it_lies", "as it lies")]
+)
 def test_a_volume_without_a_head_is_handled_as_chosen(cohort, untrusted, status):
     empty = np.zeros((30, 30, 30), np.float32)
     empty[10:14, 10:14, 10:14] = 100
@@ -120,7 +128,7 @@ def test_a_volume_without_a_head_is_handled_as_chosen(cohort, untrusted, status)
         run(cohort, untrusted=untrusted)
     assert table(cohort)["c/T1.nii.gz"]["status"] == status
     assert "no head found" in table(cohort)["c/T1.nii.gz"]["reason"]
-    assert (cohort / "out" / "c" / "T1.nii").exists() == (status == "kept")
+    assert (cohort / "out" / "c" / "T1.nii").exists() == (status == "as it lies")
 
 
 def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
@@ -143,7 +151,7 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"untrusted": "maybe"}, "untrusted must be one of fail, warn, drop, .* got maybe"),
+        ({"untrusted": "maybe"}, "untrusted must be one of leave_out, found, as_it_lies, .* got maybe"),
         ({"workers": 0}, "workers 1 or more; got fail and 0"),
         ({"spacing": -1}, r"spacing must be one or three positive mm.* got -1, \(48, 56, 48\)"),
         ({"spatial_size": (4, 5)}, r"spatial_size three positive voxels; got 4.0, \(4, 5\)"),
@@ -267,7 +275,7 @@ def test_a_mask_on_another_grid_than_its_image_is_named(cohort):
     with pytest.raises(SystemExit):
         run(cohort)
     assert "same shape but another affine" in table(cohort)["a/T1.nii.gz"]["reason"]
-    assert table(cohort)["b/T1.nii.gz"]["status"] == "aligned"
+    assert table(cohort)["b/T1.nii.gz"]["status"] == "estimated"
 
 
 def test_the_picture_has_the_patients_right_on_the_left_and_the_front_up():
