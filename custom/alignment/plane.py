@@ -31,7 +31,7 @@ from custom.alignment.search import (
     similarity_and_overlap,
 )
 
-LEAST_EVIDENCE = 1.65
+LEAST_EVIDENCE = 0.5
 """`evidence` below which no plane is trusted."""
 
 
@@ -218,11 +218,11 @@ def _box_center(volume: HeadVolume, normal: Tensor, point: Tensor) -> Tensor:
 
 
 def evidence(plane: MidsagittalPlane) -> float:
-    """How much speaks for a plane: both sides resemble each other, also deep inside, and no other plane does as well.
+    """How much speaks for a plane, 0 to 1: both sides match deep inside the head, and no other plane does as well.
 
-    Each of the three can be low in a good head (mass effect, thick slices, a round head), but not all together.
+    Either can be low in a good head (mass effect, a round head), but not both.
     """
-    return 2 * plane.similarity + plane.inner_similarity + plane.margin
+    return (5 * plane.inner_similarity + 4 * plane.margin) / 9
 
 
 def distrust(plane: MidsagittalPlane) -> str | None:
@@ -249,8 +249,9 @@ def distrust(plane: MidsagittalPlane) -> str | None:
         (plane.margin < 0.1, f"another plane fits almost as well (margin {plane.margin:.2f}, at least 0.1 needed)"),
         (
             evidence(plane) < LEAST_EVIDENCE,
-            f"too little speaks for it: similarity {plane.similarity:.2f}, inside {plane.inner_similarity:.2f}, margin "
-            f"{plane.margin:.2f} (2 x + y + z is {evidence(plane):.2f}, at least {LEAST_EVIDENCE} needed)",
+            "too little speaks for it: inside, the two sides hardly match (similarity "
+            f"{plane.inner_similarity:.2f} where they match best), and another plane fits nearly as well (margin "
+            f"{plane.margin:.2f})",
         ),
         (plane.angle_error > 2, f"its direction is uncertain by {plane.angle_error:.1f} degrees (at most 2 allowed)"),
         (plane.offset_error > 1.5, f"its position is uncertain by {plane.offset_error:.1f} mm (at most 1.5 allowed)"),

@@ -63,7 +63,7 @@ def _plane(path: str | Path, number: int, row: dict[str, str]) -> HandPlane:
         yaw, roll, offset = (float(row[name]) for name in COLUMNS)
     except (TypeError, ValueError):
         raise UserError(f"{path}, line {number}: {', '.join(COLUMNS)} should be numbers, got {row}") from None
-    if not (image and max(abs(yaw), abs(roll)) <= STEEPEST and math.isfinite(offset)):
+    if not (image and abs(yaw) <= STEEPEST and abs(roll) <= STEEPEST and math.isfinite(offset)):
         raise UserError(
             f"{path}, line {number}: expected an image, yaw and roll within {STEEPEST:.0f} degrees of 0 and an offset "
             f"in mm, got {row}"

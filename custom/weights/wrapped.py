@@ -53,6 +53,9 @@ class Unknown(dict):
         if isinstance(state, dict):
             self.update(state)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> "Unknown":
+        return Unknown()
+
     def append(self, item: Any) -> None: ...
 
     def extend(self, items: Any) -> None: ...

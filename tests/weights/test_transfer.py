@@ -231,7 +231,7 @@ class Payload:
 def test_code_beside_the_tensors_is_never_run(tmp_path, caplog):
     path = saved(tmp_path / "model.pt", {"w": torch.ones(1), "x": Payload()})
     assert load_checkpoint(path)["w"] == 1
-    assert "not loaded beside the tensors: _pytest.outcomes" in caplog.text or "pytest" in caplog.text
+    assert "not loaded beside the tensors: " in caplog.text
 
 
 def test_a_bare_pickle_is_refused(tmp_path):
