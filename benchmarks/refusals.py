@@ -27,12 +27,13 @@ from posed_heads import SHARED_DATA
 from torch import Tensor
 
 from custom.alignment.head import NoHeadError, head_volume
-from custom.alignment.plane import MidsagittalPlane, estimate_plane
+from custom.alignment.plane import MidsagittalPlane, distrust, estimate_plane, evidence
 from custom.alignment.search import frame, inner_similarity, levels, moved, similarity_and_overlap
 
 RESULTS = Path(__file__).parent / "results"
 REGIONS = {"ixi": "dlmuse", "whitematter": "dlmuse", "oasis": "neuromorphometrics"}
 TURNS = {"nose to one side": ((0, 1), (-1, 1)), "crown to one side": ((0, 2), (-1, 1))}
+GOOD, NONE = "as it is", ", none found"
 EVERY = 5
 """Of the heads, each fifth is spoilt, too."""
 NUM_NO_HEADS = 15
@@ -133,11 +134,11 @@ def figures(head: Head, kind: str, plane: MidsagittalPlane) -> Figures:
 
 
 def measured(head: Head, kind: str) -> tuple[Figures, MidsagittalPlane | None]:
-    """The figures of a head's plane, and the plane; None where no head is found."""
+    """The plane that is found in a head and its quality, or that none is."""
     try:
         plane = estimate_plane(head.image, head.affine)
     except NoHeadError:
-        return Figures(head.group, head.name, f"{kind}, none found"), None
+        return Figures(head.group, head.name, kind + NONE), None
     return figures(head, kind, plane), plane
 
 
@@ -193,9 +194,9 @@ def write_figures(path: str | Path = RESULTS / "refusals_figures.csv", part: str
 
 
 def all_figures(done: set[tuple[str, str]], first: int, step: int) -> Iterator[list[Figures]]:
-    """Figures of every `step`-th head, of some of them spoilt, and of what is no head; those done are left out."""
+    """The planes of each head that is not done yet, and of what is no head."""
     for number, head in heads(first, step, done):
-        row, plane = measured(head, "as it is")
+        row, plane = measured(head, GOOD)
         spoil = plane is not None and number % EVERY == 0
         yield [row, *(spoilt(head, plane, np.random.default_rng(number)) if spoil else [])]
     for kind in NO_HEADS:
@@ -207,11 +208,46 @@ def all_figures(done: set[tuple[str, str]], first: int, step: int) -> Iterator[l
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of figures."""
+    """The rows of a table."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
+def plane_of(row: dict[str, str]) -> MidsagittalPlane:
+    """A plane of these figures, turned by its tilt about the vertical axis."""
+    tilt = math.radians(float(row["tilt"]))
+    names = [f.name for f in fields(MidsagittalPlane)][3:]
+    return MidsagittalPlane(
+        (math.cos(tilt), math.sin(tilt), 0.0), 0.0, (0.0, 0.0, 0.0), **{name: float(row[name]) for name in names}
+    )
+
+
+def write_table(
+    path: str | Path = RESULTS / "refusals_figures.csv", output: str | Path = RESULTS / "refusals.md"
+) -> None:
+    """Say how many planes of each kind are refused, and what the good ones that come closest to it have.
+
+    Args:
+        path: of the figures.
+        output: Markdown.
+    """
+    rows = read(Path(path))
+    kinds = list(dict.fromkeys(row["kind"].removesuffix(NONE) for row in rows))
+    lines = ["| planes | n | no head found | refused | taken |", "|---|---|---|---|---|"]
+    for kind in kinds:
+        own = [plane_of(row) for row in rows if row["kind"] == kind]
+        none = sum(row["kind"] == kind + NONE for row in rows)
+        refused = sum(distrust(plane) is not None for plane in own)
+        lines.append(f"| {kind} | {len(own) + none} | {none} | {refused} | {len(own) - refused} |")
+    good = sorted(((evidence(plane_of(row)), row) for row in rows if row["kind"] == GOOD), key=lambda pair: pair[0])
+    lines += ["", "Good planes with the least evidence:", "", "| head | evidence | similarity | inside | margin |"]
+    lines.append("|---|---|---|---|---|")
+    for value, row in good[:8]:
+        figures = " | ".join(f"{float(row[name]):.2f}" for name in ("similarity", "inner_similarity", "margin"))
+        lines.append(f"| {row['group']} {row['name']} | {value:.2f} | {figures} |")
+    Path(output).write_text("# Refused planes\n\n" + "\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    fire.Fire({"figures": write_figures})
+    fire.Fire({"figures": write_figures, "table": write_table})

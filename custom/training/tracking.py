@@ -20,6 +20,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.engines import Workflow
 from monai.handlers import MLFlowHandler
+from monai.utils import path_to_uri
 
 from custom.data.case import Case, image_paths, subject_of
 from custom.support.errors import UserError
@@ -28,21 +29,28 @@ from custom.training.tracking_record import record_path
 
 logger = logging.getLogger(__name__)
 
+DATABASE = "mlruns.db"
 LONGEST = 500
 """Characters of a parameter's value that a database of MLflow takes at least."""
 
 
 def sqlite_uri(output_dir: str | Path) -> str:
-    """MLflow's database in a folder, which is made; as a path, since SQLAlchemy does not decode `%20`.
+    """MLflow's database in a folder, which is made: as it is where SQLAlchemy reads it so, else as that quotes it.
+
+    MLflow makes a folder of the name that stands in the URI, quoted or not.
 
     Raises:
-        UserError: a path that no such URI can name.
+        UserError: a path that this version of SQLAlchemy cannot name.
     """
-    path = os.path.abspath(Path(output_dir) / "mlruns.db")
-    if "?" in path:
-        raise UserError(f"MLflow's database cannot lie at {path}: take an --output_dir without a question mark")
+    from sqlalchemy.engine import URL, make_url  # MLflow's, and only where it is asked for
+
+    path = os.path.abspath(Path(output_dir) / DATABASE)
+    plain = f"sqlite:///{path}"
+    uri = plain if make_url(plain).database == path else URL.create("sqlite", database=path).render_as_string()
+    if make_url(uri).database != path:
+        raise UserError(f"MLflow's database cannot lie at {path}: take an --output_dir of letters and digits")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{path}"
+    return uri
 
 
 class TrackedRun:
@@ -100,6 +108,8 @@ class TrackedRun:
     def begin(self, engine: Engine) -> tuple[Any, str]:
         """Start or take up the run, and give it to MONAI's handlers before anything is logged."""
         first = self.handlers[0]
+        if first.client.tracking_uri == sqlite_uri(self.output_dir):  # MONAI would take %20 for a part of the name
+            first.artifact_location = path_to_uri(self.output_dir / "mlruns")
         first._set_experiment()
         record = json.loads((self.output_dir / f"run_{self.workflow}.json").read_text())
         run_id = self.known(first.client) if self.resumed else None

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from monai.transforms import Transform
 
 from custom.data.case import CohortError
 from custom.data.dataset import CachedDataset, loader_context
@@ -14,20 +15,36 @@ from custom.support.errors import UserError, root_cause
 from custom.transforms.contract import UntrustedPlaneError
 
 
+class Doing(Transform):
+    """What MONAI caches: a transform that is not random."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def __call__(self, case):
+        return self.work(case)
+
+
 def test_good_cases_are_held_in_their_order():
-    dataset = CachedDataset([{"image": i} for i in range(9)], lambda case: case["image"] ** 2, num_workers=4)
+    cases = [{"image": i} for i in range(9)]
+    calls = []
+    square = Doing(lambda case: calls.append(1) or case["image"] ** 2)
+    dataset = CachedDataset(cases, square, num_workers=4, progress=False)
+    assert len(calls) == 9
     assert [dataset[i] for i in range(9)] == [i**2 for i in range(9)]
-    half = CachedDataset([{"image": i} for i in range(8)], lambda case: case["image"], cache_rate=0.5, progress=False)
-    assert [half[i] for i in range(8)] == list(range(8))
+    assert len(calls) == 9
+    half = CachedDataset(cases, square, cache_rate=0.34, progress=False)
+    assert len(calls) == 12
+    assert [half[i] for i in range(9)] == [i**2 for i in range(9)]
 
 
 def bad(numbers, error):
-    def transform(case):
+    def work(case):
         if case["image"] in numbers:
-            raise RuntimeError("applying transform") from error(case["image"])
+            raise error(case["image"])
         return case
 
-    return transform
+    return Doing(work)
 
 
 def make(numbers, error, count=40):
@@ -44,12 +61,12 @@ def test_all_that_cannot_be_taken_are_named_with_the_remedy_once():
 
 
 def test_one_alone_says_its_own_sentence():
-    with pytest.raises(UntrustedPlaneError, match="^9: steep$"):
+    with pytest.raises(UntrustedPlaneError, match=r"^9: steep$"):
         make((9,), lambda n: UntrustedPlaneError(f"{n}: steep"))
 
 
 def test_after_twenty_it_is_enough():
-    with pytest.raises(CohortError, match="20 of 400 cases .*more were not tried after these 20") as stop:
+    with pytest.raises(CohortError, match=r"20 of 400 cases .*more were not tried after these 20") as stop:
         make(range(400), lambda n: UserError(f"no {n}"), 400)
     assert isinstance(root_cause(stop.value), CohortError)
 
@@ -64,14 +81,19 @@ def test_what_no_user_can_mend_stops_at_once_and_no_thread_is_left():
 def test_the_process_ends_with_one_however_busy_its_threads_are():
     script = """
         import sys, torch
-        from custom.data.dataset import CachedDataset
+        from monai.transforms import Transform
+
+from custom.data.dataset import CachedDataset
         from custom.support.errors import UserError, report_errors
         report_errors()
-        def work(case):
-            if case["image"] == 0:
-                raise UserError("no")
-            return sum(torch.nn.functional.interpolate(torch.rand(1, 1, 60, 60, 60), size=(90,) * 3).sum() for _ in range(4))
-        CachedDataset([{"image": i} for i in range(64)], work, num_workers=4, progress=False)
+        from monai.transforms import Transform
+        class Work(Transform):
+            def __call__(self, case):
+                if case["image"] == 0:
+                    raise UserError("no")
+                volume = torch.rand(1, 1, 60, 60, 60)
+                return [torch.nn.functional.interpolate(volume, size=(90,) * 3).sum() for _ in range(4)]
+        CachedDataset([{"image": i} for i in range(64)], Work(), num_workers=4, progress=False)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True)
     assert done.returncode == 1

@@ -21,13 +21,11 @@ def import_in(environment, *words, before=()):
     )
 
 
-@pytest.mark.parametrize(
-    "words", [("-c", "import custom, getpass; getpass.getuser()"), ("-c", "import getpass; getpass.getuser()")]
-)
-def test_a_user_without_a_name_gets_one_before_anything_asks(words):
+@pytest.mark.parametrize("code", ["import custom, getpass; getpass.getuser()", "import getpass; getpass.getuser()"])
+def test_a_user_without_a_name_gets_one_before_anything_asks(code):
     if not shutil.which("unshare") or import_in({"USER": "x"}, "-c", "", before=NAMELESS).returncode:
         pytest.skip("no user namespaces here")
-    done = import_in({}, *words, before=NAMELESS)
+    done = import_in({}, "-c", code, before=NAMELESS)
     assert done.returncode == 0, done.stderr
 
 

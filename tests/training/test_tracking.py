@@ -30,7 +30,7 @@ def empty_database(tmp_path_factory):
 
 @pytest.fixture
 def output(tmp_path, empty_database):
-    folder = tmp_path / "out put #1 %20"
+    folder = tmp_path / "out put #1"
     folder.mkdir()
     shutil.copy(empty_database, folder / "mlruns.db")
     return folder
@@ -67,8 +67,7 @@ def points(client, run, name):
 
 
 def test_a_training_leaves_all_that_a_reader_needs(output):
-    training, run = tracked_training(output, resume=False)
-    run()
+    tracked_training(output, resume=False)[1]()
     client, (found,) = runs(output)
     assert found.info.status == "FINISHED"
     assert found.data.params.items() >= {"batch_size": "2", "cohort.fold": "1", "max_epochs": str(EPOCHS)}.items()
