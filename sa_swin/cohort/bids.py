@@ -67,9 +67,10 @@ def parse_choice(text: str) -> tuple[str, dict[str, str]]:
 
 def nifti_files(root: Path, folder: Path, passed_over: Sequence[str] = NOT_RAW) -> Iterator[BidsFile]:
     """Files with names of BIDS below a folder, outside of hidden folders and of those that are passed over."""
+    inside = folder.is_relative_to(root)
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in passed_over and name[0] != ".")
-        relative = os.path.relpath(place, root) if Path(place).is_relative_to(root) else place
+        relative = os.path.relpath(place, root) if inside else place
         for name in sorted(names):
             file = parse_name(os.path.normpath(os.path.join(relative, name)))
             if file is not None and name[0] != ".":
@@ -297,17 +298,18 @@ def scan_facts(root: Path, sessions: Sequence[Session]) -> dict[Session, Facts]:
     Raises:
         CohortError: no `participant_id`, an id in two rows, or a table that names none of the subjects.
     """
-    subjects = list(dict.fromkeys(subject for subject, _ in sessions))
+    by_subject = defaultdict(list)
+    for subject, session in sessions:
+        by_subject[subject].append(session)
     table = subject_facts(root)
-    found = matched(table, subjects)
+    found = matched(table, list(by_subject))
     if table and not found:
         raise CohortError(
-            f"{root / 'participants.tsv'} has no row of the {len(subjects)} subjects: its ids are like "
-            f"{next(iter(table))}, the folders like sub-{subjects[0]}"
+            f"{root / 'participants.tsv'} has no row of the {len(by_subject)} subjects: its ids are like "
+            f"{next(iter(table))}, the folders like sub-{next(iter(by_subject))}"
         )
     facts = {}
-    for subject in subjects:
-        own = [session for who, session in sessions if who == subject]
+    for subject, own in by_subject.items():
         path = root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
         of_sessions = matched(_facts_by(path, "session_id"), [name for name in own if name]) if path.exists() else {}
         facts |= {(subject, name): found.get(subject, {}) | of_sessions.get(name or "", {}) for name in own}
