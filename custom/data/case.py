@@ -72,7 +72,7 @@ def entry_problem(entry: Case) -> str | None:
     image = entry.get("image") or []
     if not isinstance(image, str) and not (isinstance(image, list) and all(isinstance(p, str) for p in image)):
         return f"expected 'image' to be a path or a list of paths, got {image!r:.80}"
-    if drives := [path for path in image_paths(entry) if re.match(r"[A-Za-z]:[\\/]|\\\\", path)]:
+    if drives := [path for path in image_paths(entry) if re.match(r"[A-Za-z]:[\\/]|//|\\\\", path)]:
         return (
             f"{drives[0]!r:.80} is a path of Windows; give paths relative to --dataset_dir, such as sub-1/anat/a.nii.gz"
         )

@@ -172,6 +172,6 @@ def units_problem(volume: np.ndarray, modality: str | None) -> str | None:
 
 
 def modality_of(path: str) -> str | None:
-    """The modality that a file's name tells: `CT` of `sub-1_ct.nii.gz`, `MR` of `sub-1_T1w.nii.gz`, else None."""
+    """The modality that a file's name tells: `CT` of `a_ct.nii.gz`, `MR` of `a_T1w.nii.gz`, else None."""
     suffix = re.split(r"[_\-. ]", Path(path).name.lower().removesuffix(".gz").rpartition(".")[0])[-1]
     return "CT" if suffix == "ct" else "MR" if suffix in MR_SUFFIXES else None
