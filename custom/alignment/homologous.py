@@ -29,8 +29,12 @@ DAMPING = 0.02
 """Per mm^2, added to the curvature: where there is nothing to see, nothing moves."""
 UNLIKE, SHARPNESS = 16.0, 4
 """Multiple of the median squared difference at which half of the trust in a place is lost, and how abruptly."""
+LEAST_TYPICAL = 0.03
+"""Smallest median that counts: of two sides that are nearly equal, no small difference is a lesion."""
 TRUST_WINDOW, TRUST_REACH, FILL_REACH = 28.0, 4.0, 12.0
 """Millimetres: of the normalisation that shows a lesion's inside, of the trust's blur, of filling in from around."""
+FINISH = 3.0
+"""Millimetres, the Gaussian that the velocity is smoothed by in the end: a rough one cannot be inverted on its grid."""
 TIGHTEST = 0.2
 """Smallest Jacobian determinant that a field keeps; it is smoothed until it does."""
 
@@ -134,7 +138,8 @@ def homologous_field(volume: Tensor, spacing: Sequence[float]) -> tuple[Tensor, 
         velocity = fine.new_zeros(len(fine), 3, *images[STAGES[0].pooling].shape[2:])
         for stage in STAGES:
             velocity, trust = _run(stage, images, contrast, step, velocity)
-        velocity = _unfolded(velocity, 2 * step)
+        finish = [_gaussian(n, FINISH / s, fine) for n, s in zip(velocity.shape[2:], (2 * step).tolist(), strict=True)]
+        velocity = _unfolded(_along_axes(velocity, finish), 2 * step)
         field = exponential(-2 * velocity, 2 * step)
         quality = _qualities(images[2], contrast, velocity, field, trust, 2 * step)
         field = _involution(resized(field, size), step)
@@ -280,7 +285,7 @@ def _trust(broad: Tensor, voxels: Tensor, normal: Tensor, blur: Sequence[Tensor]
     bent = _sample(broad, voxels)
     unlike = _along_axes(((bent - mirror(bent)) ** 2).mean(1, keepdim=True), blur)
     typical = unlike.masked_fill(~_structured(normal), torch.nan).flatten(1).nanmedian(1).values.nan_to_num(1.0)
-    return 1 / (1 + (unlike / (UNLIKE * typical.clamp_min(1e-6).reshape(-1, 1, 1, 1, 1))) ** SHARPNESS)
+    return 1 / (1 + (unlike / (UNLIKE * typical.clamp_min(LEAST_TYPICAL).reshape(-1, 1, 1, 1, 1))) ** SHARPNESS)
 
 
 def _structured(normal: Tensor) -> Tensor:
@@ -301,7 +306,7 @@ def _unfolded(velocity: Tensor, spacing: Tensor) -> Tensor:
     return velocity
 
 
-def _involution(field: Tensor, spacing: Tensor, rounds: int = 3) -> Tensor:
+def _involution(field: Tensor, spacing: Tensor, rounds: int = 4) -> Tensor:
     """Make the counterpart's counterpart the place itself on this grid, too, where interpolation has blurred that."""
     for _ in range(rounds):
         field = field - round_trip(field, spacing) / 2
