@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ON_GPU = False
+"""Whether GPUs take this layout, too: it is right there, but what it brings has not been measured."""
 
-def on_cpu(volumes: Tensor) -> bool:
-    """Whether a CPU runs the network, and does not write it down: an exporter's operators are for any machine."""
-    return volumes.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_exporting())
+
+def takes_channels_last(volumes: Tensor) -> bool:
+    """Whether the machine runs better so, and does not write the network down: an export is for any machine."""
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return (volumes.device.type == "cpu" or ON_GPU) and not exporting
 
 
 def channels_last(volumes: Tensor) -> Tensor:
-    """The volumes in channels-last memory, on a CPU; also those of one channel, which torch does not tell apart.
-
-    GPUs keep the layout that they were given: there it has not been measured.
-    """
-    if not on_cpu(volumes):
+    """The volumes in channels-last memory, on a CPU; also those of one channel, which torch does not tell apart."""
+    if not takes_channels_last(volumes):
         return volumes
     moved = volumes.movedim(1, -1)
     return moved.reshape(-1).view(moved.shape).movedim(-1, 1)
@@ -32,7 +33,7 @@ class InstanceNorm(nn.InstanceNorm3d):
     """
 
     def forward(self, volumes: Tensor) -> Tensor:
-        if not on_cpu(volumes):
+        if not takes_channels_last(volumes):
             return super().forward(volumes)
         volumes = channels_last(volumes)
         normed = [F.batch_norm(one, None, None, training=True, eps=self.eps) for one in volumes.split(1)]
@@ -43,7 +44,7 @@ class PointwiseConv(nn.Conv3d):
     """Torch's convolution of kernel 1; on a CPU as a product of matrices, in channels-last memory."""
 
     def forward(self, volumes: Tensor) -> Tensor:
-        if not on_cpu(volumes):
+        if not takes_channels_last(volumes):
             return super().forward(volumes)
         return F.linear(volumes.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 

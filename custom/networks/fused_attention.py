@@ -51,7 +51,9 @@ def runs_kernels(device: torch.device) -> bool:
     try:
         from custom.networks.window_kernels import probe
 
-        probe[(1,)](torch.empty(1, device=device))
+        place = torch.empty(1, device=device)
+        with torch.cuda.device_of(place):
+            probe[(1,)](place)
     except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know
         warnings.warn(f"Triton's kernels do not run on {device}, so attention is slower there: {error}", stacklevel=2)
         return False
@@ -177,14 +179,15 @@ def _launch(kernel: str, inputs: Inputs, grid: tuple[int, int], units: int, *oth
         "PADDED": inputs.tables.padded,
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
     }
-    for start in range(0, units, MOST_UNITS):
-        getattr(window_kernels, kernel)[*grid, min(units - start, MOST_UNITS)](
-            *(inputs.qkv, inputs.padding, inputs.bias, inputs.tables.boxes, inputs.tables.places, *others),
-            *(inputs.bias.shape[1], len(inputs.qkv), inputs.heads, start, width**-0.5),
-            **constants,
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
-        )
+    with torch.cuda.device_of(inputs.qkv):  # Triton launches on the current device, whatever holds the tensors
+        for start in range(0, units, MOST_UNITS):
+            getattr(window_kernels, kernel)[*grid, min(units - start, MOST_UNITS)](
+                *(inputs.qkv, inputs.padding, inputs.bias, inputs.tables.boxes, inputs.tables.places, *others),
+                *(inputs.bias.shape[1], len(inputs.qkv), inputs.heads, start, width**-0.5),
+                **constants,
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+            )
 
 
 def expanded_bias(table: Tensor, tables: WindowTables, qkv: Tensor) -> Tensor:
@@ -194,7 +197,8 @@ def expanded_bias(table: Tensor, tables: WindowTables, qkv: Tensor) -> Tensor:
     heads, size = table.shape[1], len(tables.index)
     scale = (qkv.shape[1] // 3 // heads) ** -0.5
     bias = qkv.new_empty(heads, size)
-    expand_bias[(-(-size // 2048), heads)](table, tables.index, bias, size, heads, scale, BLOCK=2048)
+    with torch.cuda.device_of(table):
+        expand_bias[(-(-size // 2048), heads)](table, tables.index, bias, size, heads, scale, BLOCK=2048)
     return bias
 
 
@@ -205,5 +209,6 @@ def summed_bias(parts: Tensor, table: Tensor, tables: WindowTables) -> Tensor:
     grad = torch.empty_like(table, memory_format=torch.contiguous_format)
     heads, size = table.shape[1], parts.shape[2]
     grid = (-(-len(table) // 16), heads)
-    sum_bias[grid](parts, tables.order, tables.starts, grad, size, *table.shape, len(parts), ROWS=16, BLOCK=32)
+    with torch.cuda.device_of(table):
+        sum_bias[grid](parts, tables.order, tables.starts, grad, size, *table.shape, len(parts), ROWS=16, BLOCK=32)
     return grad
