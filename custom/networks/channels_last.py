@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ON_GPU = False
-"""Whether GPUs take this layout, too: it is right there, but what it brings has not been measured."""
+"""Whether GPUs take this layout, too: not tried there yet."""
 
 
 def takes_channels_last(volumes: Tensor) -> bool:
