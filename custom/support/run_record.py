@@ -69,6 +69,8 @@ def machine() -> dict[str, Any]:
 def record_run(workflow: str, settings: Mapping[str, Any], paths: Mapping[str, str | Path | None]) -> None:
     """Write `<output_dir>/run_<workflow>.json`; in a run over several processes the first one does.
 
+    `config` is the whole configuration of a run from the command line, and of one from Python its settings.
+
     Args:
         workflow: `train`, `evaluate` or `inference`.
         settings: knobs of the run, as it resolved them.
@@ -87,6 +89,6 @@ def record_run(workflow: str, settings: Mapping[str, Any], paths: Mapping[str, s
         "settings": dict(settings),
         "versions": versions(),
         "machine": machine(),
-        "config": command.config() if command else {},
+        "config": command.config() if command else dict(settings),
     }
     write_whole(Path(paths["output_dir"]) / f"run_{workflow}.json", json.dumps(content, indent=2, default=str) + "\n")

@@ -124,7 +124,7 @@ class Weights:
         """
         if name not in self.settings and self.unknown:
             missing = [n for n in (*CONTRACT, "roi_size") if n not in self.settings]
-            options = " ".join(f"--{n}" for n in missing)
+            options = " ".join(f"--{n}" for n in dict.fromkeys([name, *missing]))
             raise WeightsError(
                 f"{self.path} does not say what it was trained with: no {name}; give {options} as they were in its "
                 "training"

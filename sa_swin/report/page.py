@@ -251,8 +251,7 @@ def record_section(run: Run) -> Iterator[str]:
         both = {**record["versions"], **record["machine"]}
         yield table_html([{"": k, "value": short(v)} for k, v in both.items()])
         yield "<details><summary>the configuration as it ran</summary><pre>"
-        config = record["config"] or record["settings"]
-        yield html.escape(yaml.safe_dump(config, sort_keys=False, width=120)) + "</pre></details>"
+        yield html.escape(yaml.safe_dump(record["config"], sort_keys=False, width=120)) + "</pre></details>"
     if not run.records:
         yield note("This folder has no record of its run (run_*.json): it is from an older version.")
 

@@ -240,7 +240,7 @@ def test_a_name_that_is_not_utf_8_does_not_lose_the_table(tmp_path):
 
 
 def test_a_report_without_room_is_one_sentence(tmp_path):
-    record_run("train", tmp_path)
+    record_run("train", {}, {"output_dir": tmp_path})
     with no_room(), pytest.raises(SystemExit, match=r"sa-swin report: .*report.html cannot be written: File too large"):
         report.report_command(str(tmp_path))
     assert set(tree(tmp_path)) == {"run_train.json"}

@@ -12,6 +12,7 @@ from monai.bundle import ConfigWorkflow
 from custom.networks.segmenter import SASwinUNETR
 from custom.support.errors import root_cause
 from custom.support.files import WriteError
+from custom.weights.settings import carrying
 
 CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "sa_swin_segment" / "configs" / "inference.yaml"
 TINY = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 32], "num_workers": 0}
@@ -26,7 +27,7 @@ def segmented(tiny_cohort, tmp_path):
         shutil.copy(tiny_cohort / name, root)
     network = SASwinUNETR(out_channels=2, feature_size=12, window_size=4)
     network.out.conv.conv.bias.data += torch.tensor([0.0, 10.0])  # a finding in every image
-    torch.save(network.state_dict(), tmp_path / "model.pt")
+    torch.save(carrying(network.state_dict(), settings={"modality": "MR", "in_channels": 1}), tmp_path / "model.pt")
 
     def run(output, **options):
         workflow = ConfigWorkflow(

@@ -12,6 +12,7 @@ from mlflow.telemetry import utils as telemetry
 from monai.bundle import ConfigWorkflow
 
 from custom.networks.classifier import SASwinClassifier
+from custom.weights.settings import carrying
 from sa_swin.cohort.command import check_command
 from sa_swin.prepare import cohort as prepare
 from sa_swin.report import page as report
@@ -80,7 +81,8 @@ def test_training_evaluation_inference_and_tools_stay_off_the_network(offline, t
     images = tmp_path / "in"
     images.mkdir()
     shutil.copy(tiny_cohort / "sub-1.nii.gz", images)
-    torch.save(SASwinClassifier(feature_size=12, window_size=4).state_dict(), tmp_path / "other.pt")
+    state = SASwinClassifier(feature_size=12, window_size=4).state_dict()
+    torch.save(carrying(state, settings={"modality": "MR", "in_channels": 1}), tmp_path / "other.pt")
     workflow(["inference"], "infer", images, tmp_path / "out", checkpoint=str(tmp_path / "other.pt"))
     assert (tmp_path / "out" / "cases.csv").is_file()
     report.report_command(str(tmp_path / "out"))

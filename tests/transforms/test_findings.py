@@ -24,6 +24,7 @@ from custom.transforms.findings import (
     right_share,
     segmented_row,
 )
+from custom.weights.settings import carrying
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,7 +170,7 @@ def stored_heads(tmp_path_factory):
     for name, image in images.items():
         (folder / "images").mkdir(exist_ok=True)
         nib.save(image, folder / "images" / f"{name}.nii.gz")
-    torch.save(BrightIsLesion().state_dict(), folder / "bright.pt")
+    torch.save(carrying(BrightIsLesion().state_dict(), settings={"modality": "MR"}), folder / "bright.pt")
     infer(folder, folder / "results")
     return folder
 
@@ -265,6 +266,6 @@ def test_a_rerun_does_only_what_is_missing(stored_heads, tmp_path):
     assert all(third[name] > second[name] for name in third)
     assert [row["findings_class1"] for row in table(results / "cases.csv")] == ["0", "0"]
     record = json.loads((results / "run_inference.json").read_text())
-    assert record["config"]["min_volume_ml"] == 1000.0
+    assert record["config"]["min_volume_ml"] == record["settings"]["min_volume_ml"] == 1000.0
     assert record["paths"]["checkpoint"] == str(tmp_path / "bright.pt")
     assert record["versions"]["monai"] == "1.6.1"
