@@ -25,9 +25,14 @@ PACKAGES = ("sa-swin", "torch", "monai", "pytorch-ignite", "numpy", "nibabel", "
 def of_weights(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
     """The settings of a run, and further facts, as its weights carry them: plain values, and no path.
 
-    Weights are passed on: of a setting that is a path, only that it was given is told.
+    Weights are passed on: of a setting that is a path, only that it was given is told. Nothing is told of `resume`: a
+    training that was stopped ends as one that was not.
     """
-    told = {n: "(a path)" if isinstance(v, str) and re.search(r"[/\\]", v) else v for n, v in settings.items()}
+    told = {
+        n: "(a path)" if isinstance(v, str) and re.search(r"[/\\]", v) else v
+        for n, v in settings.items()
+        if n != "resume"
+    }
     return json.loads(json.dumps(told | further))
 
 
