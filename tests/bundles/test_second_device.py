@@ -2,8 +2,8 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer
 from second_device import DEVICE, MixedDevicesError, second_device
-from test_bundles import TASKS, WORKFLOWS
-from test_bundles import made as made_on_the_cpu
+from bundle_configs import TASKS, WORKFLOWS
+from bundle_configs import made as made_on_the_cpu
 from torch import nn
 
 from custom.support.errors import UserError

@@ -2,7 +2,7 @@ import os
 import sys
 
 import pytest
-from test_bundles import configs
+from bundle_configs import configs
 
 from custom.support.bundle_command import (
     BundleCommand,
