@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import fire
+from sa_swin import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -148,4 +148,4 @@ def table(out: Path, seed: int) -> str:
 
 
 if __name__ == "__main__":
-    fire.Fire(demo)
+    commands.run(sys.argv[1:], "examples/demo.py", {"": "demo:demo"})

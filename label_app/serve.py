@@ -8,11 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-import fire
-
 from custom.data.datalist import find_cases
 from custom.support.errors import UserError
 from label_app.bundles import prepare
+from sa_swin import commands
 
 APP = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
@@ -91,7 +90,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        fire.Fire(serve, name="python -m label_app.serve")
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    commands.run(sys.argv[1:], "label_app.serve", {"": "label_app.serve:serve"})

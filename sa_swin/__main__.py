@@ -5,20 +5,33 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {
-    "cohort": ("sa_swin.cohort.command", "datalists from a BIDS folder or a table, checks of files, the leakage guard"),
-    "prepare": ("sa_swin.prepare.cohort", "align a whole cohort once, with contact sheets"),
-    "phantom": ("sa_swin.phantom.cohort", "a synthetic cohort to try things on"),
+from sa_swin.commands import run
+
+COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
+    "cohort": (
+        {verb: f"sa_swin.cohort.command:{verb}_command" for verb in ("build", "check", "leakage")},
+        "datalists from a BIDS folder or a table, checks of files, the leakage guard",
+    ),
+    "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
+    "phantom": ({"": "sa_swin.phantom.cohort:phantom_command"}, "a synthetic cohort to try things on"),
     "train": ("sa_swin.bundles", "train a bundle"),
     "evaluate": ("sa_swin.bundles", "measure trained weights on a test list"),
     "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),
-    "report": ("sa_swin.report.page", "one HTML page on a training, an evaluation or an inference"),
-    "study": ("sa_swin.study.command", "a grid of trainings, and the page of evidence"),
-    "weights": ("sa_swin.weights", "published weights under this project's names"),
-    "release": ("sa_swin.release.command", "packages for the MONAI Model Zoo"),
+    "report": ({"": "sa_swin.report.page:report_command"}, "one HTML page on what a bundle's run left"),
+    "study": (
+        {"run": "sa_swin.study.command:run", "evidence": "sa_swin.study.command:make_evidence"},
+        "a grid of trainings, and the page of evidence",
+    ),
+    "weights": ({"convert": "sa_swin.weights:convert"}, "published weights under this project's names"),
+    "release": (
+        {verb: f"sa_swin.release.command:{verb}_command" for verb in ("build", "all", "verify", "inspect")},
+        "packages for the MONAI Model Zoo",
+    ),
     "label": ("sa_swin.label", "the MONAI Label server"),
 }
-"""Name to the module whose `main(arguments)` does it, imported when it is asked for, and what it is for."""
+"""Name to the functions that do it (`sa_swin.commands.run`) or the module whose `main` does, and what it is for."""
+OTHERWISE = {"release": "build", "study": "run"}
+"""The verb of a command that is meant where none is given."""
 
 
 def overview() -> str:
@@ -39,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         sys.stderr.write(f"sa-swin: unknown command {name!r}{hint} One of: {', '.join(COMMANDS)}\n")
         sys.exit(2)
-    module = import_module(COMMANDS[name][0])
-    module.main(arguments if COMMANDS[name][0] == "sa_swin.bundles" else arguments[1:])
+    targets, _ = COMMANDS[name]
+    if isinstance(targets, dict):
+        run(arguments[1:], f"sa-swin {name}", targets, OTHERWISE.get(name))
+    else:
+        import_module(targets).main(arguments if targets == "sa_swin.bundles" else arguments[1:])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
 """`sa-swin weights convert`: published checkpoints under this project's names."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-import fire
-
-from custom.support.errors import UserError
 
 
 def convert(source: str, to: str, output: str, in_channels: int = 1) -> None:
@@ -24,11 +19,3 @@ def convert(source: str, to: str, output: str, in_channels: int = 1) -> None:
     from custom.weights.conversion import convert_file  # the networks, which take seconds to import
 
     sys.stdout.write(convert_file(Path(source), to, Path(output), in_channels))
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`sa-swin weights` with these options; a `UserError` becomes one sentence on stderr."""
-    try:
-        fire.Fire({"convert": convert}, command=list(arguments), name="sa-swin weights")
-    except UserError as error:
-        sys.exit(f"sa-swin weights: {error}")

@@ -2,14 +2,12 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from json import dumps
 from pathlib import Path
 from typing import Any
-
-import fire
 
 from custom.data.case import CohortError
 from custom.data.datalist import SECTIONS
@@ -41,6 +39,7 @@ def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@in_a_sentence
 def build_command(
     output: str,
     bids: str | None = None,
@@ -142,6 +141,7 @@ def build_command(
     print("wrote", *paths)
 
 
+@in_a_sentence
 def check_command(
     datalist: str,
     dataset_dir: str | None = None,
@@ -186,6 +186,7 @@ def check_command(
         sys.exit(1)
 
 
+@in_a_sentence
 def leakage_command(
     pretrain: str | None = None,
     classify: str | None = None,
@@ -284,10 +285,3 @@ def notes(built: Built) -> list[str]:
 
 def _sections(lists: dict[str, Any]) -> list[list]:
     return [lists[section] for section in SECTIONS if section in lists]
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`sa-swin cohort build | check | leakage` with these options."""
-    commands = {"build": build_command, "check": check_command, "leakage": leakage_command}
-    wrapped = {name: in_a_sentence(command) for name, command in commands.items()}
-    fire.Fire(wrapped, command=list(arguments), name="sa-swin cohort")

@@ -151,7 +151,7 @@ def conditions(text: str | Sequence[str] | None) -> list[Condition]:
 
 
 def words(value: Any) -> list[str]:
-    """The parts of a command line's list, `a,b`, as fire hands it over."""
+    """The parts of a command line's list, `a,b`."""
     if value is None:
         return []
     parts = value if isinstance(value, tuple | list) else str(value).split(",")

@@ -7,12 +7,11 @@ import gzip
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
@@ -258,7 +257,7 @@ def make_cohort(root: Path, config: Config, workers: int = 1) -> tuple[int, dict
 
 
 def words(value: object) -> tuple[str, ...]:
-    """A command line's list, "a,b", as fire hands it over."""
+    """A command line's list, "a,b"."""
     parts = value if isinstance(value, tuple | list) else str(value).split(",")
     return tuple(str(part).strip() for part in parts)
 
@@ -332,8 +331,3 @@ def phantom_command(
         listed = "\n".join(f"  sub-{number:03d}: {text}" for number, text in failures.items())
         sys.exit(f"sa-swin phantom: {made} subjects written, {len(failures)} failed:\n{listed}")
     print(f"{output}: {made} subjects written" if made else f"{output}: finished already, nothing to do")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`sa-swin phantom` with these options."""
-    fire.Fire(phantom_command, command=list(arguments), name="sa-swin phantom")

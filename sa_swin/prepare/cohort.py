@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 from monai.utils import ensure_tuple_rep
 from tqdm import tqdm
@@ -316,8 +315,3 @@ def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
         print(f"the first in red on {look}: {REMEDY}", file=sys.stderr)
     if any(record["status"] == FAILED for record in records.values()):
         sys.exit(1)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`sa-swin prepare` with these options."""
-    fire.Fire(prepare_command, command=list(arguments), name="sa-swin prepare")

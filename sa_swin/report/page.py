@@ -9,11 +9,10 @@ import csv
 import html
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 import yaml
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, brier_score_loss
@@ -277,8 +276,3 @@ def report_command(run_dir: str, output: str | None = None, ids: bool = False) -
     except (UserError, OSError) as error:
         sys.exit(f"sa-swin report: {error}")
     print(target)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`sa-swin report` with these options."""
-    fire.Fire(report_command, command=list(arguments), name="sa-swin report")

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import fire
 from tqdm import tqdm
 
 from custom.support.errors import UserError
@@ -18,8 +17,6 @@ from sa_swin.study import cells, evidence
 from sa_swin.study.cohort import make_cohort
 from sa_swin.study.plan import Study
 from sa_swin.study.summary import collect, summarize
-
-VERBS = ("run", "evidence")
 
 
 def run(
@@ -72,11 +69,3 @@ def make_evidence(results: str = "studies/results", output: str = "docs/evidence
     except UserError as error:
         sys.exit(f"sa-swin study: {error}")
     print("\n".join(str(path) for path in written))
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`sa-swin study`: a file in place of a verb is run."""
-    given = list(arguments)
-    if given and given[0] not in VERBS and not given[0].startswith("-"):
-        given.insert(0, "run")
-    fire.Fire({"run": run, "evidence": make_evidence}, command=given, name="sa-swin study")

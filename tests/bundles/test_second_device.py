@@ -1,9 +1,9 @@
 import pytest
 import torch
-from monai.inferers import SimpleInferer
-from second_device import DEVICE, MixedDevicesError, second_device
 from bundle_configs import TASKS, WORKFLOWS
 from bundle_configs import made as made_on_the_cpu
+from monai.inferers import SimpleInferer
+from second_device import DEVICE, MixedDevicesError, second_device
 from torch import nn
 
 from custom.support.errors import UserError

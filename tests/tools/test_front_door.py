@@ -7,15 +7,20 @@ import pytest
 from sa_swin import label
 from sa_swin.__main__ import COMMANDS, main
 from sa_swin.bundles import ROOT, bundle_command, bundle_folder, take_processes
+from sa_swin.commands import command_of
 
 SEGMENT = ROOT / "bundles" / "sa_swin_segment"
 
 
 def test_every_command_has_its_module():
-    assert all(find_spec(module) for module, _ in COMMANDS.values())
+    for targets, _ in COMMANDS.values():
+        for target in targets.values() if isinstance(targets, dict) else [targets]:
+            module, _, function = target.partition(":")
+            assert find_spec(module)
+            assert not function or command_of(target, "it").about
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("words", [[], ["--help"], *([name, "--help"] for name in COMMANDS if name != "label")])
 def test_help_needs_neither_torch_nor_monai(words):
     code = f"import sys; from sa_swin.__main__ import main\ntry: main({words})\n"
     code += "except SystemExit as ended: assert ended.code == 0\n"
