@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     targets, _ = COMMANDS[name]
     if isinstance(targets, dict):
-        run(arguments[1:], f"sa-swin {name}", targets, OTHERWISE.get(name))
+        run(arguments[1:], f"sa-swin {name}", targets, OTHERWISE.get(name), code=2 if name == "cohort" else 1)
     else:
         import_module(targets).main(arguments if targets == "sa_swin.bundles" else arguments[1:])
 

@@ -153,7 +153,9 @@ def command_of(target: str, name: str) -> Command:
 _ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
-def run(words: Sequence[str], name: str, targets: Mapping[str, str], otherwise: str | None = None) -> None:
+def run(
+    words: Sequence[str], name: str, targets: Mapping[str, str], otherwise: str | None = None, code: int = 1
+) -> None:
     """Run one of a group's commands; what a user can mend ends in one sentence, wrong options with exit code 2.
 
     Args:
@@ -161,7 +163,10 @@ def run(words: Sequence[str], name: str, targets: Mapping[str, str], otherwise: 
         name: of the group, `sa-swin cohort`.
         targets: verb to `module:function`; a single one under the empty verb.
         otherwise: the verb that is meant where there is none.
+        code: exit code of what a user can mend.
     """
+    for stream in (sys.stdout, sys.stderr):  # a subject's name in JSON may be what no terminal can show
+        stream.reconfigure(errors="backslashreplace")
     words = list(words)
     verb = "" if "" in targets else words.pop(0) if words and words[0] in targets else otherwise
     if verb is None or (verb == otherwise and words[:1] in (["--help"], ["-h"])):
@@ -174,13 +179,19 @@ def run(words: Sequence[str], name: str, targets: Mapping[str, str], otherwise: 
     try:
         arguments = command.arguments(words)
     except OptionError as error:
-        sys.stderr.write(f"{name}: {error}\n")
-        sys.exit(2)
+        _end(name, error, 2)
     module, _, function = targets[verb].partition(":")
     try:
         getattr(import_module(module), function)(**arguments)
     except UserError as error:
+        _end(name, error, code)
+
+
+def _end(name: str, error: UserError, code: int) -> None:
+    if code == 1:
         sys.exit(f"{name}: {error}")
+    sys.stderr.write(f"{name}: {error}\n")
+    sys.exit(code)
 
 
 def _no_verb(words: Sequence[str], name: str, targets: Mapping[str, str]) -> None:

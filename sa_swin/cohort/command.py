@@ -2,16 +2,13 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from custom.data.case import CohortError
 from custom.data.datalist import SECTIONS
-from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.cohort import leakage
 from sa_swin.cohort.bids import Scan, find_scans, subject_facts
@@ -23,23 +20,6 @@ from sa_swin.cohort.table import Facts, columns, conditions, words
 ALWAYS_KEPT = ("site", "side")  # `check` reads them
 
 
-def in_a_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, ending with one sentence on stderr and exit code 2 on what the user can mend."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        for stream in (sys.stdout, sys.stderr):  # a subject's name in JSON may be what no terminal can show
-            stream.reconfigure(errors="backslashreplace")
-        try:
-            command(*args, **options)
-        except UserError as error:
-            sys.stderr.write(f"sa-swin cohort: {error}\n")
-            sys.exit(2)
-
-    return run
-
-
-@in_a_sentence
 def build_command(
     output: str,
     bids: str | None = None,
@@ -141,7 +121,6 @@ def build_command(
     print("wrote", *paths)
 
 
-@in_a_sentence
 def check_command(
     datalist: str,
     dataset_dir: str | None = None,
@@ -186,7 +165,6 @@ def check_command(
         sys.exit(1)
 
 
-@in_a_sentence
 def leakage_command(
     pretrain: str | None = None,
     classify: str | None = None,

@@ -413,7 +413,7 @@ def test_the_command_line_builds_checks_and_fails_as_it_says(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("sa-swin cohort: no datalist at")
     assert "Traceback" not in done.stderr
-    assert "--subject_pattern" in cohort_command("build", "--help").stderr
+    assert "--subject_pattern" in cohort_command("build", "--help").stdout
 
 
 def test_cohorts_need_neither_torch_nor_monai():
