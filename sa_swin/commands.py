@@ -9,7 +9,8 @@ import ast
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -165,8 +166,6 @@ def run(
         otherwise: the verb that is meant where there is none.
         code: exit code of what a user can mend.
     """
-    for stream in (sys.stdout, sys.stderr):  # a subject's name in JSON may be what no terminal can show
-        stream.reconfigure(errors="backslashreplace")
     words = list(words)
     verb = "" if "" in targets else words.pop(0) if words and words[0] in targets else otherwise
     if verb is None or (verb == otherwise and words[:1] in (["--help"], ["-h"])):
@@ -176,22 +175,25 @@ def run(
     if set(HELP) & set(words):
         print(command.help())
         return
-    try:
+    with in_a_sentence(name, 2):
         arguments = command.arguments(words)
-    except OptionError as error:
-        _end(name, error, 2)
     module, _, function = targets[verb].partition(":")
-    try:
+    with in_a_sentence(name, code):
         getattr(import_module(module), function)(**arguments)
+
+
+@contextmanager
+def in_a_sentence(name: str, code: int) -> Iterator[None]:
+    """End with one sentence on stderr, and an exit code, on what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):  # a subject's name in JSON may be what no terminal can show
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
     except UserError as error:
-        _end(name, error, code)
-
-
-def _end(name: str, error: UserError, code: int) -> None:
-    if code == 1:
-        sys.exit(f"{name}: {error}")
-    sys.stderr.write(f"{name}: {error}\n")
-    sys.exit(code)
+        if code == 1:
+            sys.exit(f"{name}: {error}")
+        sys.stderr.write(f"{name}: {error}\n")
+        sys.exit(code)
 
 
 def _no_verb(words: Sequence[str], name: str, targets: Mapping[str, str]) -> None:

@@ -247,10 +247,10 @@ def test_a_report_without_room_is_one_sentence(tmp_path):
 
 
 def test_a_check_without_room_is_one_sentence_and_exits_with_2(two, capsys):
-    from sa_swin.cohort.command import in_a_sentence
+    from sa_swin.commands import in_a_sentence
 
-    with no_room(), pytest.raises(SystemExit) as end:
-        in_a_sentence(check_command)(str(two / "list.json"), workers=1, json=str(two / "report.json"))
+    with no_room(), pytest.raises(SystemExit) as end, in_a_sentence("sa-swin cohort", 2):
+        check_command(str(two / "list.json"), workers=1, json=str(two / "report.json"))
     assert end.value.code == 2
     assert "report.json cannot be written: File too large" in capsys.readouterr().err
 

@@ -16,7 +16,8 @@ from injected import fuzzing
 from custom.data.datalist import find_cases, load_datalist
 from custom.support.errors import UserError
 from custom.volumes.saving import result_path
-from sa_swin.cohort.command import build_command, check_command, in_a_sentence, leakage_command
+from sa_swin.cohort.command import build_command, check_command, leakage_command
+from sa_swin.commands import in_a_sentence
 from sa_swin.prepare import cohort as prepare
 
 FAST, FULL = fuzzing(40, 60, fixed=True), fuzzing(1_000, 60)
@@ -176,7 +177,8 @@ def goes_through(text, places, watch, allow_outside):
             watch.found.clear()
             watch.allowed = (str(places), str(places / ("nothing" if allow_outside else "secret")), str(out))
             try:
-                in_a_sentence(command)()
+                with in_a_sentence("sa-swin cohort", 2):
+                    command()
             except (UserError, SystemExit):
                 pass
             finally:

@@ -14,8 +14,9 @@ from custom.data.datalist import load_datalist
 from sa_swin.cohort.bids import Scan, parse_choice, parse_name
 from sa_swin.cohort.build import Plan
 from sa_swin.cohort.build import build as make
-from sa_swin.cohort.command import build_command, in_a_sentence
+from sa_swin.cohort.command import build_command
 from sa_swin.cohort.table import Condition, class_numbers, conditions, read_table
+from sa_swin.commands import in_a_sentence
 
 SECTIONS = ("training", "validation", "testing")
 
@@ -315,11 +316,8 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(build, capsys, options, 
     with pytest.raises(CohortError, match=sentence) as raised:
         build(**options)
 
-    def fail():
+    with pytest.raises(SystemExit) as stopped, in_a_sentence("sa-swin cohort", 2):
         raise raised.value
-
-    with pytest.raises(SystemExit) as stopped:
-        in_a_sentence(fail)()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"sa-swin cohort: {raised.value}\n"
 
