@@ -174,10 +174,12 @@ def plane_columns(item: Mapping[str, Any]) -> Row:
     meta = getattr(item.get("image"), "meta", {})
     if "plane" not in meta:
         return {}
-    figures = {f"plane_{name}": float(value) for name, value in meta["midsagittal"].items()}
+    figures = {
+        f"plane_{name}": float(value) for name, value in (meta["midsagittal"] or {}).items()
+    }  # collating makes {} None
     if meta["plane_reason"]:
         figures["plane_reason"] = meta["plane_reason"]
-    found = meta.get("counterpart", {})
+    found = meta.get("counterpart") or {}
     return {"plane": meta["plane"], **figures} | {
         f"counterpart_{name}": value if name == "reason" else float(value) for name, value in found.items()
     }

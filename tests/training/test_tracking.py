@@ -17,7 +17,7 @@ from small_training import EPOCHS, STEPS, Training
 from custom.training.tracking import TrackedRun, cohort_digest, knobs_of, sqlite_uri
 from custom.training.tracking_record import add_to_runs
 
-CONFIG = {"batch_size": 2, "max_epochs": EPOCHS, "cohort": {"fold": 1}, "bundle_root": ".", "seed": 0}
+SETTINGS = {"batch_size": 2, "max_epochs": EPOCHS, "cohort": {"fold": 1}}
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +46,14 @@ def handlers(output):
 def tracked_training(output, resume="auto", **config):
     training = Training(output / "models", resume=resume)
     record = {"bundle": "sa_swin_test", "workflow": "train", "commit": "abc", "started": "now", "seed": 0}
-    record |= {"versions": {"torch": "2"}, "config": {**CONFIG, **config}}
+    record |= {"versions": {"torch": "2"}, "settings": {**SETTINGS, **config}}
     (output / "run_train.json").write_text(json.dumps(record))
     own = handlers(output)
     for handler, engine in zip(own, (training.trainer, training.evaluator), strict=True):
         handler.attach(engine)
     artifacts = [output / "models" / "model.pt", output / "none.csv"]
     cases = [{"image": "/d/a.nii", "subject": "a"}]
-    tracked = TrackedRun("train", own, output, cases, artifacts, bool(resume), training.preemption)
+    tracked = TrackedRun("train", own, output, cases, artifacts, bool(resume))
     return training, lambda: tracked.run(training.trainer, training.evaluator)
 
 
@@ -125,7 +125,7 @@ def test_an_evaluation_that_is_terminated_ends_killed(output):
     """SIGTERM outside of a training: the exit code is that of ever."""
     script = """
         import os, signal, sys
-        sys.path.insert(0, sys.argv[2])
+        sys.path[:0] = sys.argv[2:]
         from pathlib import Path
         from test_tracking import TrackedRun, handlers, tracked_training
         output = Path(sys.argv[1])
@@ -136,7 +136,13 @@ def test_an_evaluation_that_is_terminated_ends_killed(output):
         training.evaluator.add_event_handler("iteration_completed", lambda: os.kill(os.getpid(), signal.SIGTERM))
         TrackedRun("evaluate", [own], output).run(training.evaluator)
     """
-    words = [sys.executable, "-c", textwrap.dedent(script), str(output), str(Path(__file__).parent)]
+    words = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(script),
+        str(output),
+        *(str(folder) for folder in Path(__file__).parents[:2]),
+    ]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
     assert [run.info.status for run in runs(output)[1]] == ["KILLED"]
@@ -170,5 +176,5 @@ def test_the_digest_is_of_who_is_in_the_cohort(tmp_path):
     assert len({cohort_digest(cases) for cases in (one, other, one[:1], [one[0], one[1] | {"label": 0}])}) == 4
 
 
-def test_knobs_stand_above_the_bundles_root():
-    assert dict(knobs_of(CONFIG)) == {"batch_size": 2, "max_epochs": EPOCHS, "cohort.fold": 1}
+def test_a_group_of_knobs_has_names_with_dots():
+    assert dict(knobs_of(SETTINGS)) == {"batch_size": 2, "max_epochs": EPOCHS, "cohort.fold": 1}

@@ -139,7 +139,7 @@ def test_a_network_that_was_pickled_whole_gives_its_weights(tmp_path, pretrainer
     network = SASwinClassifier(feature_size=12, window_size=4, depths=(1,) * 4, num_heads=(1, 2, 4, 8))
     assert transfer(network, tensors).share == 1
     assert torch.equal(network.swinViT.patch_embed.proj.weight, pretrainer.swinViT.patch_embed.proj.weight)
-    assert "custom.networks.SASwinPretrainer" in caplog.text
+    assert "custom.networks.pretrainer.SASwinPretrainer" in caplog.text
 
 
 class Call:
