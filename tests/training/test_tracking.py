@@ -127,13 +127,13 @@ def test_an_evaluation_that_is_terminated_ends_killed(output):
         import os, signal, sys
         sys.path[:0] = sys.argv[2:]
         from pathlib import Path
-        from test_tracking import TrackedRun, handlers, tracked_training
+        from test_tracking import Events, TrackedRun, handlers, tracked_training
         output = Path(sys.argv[1])
         training, _ = tracked_training(output)
         (output / "run_evaluate.json").write_text((output / "run_train.json").read_text())
         own = handlers(output)[1]
         own.attach(training.evaluator)
-        training.evaluator.add_event_handler("iteration_completed", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        training.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: os.kill(os.getpid(), signal.SIGTERM))
         TrackedRun("evaluate", [own], output).run(training.evaluator)
     """
     words = [
