@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | check | format | release | label-setup | label-server
+# make setup | demo | test | test-slow | check | format | release | label-setup | label-server | gpu-packages | gpu-check
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
@@ -8,7 +8,7 @@ WEIGHTS_DIR ?= demo
 TRAINED_ON ?= $(if $(filter demo,$(WEIGHTS_DIR)),synthetic,)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-slow check format release label-setup label-server
+.PHONY: setup demo test test-slow check format release label-setup label-server gpu-packages gpu-check
 
 setup: $(VENV)/installed
 
@@ -39,6 +39,21 @@ format: setup
 # From the weights of `make demo`, or WEIGHTS_DIR=... and TRAINED_ON="a sentence for the model cards"; into dist/.
 release: setup
 	$(BIN)/sa-swin release all --weights_dir '$(WEIGHTS_DIR)' --trained_on '$(TRAINED_ON)'
+
+# What a machine with a GPU, torch and the usual scientific packages lacks; carried there in .gpu/ (26 MB).
+gpu-packages: .gpu/site/installed
+
+.gpu/site/installed: constraints.txt
+	rm -rf .gpu/site
+	$(PYTHON) -m pip install --quiet --no-deps --no-compile --only-binary=:all: --constraint constraints.txt --target .gpu/site \
+		monai nibabel pytorch-ignite fire termcolor importlib_resources
+	touch $@
+
+# In under four minutes, on a machine with a GPU where nothing can be fetched: one table, and gpu_check_<device>.json in RESULTS.
+DEVICE ?= cuda
+RESULTS ?= benchmarks/results
+gpu-check:
+	PYTHONPATH="$(CURDIR):$(CURDIR)/.gpu/site" $(PYTHON) -m benchmarks.gpu_check --device '$(DEVICE)' --output '$(RESULTS)'
 
 # MONAI Label has an environment of its own. It and pydicom-seg come without what they require: see label_app/requirements.txt.
 label-setup: $(LABEL_VENV)/installed

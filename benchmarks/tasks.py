@@ -1,10 +1,11 @@
-"""What the throughput benchmark times: one step of a task with one implementation, in a process of its own."""
+"""What the throughput benchmark times: one step of a task with one implementation."""
 
+import contextlib
 import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stock import StockClassifier, StockPretrainer, StockUNETR
-from custom.evaluation.inferers import MirroredSlidingWindow
+from custom.evaluation.inferers import MirroredSlidingWindow, symmetric_starts
 from custom.losses import PretextLoss
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
 from custom.symmetry import mirror, symmetric_pair
+from custom.training.replay import ReplayedStep
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NETWORKS = {"pretrain": (SASwinPretrainer, StockPretrainer), "classify": (SASwinClassifier, StockClassifier)}
@@ -32,7 +34,8 @@ class Cell:
 
     Args:
         task: pretrain, classify, segment, infer, or infer_mirrored (with mirror test-time augmentation).
-        implementation: `ours`; `stock` (MONAI's naive attention, one pass per view and half), `stock best` (one pass
+        implementation: `ours`, which a GPU replays as a CUDA graph, as in the bundles, or ` launched` by the host;
+            `stock` (MONAI's naive attention, one pass per view and half), `stock best` (one pass
             for all, MONAI's fused attention where it acts); with ` recomputed`, gradient checkpointing; with
             ` compiled`, torch.compile. On a CPU, AdamW is fused in `ours` alone, as in the bundles.
         dtype: fp32 or bf16 (autocast).
@@ -69,20 +72,31 @@ def build(cell: Cell, wrap: Callable[[nn.Module], nn.Module] = lambda network: n
     loss_of = objective(cell, pair)
     run = wrap(network)
 
-    def step() -> Tensor:
-        optimizer.zero_grad()
+    def gradients() -> Tensor:
         with autocast(cell):
             loss = loss_of(run(pair))
         loss.backward()
-        optimizer.step()
         return loss.detach()
+
+    replayed = ReplayedStep(gradients, list(network.parameters()), enabled=is_replayed(cell))
+
+    def step() -> Tensor:
+        loss = replayed()
+        optimizer.step()
+        return loss
 
     return step
 
 
-def autocast(cell: Cell) -> torch.autocast:
+def is_replayed(cell: Cell) -> bool:
+    """Whether its training step is replayed as a CUDA graph."""
+    return cell.device == "cuda" and cell.implementation.startswith("ours") and "launched" not in cell.implementation
+
+
+def autocast(cell: Cell) -> contextlib.AbstractContextManager[Any]:
     """The precision of the cell."""
-    return torch.autocast(cell.device, torch.bfloat16, enabled=cell.dtype == "bf16")
+    half = cell.dtype == "bf16"
+    return torch.autocast(cell.device, torch.bfloat16) if half else contextlib.nullcontext()
 
 
 def build_network(cell: Cell) -> nn.Module:
@@ -132,28 +146,39 @@ def samples(cell: Cell) -> int:
     return 1 if cell.task.startswith("infer") else cell.batch
 
 
-def attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Two products of torch's fused CPU kernel, which its flop counter does not know."""
-    batch, heads, n, width = query
-    return 4 * batch * heads * n * key[2] * width
+def flops(cell: Cell) -> int:
+    """Floating-point operations of a step's products and convolutions, counted without computing them."""
+    network = build_network(cell).to("meta")
+    training = not cell.task.startswith("infer")
+    count = cell.batch * (2 if cell.task == "pretrain" else 1)
+    pair = torch.empty(count, 2, *[cell.roi] * 3, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        if training:
+            objective(cell, pair)(network(pair)).backward()
+        else:
+            with torch.no_grad():
+                network.eval().predict_both(pair) if is_mirrored_by_ours(cell) else network.eval()(pair)
+    return counter.get_total_flops() if training else round(counter.get_total_flops() * window_batches(cell))
 
 
-def flops(step: Callable[[], Tensor]) -> int:
-    """Floating-point operations of a step's products and convolutions."""
-    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        step()
-    return counter.get_total_flops()
+def is_mirrored_by_ours(cell: Cell) -> bool:
+    """Whether one run of the encoder serves the mirrored brain, too."""
+    return cell.task == "infer_mirrored" and not cell.implementation.startswith("stock")
 
 
-def memory(device: str) -> int:
-    """Peak bytes of this process so far: resident (CPU) or allocated (GPU)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+def window_batches(cell: Cell) -> float:
+    """Batches of windows that the network sees of a volume, those of the mirrored brain included where they are run."""
+    starts = [symmetric_starts(size, min(size, cell.roi), 0.5) for size in cell.volume]
+    runs = 2 if cell.task == "infer_mirrored" and not is_mirrored_by_ours(cell) else 1
+    return runs * math.prod(map(len, starts)) / cell.batch
+
+
+def memory() -> int:
+    """Peak resident bytes of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def timed(step: Callable[[], Tensor], device: str) -> tuple[float, float, float]:
+def timed(step: Callable[[], Tensor]) -> tuple[float, float, float]:
     """Seconds of a step by the clock and of the CPU, and its result's mean."""
     start, cpu = time.perf_counter(), time.process_time()
     mean = step().float().mean().item()  # waits for the GPU
@@ -166,39 +191,23 @@ def measured_peak(device: str, dtype: torch.dtype) -> float:
     a, b = torch.randn(2, side, side, device=device, dtype=dtype).unbind()
     best = math.inf
     for _ in range(6):
-        best = min(best, timed(lambda: a @ b, device)[0])
+        best = min(best, timed(lambda: a @ b)[0])
     return 2 * side**3 / best
 
 
 def serve(cell: Cell, connection: Connection) -> None:
     """Answer requests of the driver until it says `stop`: `warm`, `step`, `memory`; an error comes back as text."""
-    baseline = memory(cell.device)
+    baseline = memory()
     step = None
     while (request := connection.recv()) != "stop":
         try:
             if request == "warm":
-                count = flops(build(cell))
-                step = build(cell, *([torch.compile] if "compiled" in cell.implementation else []))
-                if cell.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                connection.send((count, timed(step, cell.device)))
+                count = flops(cell)
+                step = build(cell)
+                connection.send((count, timed(step)))
             elif request == "step":
-                connection.send(timed(step, cell.device))
+                connection.send(timed(step))
             else:
-                connection.send(memory(cell.device) - baseline)
+                connection.send(memory() - baseline)
         except RuntimeError as error:  # out of memory, too
             connection.send(str(error).splitlines()[0])
-
-
-def largest_batch(cell: Cell, limit: int = 512) -> int:
-    """The largest power of two of pairs that fits a GPU's memory, 0 for none."""
-    fits = 0
-    for batch in (2**power for power in range(limit.bit_length())):
-        try:
-            build(Cell(**{**asdict(cell), "batch": batch}))()
-        except torch.OutOfMemoryError:
-            return fits
-        finally:
-            torch.cuda.empty_cache()
-        fits = batch
-    return fits

@@ -1,10 +1,11 @@
 """Ours against the same tasks of stock MONAI 1.6.1 parts: time, memory, share of the hardware's peak, in one run.
 
     python -m benchmarks.throughput                                          # two CPU cores, about half an hour
-    python -m benchmarks.throughput --device cuda --budget_minutes 25        # one GPU; goes on where it was stopped
+    python -m benchmarks.throughput --device cuda --budget_minutes 6         # one GPU; goes on where it was stopped
 
-Every contestant runs in a process of its own, on the same input. On a CPU they take turns, step by step, so that other
-work on the machine slows all of them alike. Each cell is written when it is done.
+On a CPU every contestant runs in a process of its own, and they take turns, step by step, so that other work on the
+machine slows all of them alike. On a GPU they run one after another in one process. Each cell is written when it is
+done.
 """
 
 import datetime
@@ -15,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -26,17 +27,15 @@ import torch
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from benchmarks.tasks import DTYPES, Cell, largest_batch, measured_peak, samples, serve
+from benchmarks.on_gpu import bandwidth, bound, largest_batch, measure
+from benchmarks.tasks import DTYPES, Cell, measured_peak, samples, serve
 from custom.support.files import write_whole
 from custom.support.run_record import commit
 
 TASKS = ("pretrain", "classify", "segment", "infer_mirrored", "infer")
-COMPILED = ("ours compiled", "stock best compiled")
-CONTESTANTS = {
-    "cpu": (("ours", "stock", "stock best"),),
-    "cuda": (("ours", "stock", "stock best", "ours recomputed", "stock best recomputed"), COMPILED),
-}
-"""On each device: those of a first round over all tasks, and of a second one, in the time that is left."""
+CONTESTANTS = ("ours", "stock", "stock best")
+FURTHER = (("ours launched",), ("ours recomputed", "stock best recomputed"), ("ours compiled", "stock best compiled"))
+"""On a GPU, of further rounds over all tasks, in the time that is left."""
 Row = dict[str, Any]
 
 
@@ -98,11 +97,17 @@ def plan(
 ) -> Iterator[list[Cell]]:
     """Groups of cells that are compared with each other, the most telling first."""
     dtypes = ("bf16",) if device == "cuda" else tuple(DTYPES)
-    for names, task, feature_size, dtype in product(CONTESTANTS[device], tasks, feature_sizes, dtypes):
-        chosen = [n for n in names if not (task.startswith("infer") and "recomputed" in n)]
-        if names is COMPILED and task == "infer_mirrored":  # it calls more than the network's forward pass
-            continue
+    rounds = (CONTESTANTS, *FURTHER) if device == "cuda" else (CONTESTANTS,)
+    for names, task, feature_size, dtype in product(rounds, tasks, feature_sizes, dtypes):
+        chosen = [name for name in names if is_told_apart(task, name)]
         yield [Cell(task, name, dtype, feature_size, batch, roi, tuple(volume), device) for name in chosen]
+
+
+def is_told_apart(task: str, implementation: str) -> bool:
+    """Whether an implementation differs from the plain one in a task."""
+    if task == "infer_mirrored" and "compiled" in implementation:  # it calls more than the network's forward pass
+        return False
+    return not (task.startswith("infer") and ("recomputed" in implementation or "launched" in implementation))
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -125,6 +130,7 @@ def circumstances(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit(),
         "peak_flops": peaks,
+        **({"bandwidth": bandwidth()} if device == "cuda" else {}),
     }
 
 
@@ -144,6 +150,8 @@ def report(content: Mapping[str, Any]) -> str:
         "## Every cell",
         "\n".join(cell_table(content["rows"], about["peak_flops"])),
     ]
+    if bounds := list(bound_table(content["rows"], about)):
+        lines += ["## What bounds a step", "\n".join(bounds)]
     if not any(row["device"] == "cuda" for row in content["rows"]):
         lines.append("On a GPU: not measured.")
     return "\n\n".join(lines) + "\n"
@@ -184,6 +192,22 @@ def cell_table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Iterator[str]
         yield f"{head} {' | '.join(figures)} | {row.get('largest_batch', '')} |"
 
 
+def bound_table(rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[str]:
+    """Where a step's time goes on a GPU: milliseconds of its kernels by kind, and what bounds it."""
+    rows = [row for row in rows if "kernels" in row]
+    if not rows:
+        return
+    if "bandwidth" in about:
+        yield f"A large copy moves {about['bandwidth'] / 1e12:.2f} TB/s, read and written.\n"
+    kinds = list(rows[0]["kernels"])
+    yield f"| task | implementation | ms a step | {' | '.join(kinds)} | bound by |"
+    yield f"|{'---|' * (len(kinds) + 4)}"
+    for row in rows:
+        times = " | ".join(f"{1000 * row['kernels'][kind]:.1f}" for kind in kinds)
+        step, why = seconds(row), bound(row["kernels"], seconds(row))
+        yield f"| {row['task']} | {row['implementation']} | {1000 * step:.1f} | {times} | {why} |"
+
+
 def seconds(row: Mapping[str, Any]) -> float:
     """Median time of a step."""
     return median(row["seconds"])
@@ -201,7 +225,7 @@ def main(
     output: str = "benchmarks/results",
     redo: bool = False,
 ) -> None:
-    """Measure, and write a table and a JSON file after each group of cells.
+    """Measure, and write a table and a JSON file after each group of cells, on a GPU after each cell.
 
     Args:
         device: cpu or cuda.
@@ -239,10 +263,8 @@ def main(
         for together in [[cell] for cell in missing] if gpu else [missing]:
             if not together or time.monotonic() > end:
                 continue
-            rows = contest(together, repeats)
-            for cell, row in zip(together, rows, strict=True):
-                row["samples"] = samples(cell)
-            content["rows"] += rows
+            rows = [measure(together[0], repeats)] if gpu else contest(together, repeats)
+            content["rows"] += [row | {"samples": samples(cell)} for cell, row in zip(together, rows, strict=True)]
             write(path, content)
     if gpu:
         search_batches(path, content, end)
@@ -250,14 +272,13 @@ def main(
 
 
 def search_batches(path: Path, content: dict[str, Any], end: float) -> None:
-    """Add the largest batch that fits to the rows of training."""
+    """Add the largest batch that fits to the rows of training, in the time that is left."""
     for row in content["rows"]:
-        training = not row["task"].startswith("infer") and row["implementation"] not in COMPILED
+        training = not row["task"].startswith("infer") and "compiled" not in row["implementation"]
         if not training or "largest_batch" in row or time.monotonic() > end:
             continue
-        cell = Cell(**{name: row[name] for name in Cell.__dataclass_fields__})
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # its memory goes back with it
-            row["largest_batch"] = pool.apply(largest_batch, (replace(cell, volume=tuple(cell.volume)),))
+        cell = {name: row[name] for name in Cell.__dataclass_fields__}
+        row["largest_batch"] = largest_batch(Cell(**cell | {"volume": tuple(cell["volume"])}))
         write(path, content)
 
 

@@ -6,7 +6,6 @@ Shapes: B images, D embedding; in pretraining the two views of a batch are stack
 from collections.abc import Mapping
 
 import torch
-from monai.losses import ContrastiveLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +55,30 @@ def symmetry_loss(asymmetry: Tensor, healthy: Tensor | None = None, margin: floa
     return torch.where(healthy.bool(), asymmetry, (1 - asymmetry - margin).clamp_min(0)).mean()
 
 
+def contrastive_loss(one: Tensor, other: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent: of two views of B images, each is to find the other view of its image among all others.
+
+    The numbers of `monai.losses.ContrastiveLoss`, which copies a mask from the host in every step, so that a GPU has to
+    wait for it.
+
+    Args:
+        one: embeddings of the first view, `(B, D)`.
+        other: those of the second, in the same order.
+        temperature: divides the cosine similarities.
+
+    Returns:
+        A scalar, the mean over the 2B views.
+
+    References:
+        Chen et al., A Simple Framework for Contrastive Learning, ICML 2020, eq. 1.
+    """
+    views = torch.cat([one, other])
+    similarity = F.cosine_similarity(views[:, None], views[None], dim=2) / temperature
+    place = torch.arange(len(views), device=views.device)
+    own = place[:, None] == place
+    return F.cross_entropy(similarity.masked_fill(own, -torch.inf), place.roll(len(one)))
+
+
 class PretextLoss(nn.Module):
     """Weighted sum of the inpainting, rotation, contrastive (NT-Xent) and symmetry losses.
 
@@ -86,14 +109,14 @@ class PretextLoss(nn.Module):
         super().__init__()
         self.weights = pretext_weights(objective, weights or {})
         self.needs_healthy = objective != "label_free" and self.weights["symmetry"] > 0
-        self.contrastive = ContrastiveLoss(temperature=temperature)
+        self.temperature = temperature
         self.margin = margin
-        self.parts: dict[str, float] = {}
+        self.parts: dict[str, Tensor] = {}
 
     def forward(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         values = {task: getattr(self, f"{task}_loss")(pred, target) for task, weight in self.weights.items() if weight}
         total = sum(self.weights[task] * value for task, value in values.items())
-        self.parts = {"loss": total.item(), **{task: value.item() for task, value in values.items()}}
+        self.parts = {"loss": total.detach(), **{task: value.detach() for task, value in values.items()}}
         return total
 
     def inpainting_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
@@ -103,7 +126,8 @@ class PretextLoss(nn.Module):
         return F.cross_entropy(pred["rotation"], target["rotation"])
 
     def contrastive_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-        return self.contrastive(*(gather_batch(view) for view in pred["contrastive"].float().chunk(2)))
+        views = (gather_batch(view) for view in pred["contrastive"].float().chunk(2))
+        return contrastive_loss(*views, self.temperature)
 
     def symmetry_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         healthy = target["healthy"] if self.needs_healthy else None

@@ -19,6 +19,13 @@ from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device("meta")
 MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+WAITING = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+)
+"""What gives the host a number, or tensors of a size that follows from numbers."""
 MATH = 0  # of torch's kinds of attention, the one that is made of plain operations
 
 
@@ -27,13 +34,17 @@ class MixedDevicesError(RuntimeError):
 
 
 class SecondDevice(TorchDispatchMode):
-    """While it is entered, `DEVICE` holds values. `moved` names the operations that bring values from or to it."""
+    """While it is entered, `DEVICE` holds values.
+
+    `moved` names the operations that bring values from or to it; `waited`, those for which the host waits as well.
+    """
 
     held: ClassVar[dict[int, tuple[StorageWeakRef, torch.UntypedStorage]]] = {}
 
     def __init__(self) -> None:
         super().__init__()
         self.moved: list[str] = []
+        self.waited: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -47,8 +58,12 @@ class SecondDevice(TorchDispatchMode):
         mixed = [tensor for tensor in inputs if not tensor.is_meta and tensor.ndim]
         if there and mixed and func not in MOVES:
             raise MixedDevicesError(f"{func} of {[(t.device.type, tuple(t.shape)) for t in inputs]}")
-        if mixed or (there and target == torch.device("cpu")) or func is torch.ops.aten._local_scalar_dense.default:
+        if func in WAITING or _by_mask(func, args):
+            self.waited.append(str(func))
+        elif mixed or (there and target == torch.device("cpu")):
             self.moved.append(str(func))
+            if not _non_blocking(func, args, kwargs):
+                self.waited.append(str(func))
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         values = {id(tensor): self.value(tensor) for tensor in there}
@@ -117,6 +132,15 @@ def second_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SecondDevice]:
     with _FromData(), mode, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # here it does copy
         yield mode
+
+
+def _by_mask(func: Any, args: Any) -> bool:
+    """Whether it takes what a mask names."""
+    return func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+
+
+def _non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
+    return bool(args[2] if func is MOVES[1] and len(args) > 2 else kwargs.get("non_blocking", False))
 
 
 def _tensors(content: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import nn
 from custom.training.checkpoints import Checkpoints, find_last
 from custom.training.progress import LossParts, StopEarly
 from custom.training.randomness import ReproducibleLoader
+from custom.training.replay import TrainingStep
 from custom.training.step_guard import StepGuard
 
 CPU = torch.device("cpu")
@@ -87,6 +88,7 @@ class Training:
                 find_last(folder, resume),
             ),
         ]
+        self.step = TrainingStep()
         self.trainer = SupervisedTrainer(
             CPU,
             max_epochs,
@@ -97,6 +99,8 @@ class Training:
             key_train_metric={"train_loss": means},
             metric_cmp_fn=lambda loss, best: loss < best,
             train_handlers=handlers,
+            iteration_update=self.step,
+            decollate=False,
         )
         self.preemption = self.trainer.state.preemption
 

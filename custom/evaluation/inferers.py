@@ -190,7 +190,9 @@ class PretextEvaluation:
             views, targets = self.prepare_views(batch, device)
             self.loss_function(self.network.pretext(views), targets)
             pred = engine.inferer(image, self.network)
-        losses = {name: torch.full((len(image),), value) for name, value in self.loss_function.parts.items()}
+        parts = self.loss_function.parts
+        values = torch.stack([*parts.values()]).cpu()  # at once: the GPU is waited for
+        losses = {name: value.expand(len(image)) for name, value in zip(parts, values, strict=True)}
         engine.state.output = {"image": image, "pred": pred, "losses": losses}
         if "healthy" in batch:
             engine.state.output["label"] = torch.as_tensor(batch["healthy"])

@@ -9,6 +9,7 @@ __getattr__, __all__ = opened(
         "preemption": ["Preemption", "leave", "shield_worker"],
         "progress": ["LossParts", "StopEarly"],
         "randomness": ["ReproducibleLoader", "SampleOrder", "SeedSteps", "SeededSamples"],
+        "replay": ["TrainingStep"],
         "step_guard": ["StepGuard"],
         "tracking": ["TrackedRun", "sqlite_uri"],
     },

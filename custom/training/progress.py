@@ -9,7 +9,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
-from torch import nn
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 class LossParts:
     """Epoch means of a training's loss, and of its parts where the loss has them, in `engine.state.metrics`.
 
-    Attach it as the trainer's key metric, under the name `train_loss`.
+    Attach it as the trainer's key metric, under the name `train_loss`. The values are left on the GPU until the epoch
+    ends, or a checkpoint is written: no step waits for them.
 
     Args:
         loss_function: a loss that keeps its latest values in `parts` (`custom.losses.PretextLoss`); any other is taken
@@ -27,6 +28,8 @@ class LossParts:
     def __init__(self, loss_function: nn.Module) -> None:
         self.loss_function = loss_function
         self.values: list[dict[str, float]] = []
+        self.newest: list[Tensor] = []
+        self.names: list[str] = []
 
     def attach(self, engine: Engine, name: str = "train_loss") -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
@@ -35,7 +38,7 @@ class LossParts:
 
     def state_dict(self) -> dict[str, list[list[dict[str, float]]]]:
         """The values of the epoch so far, of every process: to be asked by all together."""
-        return {"values": idist.all_gather(self.values)}
+        return {"values": idist.all_gather(self.fetched())}
 
     def load_state_dict(self, state: Mapping[str, list[list[dict[str, float]]]]) -> None:
         self.values[:] = state["values"][idist.get_rank()]
@@ -47,11 +50,21 @@ class LossParts:
     def collect(self, engine: Engine) -> None:
         output = engine.state.output
         whole = torch.as_tensor(output[0]["loss"] if isinstance(output, list) else output["loss"])
-        self.values.append(dict(getattr(self.loss_function, "parts", {"loss": whole.item()})))
+        parts = getattr(self.loss_function, "parts", {"loss": whole})
+        self.names = list(parts)
+        self.newest.append(torch.stack([value.detach() for value in parts.values()]))
+
+    def fetched(self) -> list[dict[str, float]]:
+        """The values of all steps of the epoch so far, the newest brought from the GPU at once."""
+        rows = torch.stack(self.newest).tolist() if self.newest else []
+        self.values += [dict(zip(self.names, row, strict=True)) for row in rows]
+        self.newest.clear()
+        return self.values
 
     def finish(self, engine: Engine) -> None:
-        for name in self.values[0]:
-            values = [step[name] for step in self.values if math.isfinite(step[name])]  # without skipped steps
+        steps = self.fetched()
+        for name in steps[0]:
+            values = [step[name] for step in steps if math.isfinite(step[name])]  # without skipped steps
             total, number = (idist.all_reduce(value) for value in (sum(values, 0.0), float(len(values))))
             engine.state.metrics[f"train_{name}"] = total / number if number else math.nan
 

@@ -109,6 +109,7 @@ class ReproducibleLoader(DataLoader):
             batch_size=batch_size,
             worker_init_fn=shield_worker,
             multiprocessing_context=loader_context(num_workers),
+            pin_memory=torch.cuda.is_available(),  # a GPU does not wait for the host's copy
         )
 
 

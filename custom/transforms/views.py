@@ -94,8 +94,9 @@ def random_roi(pair: Tensor, roi_size: Sequence[int], generator: torch.Generator
     """The same random ROI of every symmetric pair of a batch, no larger than the volume."""
     for axis, (size, wanted) in enumerate(zip(pair.shape[2:], roi_size, strict=True), start=2):
         room = max(0, size - wanted)
-        start = int(torch.randint(0, room + 1, (1,), generator=generator, device=generator.device))
-        pair = pair.narrow(axis, start, min(size, wanted))
+        start = torch.randint(0, room + 1, (1,), generator=generator, device=generator.device)
+        if room:  # else nobody waits for a GPU's number
+            pair = pair.narrow(axis, int(start), wanted)
     return pair
 
 
@@ -162,7 +163,8 @@ class PrepareViews(PrepareBatch):
         holed = cut_holes(image, self.own(cuboids), self.filling(image))
         targets = {"image": image, "rotation": turns}
         if "healthy" in batchdata:
-            targets["healthy"] = torch.as_tensor(batchdata["healthy"]).to(pair.device).bool().repeat(2)
+            targets["healthy"] = torch.as_tensor(batchdata["healthy"]).to(device, non_blocking=non_blocking)
+            targets["healthy"] = targets["healthy"].bool().repeat(2)
         elif self.needs_healthy:
             raise ValueError(
                 "the symmetry loss needs the key 'healthy' (true or false) in every entry of the datalist; "

@@ -1,7 +1,10 @@
+import importlib
+
 import pytest
 import torch
 from bundle_configs import TASKS, WORKFLOWS
 from bundle_configs import made as made_on_the_cpu
+from ignite.engine import Events
 from monai.inferers import SimpleInferer
 from second_device import DEVICE, MixedDevicesError, second_device
 from torch import nn
@@ -32,7 +35,7 @@ class Wrapper(nn.Module):
 
 def made(task, workflow, root, output, **changes):
     further = {} if workflow == "inference" else UNFUSED
-    return made_on_the_cpu(task, workflow, root, output, **ON_DEVICE, **further, **changes)
+    return made_on_the_cpu(task, workflow, root, output, **{**ON_DEVICE, **further, **changes})
 
 
 def modules(bundle, names):
@@ -87,6 +90,30 @@ def test_what_lies_on_two_devices_does_not_mix(device):
     result = layer(inputs.to(DEVICE))
     assert result.device == DEVICE
     assert torch.equal(result.cpu(), expected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_training_step_never_waits_for_the_device(task, device, tiny_cohort, tmp_path, monkeypatch):
+    optimizers = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE.type])
+    changes = {**SHORT, "val_interval": 5, "optimizer::fused": True, "batch_size": 1}
+    bundle = made(task, "train", tiny_cohort, tmp_path, **changes)
+    trainer, waited, moved = bundle.parser.get_parsed_content("train::trainer"), [], []
+    step = bundle.parser.get_parsed_content("train::trainer::iteration_update")
+    gradients = step.step_of(trainer)
+
+    def watched(*inputs):
+        device.moved.clear()
+        result = gradients(*inputs)
+        moved.append([*device.moved])
+        return result
+
+    step.step = watched
+    trainer.add_event_handler(Events.ITERATION_STARTED, device.waited.clear)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: waited.append([*device.waited]))
+    trainer.run()
+    assert (len(waited), len(moved)) == (2, 2)
+    assert (waited[1], moved[1]) == ([], [])  # in the first step the encoder's indices are brought there, to stay
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.on_gpu import bound, kind_of
 from benchmarks.stock import StockClassifier, StockPretrainer, StockUNETR
-from benchmarks.tasks import Cell, attention_flops, build, flops
+from benchmarks.tasks import Cell, build, flops
 from benchmarks.throughput import report
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
@@ -32,12 +34,24 @@ def test_the_stock_composition_computes_the_same_outputs(stock, ours, separate):
     torch.testing.assert_close(theirs(pair), network(pair), atol=1e-4, rtol=1e-4)
 
 
-def test_operations_of_the_fused_attention_are_counted():
-    assert attention_flops((2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 4)) == 2 * 3 * (2 * 5 * 6 * 4 + 2 * 5 * 6 * 4)
-    with torch.no_grad():
-        query = torch.randn(1, 3, 64, 16)
-        counted = flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
-    assert counted == 4 * 3 * 64 * 64 * 16
+def test_operations_are_those_of_the_products_and_windows():
+    small = replace(CELL, task="classify")
+    assert flops(replace(small, batch=2)) == 2 * flops(small)
+    windows = replace(CELL, task="infer", volume=(96, 64, 64))  # two windows with half an overlap
+    network = SASwinUNETR(out_channels=2, feature_size=12).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.to("meta")(torch.empty(1, 2, 64, 64, 64, device="meta"))
+    assert flops(windows) == 2 * counter.get_total_flops()
+    ours, theirs = (flops(replace(windows, task="infer_mirrored", implementation=name)) for name in ("ours", "stock"))
+    assert flops(windows) < ours < 2 * flops(windows) < 1.02 * theirs
+
+
+def test_kernels_are_told_apart_and_the_bound_is_named():
+    names = ["fmha_cutlassB_bf16", "sm80_xmma_wgrad_implicit_gemm", "nvjet_hsh_128", "vectorized_layer_norm_kernel"]
+    assert [kind_of(name) for name in names] == ["attention", "convolution", "matrix product", "memory traffic"]
+    kernels = {"attention": 0.01, "convolution": 0.0, "matrix product": 0.01, "memory traffic": 0.06}
+    assert bound(kernels, 0.16) == "the host: kernels run 50% of the time"
+    assert bound(kernels, 0.08) == "memory traffic: 75% of the kernels' time"
 
 
 def test_a_step_trains_and_the_mirrored_inference_is_stocks():
