@@ -177,11 +177,7 @@ def check_bundle(task: str, device: str, folder: Path) -> None:
 
 def options(folder: Path, device: str) -> str:
     """Inference of the segmenter with all that it can write, and mirrored windows."""
-    changes = {
-        "window::_target_": "custom.evaluation.inferers.MirroredSlidingWindow",
-        "save_asymmetry": True,
-        "save_probabilities": True,
-    }
+    changes = {"mirror_tta": True, "save_asymmetry": True, "save_probabilities": True}
     home = run("segment", "inference", folder, device, "options", **changes)
     counts = {kind: len(list(home.rglob(f"*_{kind}.nii.gz"))) for kind in ("pred", "probability", "asymmetry")}
     if set(counts.values()) != {2}:
