@@ -136,7 +136,9 @@ def trained(task: str, folder: Path, device: str) -> str:
     """Train with validation, stop after an epoch, go on; compare with a training that was not stopped."""
     whole = folder / "uninterrupted"
     run(task, "train", whole, device, "train", max_epochs=EPOCHS, dataset_dir=str(folder / "cohort"))
-    run(task, "train", folder, device, "train", max_epochs=1)
+    steps = len(json.loads((folder / "cohort" / "datalists" / f"{task}.json").read_text())["training"]) // 2
+    whole_schedule = {"lr_scheduler::t_total": EPOCHS * steps}  # as if it had been stopped, not planned shorter
+    run(task, "train", folder, device, "train", max_epochs=1, **whole_schedule)
     run(task, "train", folder, device, "train", max_epochs=EPOCHS, resume=True)
     one, other = state(folder / task), state(whole / task)
     epochs = one["trainer"]["iteration"] / one["trainer"]["epoch_length"]
