@@ -1,4 +1,5 @@
-# make setup | demo | test | test-slow | check | format | release | label-setup | label-server | gpu-packages | gpu-check
+# make setup | demo | test | test-slow | check | format | figure | pictures | docs | release | label-setup | label-server
+# make gpu-packages | gpu-check
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
@@ -8,7 +9,7 @@ WEIGHTS_DIR ?= demo
 TRAINED_ON ?= $(if $(filter demo,$(WEIGHTS_DIR)),synthetic,)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-slow check format release label-setup label-server gpu-packages gpu-check
+.PHONY: setup demo test test-slow check format figure pictures docs release label-setup label-server gpu-packages gpu-check
 
 setup: $(VENV)/installed
 
@@ -35,6 +36,18 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+figure: setup
+	$(BIN)/python examples/figure.py
+
+# The tutorial's, from what `make demo` leaves.
+pictures: setup
+	$(BIN)/python examples/pictures.py
+
+# What of docs/ is made: the reference's tables from the YAML, the page of evidence from studies/results.
+docs: setup
+	$(BIN)/python -m sa_swin.reference
+	$(BIN)/sa-swin study evidence
 
 # From the weights of `make demo`, or WEIGHTS_DIR=... and TRAINED_ON="a sentence for the model cards"; into dist/.
 release: setup

@@ -1,4 +1,4 @@
-"""`python -m sa_swin.reference`: the tables of docs/reference.md, from the bundles' YAML, its comments, and the front door.
+"""`python -m sa_swin.reference`: the tables of docs/reference.md, from the YAML's comments and the front door.
 
 A table stands between the lines `<!-- made: NAME -->` and `<!-- end -->`; what is written by hand around them stays.
 """

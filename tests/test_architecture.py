@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = [
-    {"support", "symmetry"},
-    {"volumes", "alignment"},
-    {"transforms", "networks", "losses"},
-    {"training", "evaluation", "weights", "data"},
-]
+FLOORS = (ROOT / "docs" / "architecture.md").read_text().split("<!-- floors -->\n```\n")[1].split("```")[0]
+LEVELS = [set(floor.split()) for floor in reversed(FLOORS.splitlines())]
 """Rooms of `custom`, from the ground up; a room imports its own floor and those below."""
 
 

@@ -11,17 +11,24 @@ from matplotlib.figure import Figure
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.bootstrap import NUM_RESAMPLES
+from sa_swin.study.overview import SIGNIFICANT, answer, overview, sentences
 from sa_swin.study.plots import forest, label_curve, save_svg
 
 FIGURES = {"pretrain": "zero-shot AUC", "normative": "normative AUC", "classify": "AUC", "segment": "Dice"}
-SIGNIFICANT = 0.05
 HEAD = """# Evidence
 
-Made by `sa-swin study evidence` from `studies/results/*.json`; a test holds the two together. The studies
-themselves are `studies/*.yaml`. Synthetic cohorts, small networks, minutes of training: what is compared here is how
-the parts of the method act, not how well they would do on patients. **Not for clinical use.**
+What symmetry is worth here, and what not. Synthetic cohorts, small networks, minutes of training: what is compared is
+how the parts of the method act, not how well they would do on patients. **Not for clinical use.**
 
-How to read it:
+![Differences of the chosen comparisons with their intervals](evidence/overview.svg)
+
+{sentences}
+*Better* or *worse* is said only where the 95 % interval leaves out zero and `q` is below {significant};
+*no difference shown* is no proof that there is none. Means over the seeds, on held-out subjects. Made by
+`sa-swin study evidence` from `studies/results/*.json`; a test holds the two together. The studies themselves are
+`studies/*.yaml`: [how to run one](how-to/studies.md).
+
+<details><summary>How to read the tables</summary>
 
 - An *arm* is one way to train; it is trained once per seed, from the same split by subject, and measured on the same
   held-out subjects. Its figure is the mean over its seeds; what it is measured on are the last weights, in every arm.
@@ -34,6 +41,8 @@ How to read it:
   change the AUC of two classes. A difference of log losses below zero is a gain.
 - An answer is *yes* or *the opposite* only where the interval leaves out zero and `q` is below {significant}; all else
   is *not shown*, which is not a proof of no difference.
+
+</details>
 """
 
 
@@ -67,7 +76,8 @@ def read(results: Path) -> list[dict[str, Any]]:
 def write(results: Path, output: Path) -> list[Path]:
     """Write the page and its plots; returns what was written."""
     studies = read(results)
-    written = []
+    written = [output.parent / "evidence" / "overview.svg"]
+    save_svg(overview(studies), written[0])
     for study in studies:
         for name, draw in plots(study).items():
             target = output.parent / "evidence" / f"{name}.svg"
@@ -93,14 +103,14 @@ def plots(study: Mapping[str, Any]) -> dict[str, Callable[[], Figure]]:
 
 def page(studies: Sequence[Mapping[str, Any]]) -> str:
     """The page as Markdown."""
-    parts = [HEAD.format(resamples=NUM_RESAMPLES, significant=SIGNIFICANT), answers(studies)]
+    opening = HEAD.format(resamples=NUM_RESAMPLES, significant=SIGNIFICANT, sentences=sentences(studies))
+    parts = [opening, "## Questions and answers\n", folded("All comparisons", answers(studies))]
     return "\n".join([*parts, *(section(study) for study in studies)])
 
 
 def answers(studies: Sequence[Mapping[str, Any]]) -> str:
     """What was asked, and what the studies answer."""
     lines = [
-        "## Questions and answers\n",
         "| study | question | answer | difference | 95 % interval | q | seeds | n |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -126,13 +136,6 @@ def question(row: Mapping[str, Any]) -> str:
     return f"Is {row['arm']} better than {row['against']} in {FIGURES[row['task']]}{where}?"
 
 
-def answer(row: Mapping[str, Any]) -> str:
-    """What a comparison says."""
-    if row["q"] >= SIGNIFICANT or row["low"] <= 0 <= row["high"]:
-        return "not shown"
-    return "yes" if row["difference"] > 0 else "the opposite"
-
-
 def section(study: Mapping[str, Any]) -> str:
     """A study's part of the page."""
     own = study["study"]
@@ -140,16 +143,23 @@ def section(study: Mapping[str, Any]) -> str:
     if own.get("about"):
         parts.append(own["about"].strip() + "\n")
     parts += [cohort_line(study), *(f"![{name}](evidence/{name}.svg)\n" for name in plots(study))]
+    tables = []
     for task in dict.fromkeys(row["task"] for row in study["summary"]["arms"]):
         own_rows = [row for row in study["summary"]["arms"] if row["task"] == task]
-        parts.append(arms_table(own_rows, FIGURES[task]))
+        tables.append(arms_table(own_rows, FIGURES[task]))
         if any("log_loss" in row for row in own_rows):
-            parts.append(calibration_table(own_rows))
+            tables.append(calibration_table(own_rows))
     if study["summary"]["comparisons"]:
-        parts.append(comparisons_table(study["summary"]["comparisons"]))
+        tables.append(comparisons_table(study["summary"]["comparisons"]))
+    parts.append(folded("Figures of every arm, and differences", "\n".join(tables)))
     if study["missing"]:
         parts.append(f"Not run yet: {not_run(study['missing'])}.\n")
     return "\n".join(parts)
+
+
+def folded(summary: str, content: str) -> str:
+    """What is shown when its summary is clicked."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n</details>\n"
 
 
 def not_run(missing: Sequence[str]) -> str:
@@ -177,7 +187,7 @@ def cohort_line(study: Mapping[str, Any]) -> str:
     )
     return (
         f"Subjects: {words}. Seeds: {', '.join(map(str, own['seeds']))}. Commits: {', '.join(commits)}.\n\n"
-        f"<details><summary>Settings</summary>\n\n{details}\n\n</details>\n"
+        + folded("Settings", f"{details}\n")
     )
 
 

@@ -283,14 +283,6 @@ def test_every_plot_of_the_page_is_there():
         assert (ROOT / "docs" / name).is_file()
 
 
-def test_an_answer_needs_an_interval_without_zero_and_a_small_q():
-    row = {"difference": 0.1, "low": 0.05, "high": 0.15, "q": 0.01}
-    assert evidence.answer(row) == "yes"
-    assert evidence.answer(row | {"q": 0.2}) == "not shown"
-    assert evidence.answer(row | {"low": -0.01}) == "not shown"
-    assert evidence.answer({"difference": -0.1, "low": -0.2, "high": -0.05, "q": 0.01}) == "the opposite"
-
-
 def test_the_json_reads_back_as_it_was(finished):
     plan, folder, _ = finished
     collected = collect(plan, folder)

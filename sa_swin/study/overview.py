@@ -1,0 +1,133 @@
+"""What opens the page of evidence: the chosen comparisons in five sentences and one forest plot.
+
+Which comparisons are told is chosen here; what they say, numbers and verdicts, comes from the studies' JSON.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+SIGNIFICANT = 0.05
+COLOURS = {"yes": "tab:green", "not shown": "grey", "the opposite": "tab:red"}
+VERDICTS = {"yes": "better", "not shown": "no difference shown", "the opposite": "worse"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A comparison to tell: its words, and where it stands.
+
+    Args:
+        words: what is compared, as a line of the plot.
+        study: its name.
+        arm: of the study, with seeds and cases.
+        against: the other arm.
+        group: of cases.
+        task: of the arms.
+    """
+
+    words: str
+    study: str
+    arm: str
+    against: str
+    group: str = "unilateral"
+    task: str = "classify"
+
+
+SENTENCES = (
+    (
+        "AUC with the mirrored counterpart, against AUC without, of lesions that look like other tissue",
+        (Headline("T1w, lesion on one side", "classify", "saca", "plain"),),
+    ),
+    (
+        "What helps is the own other hemisphere, compared place by place",
+        (
+            Headline("own counterpart, not another subject's", "classify", "saca", "saca, other subject"),
+            Headline("read place by place, not as the mean", "classify", "saca", "saca_paper"),
+        ),
+    ),
+    (
+        "Disease that is much the same on both sides",
+        (
+            Headline("T1w, lesions on both sides", "classify", "saca", "plain", "bilateral"),
+            Headline("T1w, lesion across the midline", "midline", "saca", "plain", "midline"),
+        ),
+    ),
+    (
+        "Lesions that are brighter than all else",
+        (
+            Headline("FLAIR, lesion on one side", "flair", "saca", "plain"),
+            Headline("FLAIR, real anatomies, one side", "anatomies", "saca", "plain"),
+        ),
+    ),
+    (
+        "Pretraining before the classification (AUC), and SACA in segmentation (Dice)",
+        (
+            Headline("pretrained, not from scratch", "pretrain", "saca, weighted pretraining", "saca"),
+            Headline("segmentation with SACA", "segment", "saca", "plain", task="segment"),
+        ),
+    ),
+)
+"""Opening of each sentence, and what it tells."""
+
+
+def answer(row: Mapping[str, Any]) -> str:
+    """What a comparison says."""
+    if row["q"] >= SIGNIFICANT or row["low"] <= 0 <= row["high"]:
+        return "not shown"
+    return "yes" if row["difference"] > 0 else "the opposite"
+
+
+def found(studies: Sequence[Mapping[str, Any]], headline: Headline) -> dict[str, Any] | None:
+    """The comparison with the value of both arms, `value` and `other`; None where the study has not run."""
+    keys = {name: getattr(headline, name) for name in ("task", "arm", "against", "group")}
+    for study in studies:
+        if study["study"]["name"] == headline.study:
+            summary = study["summary"]
+            figures = {(row["task"], row["arm"], row["group"]): row["value"] for row in summary["arms"]}
+            for row in summary["comparisons"]:
+                if keys.items() <= row.items():
+                    ends = ((row["task"], row[name], row["group"]) for name in ("arm", "against"))
+                    return row | dict(zip(("value", "other"), map(figures.__getitem__, ends), strict=True))
+    return None
+
+
+def sentences(studies: Sequence[Mapping[str, Any]]) -> str:
+    """A numbered sentence for each of `SENTENCES` whose studies have run."""
+    lines = []
+    for opening, headlines in SENTENCES:
+        rows = [(headline.words, found(studies, headline)) for headline in headlines]
+        clauses = [
+            f"{words} ({row['value']:.3f} against {row['other']:.3f}, **{VERDICTS[answer(row)]}**)"
+            for words, row in rows
+            if row
+        ]
+        if clauses:
+            lines.append(f"{len(lines) + 1}. {opening}: {'; '.join(clauses)}.")
+    return "\n".join(lines) + "\n"
+
+
+def overview(studies: Sequence[Mapping[str, Any]]) -> Figure:
+    """A forest plot of the same comparisons: each difference with its 95 % interval, coloured by its verdict."""
+    headlines = [headline for _, own in SENTENCES for headline in own]
+    rows = [(headline.words, row) for headline in headlines if (row := found(studies, headline))]
+    figure = Figure(figsize=(7.5, 0.9 + 0.32 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(0, color="black", linewidth=0.8)
+    for place, (_, row) in enumerate(rows):
+        colour, value = COLOURS[answer(row)], row["difference"]
+        error = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
+        axis.errorbar(value, place, xerr=error, fmt="o", markersize=6, linewidth=2, color=colour)
+        axis.annotate(f"{value:+.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axis.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel(
+        "difference of AUC (of Dice in segmentation), with 95 % interval; right of zero: better", fontsize=9
+    )
+    for verdict, colour in COLOURS.items():
+        axis.plot([], [], "o", color=colour, label=VERDICTS[verdict])
+    axis.legend(fontsize=8, frameon=False, loc="center right")
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    return figure
