@@ -35,7 +35,7 @@ HEAD = Config(
     tilt=16,
     lesion_ml=(40, 60),
 )
-SPACING, SIZE = 1.5, (128, 160, 128)
+SPACING, SIZE = 1.3, (160, 192, 160)
 """mm and voxels of the aligned volume."""
 INK, FAINT, PLANE, OWN, MIRRORED, LESION = "#1f2937", "#6b7280", "#f59e0b", "#0f766e", "#6d28d9", "#ef4444"
 TILE = (1.72, 2.0)
@@ -169,8 +169,8 @@ def draw_pair(canvas: Canvas, made: Stages) -> None:
     for volume, low, colour in ((made.image, 2.86, OWN), (made.mirrored, 0.3, MIRRORED)):
         axes = canvas.picture(2.72, low, volume, index, colour)
         axes.axvline((volume.shape[0] - 1) / 2, color=PLANE, linewidth=1.4, linestyle=(0, (4, 3)))
-        axes.add_patch(Rectangle((x - 22, y - 22), 44, 44, fill=False, edgecolor=colour, linewidth=2.4))
-        axes.add_patch(Rectangle((x - 22, y - 22), 44, 44, fill=False, edgecolor="white", linewidth=0.9))
+        axes.add_patch(Rectangle((x - 26, y - 26), 52, 52, fill=False, edgecolor=colour, linewidth=2.4))
+        axes.add_patch(Rectangle((x - 26, y - 26), 52, 52, fill=False, edgecolor="white", linewidth=0.9))
     canvas.text(3.58, 5.08, "Symmetric pair", weight="bold")
     canvas.text(3.58, 2.58, "mirrored counterpart", MIRRORED, 9, weight="bold")
 
@@ -206,7 +206,7 @@ def draw_tasks(canvas: Canvas, made: Stages) -> None:
         canvas.text(left + 0.5, y, word, size=7.5, ha="right")
     words = {
         4.36: ("Pretrain", "fill holes, tell turns,\nmatch views, and the\nsymmetry loss"),
-        middle: ("Classify", "a class per subject, or\nan asymmetry score after\npretraining alone"),
+        middle: ("Classify", "a class per subject,\nor an asymmetry score\nafter pretraining alone"),
         0.8: ("Segment", "a mask on the voxel\ngrid of the file"),
     }
     for y, (title, line) in words.items():

@@ -122,9 +122,7 @@ def overview(studies: Sequence[Mapping[str, Any]]) -> Figure:
         axis.annotate(f"{value:+.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axis.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlabel(
-        "difference of AUC (of Dice in segmentation), with 95 % interval; right of zero: better", fontsize=9
-    )
+    axis.set_xlabel("difference of AUC (segmentation: of Dice), 95 % interval", fontsize=9)
     for verdict, colour in COLOURS.items():
         axis.plot([], [], "o", color=colour, label=VERDICTS[verdict])
     axis.legend(fontsize=8, frameon=False, loc="center right")

@@ -133,7 +133,7 @@ def check_ids(files, words):
 def options_of(words):
     """Name and value of each option; a lone one is true."""
     found = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
         if word.startswith("--"):
             name, given, value = word[2:].partition("=")
             found.append((name, value if given else "True" if following.startswith("--") else following))
