@@ -1,0 +1,134 @@
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from custom.symmetry import mirror
+from custom.transforms.asymmetry_map import (
+    asymmetry_map,
+    brain,
+    offsets,
+    patch_mean,
+    smooth,
+    texture,
+    tolerant_difference,
+)
+
+SPACING = (3.0, 3.0, 3.0)
+SIZE = (48, 56, 48)
+
+
+def radius(center=(0.0, 0.0, 0.0)):
+    """Distance (mm) of each voxel of a head from a point, the head's middle being 0."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * 3 for n in SIZE]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).sub(torch.tensor(center).view(3, 1, 1, 1)).norm(dim=0)
+
+
+def head(seed=0, lesion=0.0, side=1, noise=0.3):
+    """A brain of symmetric smooth texture and own noise, dark skull, bright scalp; a ball of 15 mm on one side."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = patch_mean(torch.randn(1, 1, *SIZE, generator=generator))[0, 0]
+    image = 3 + pattern + mirror(pattern) + noise * torch.randn(SIZE, generator=generator)
+    image = torch.where(radius((30.0 * side, 0.0, 0.0)) < 15, image + lesion, image)
+    image = torch.where(radius() > 54, 0.3, image)  # skull
+    image = torch.where(radius() > 60, 6.0, image)  # scalp
+    return torch.where(radius() > 66, 0.0, image)[None, None]
+
+
+def test_the_offsets_within_a_distance_are_those_of_a_ball_in_mm():
+    assert offsets(3.0, SPACING) == [o for o in product((-1, 0, 1), repeat=3) if sum(map(abs, o)) <= 1]
+    assert offsets(3.0, (3.0, 3.0, 6.0)) == [(-1, 0, 0), (0, -1, 0), (0, 0, 0), (0, 1, 0), (1, 0, 0)]
+    assert {k for o in offsets(12.0, SPACING, 6.0) for k in o} == {-4, -2, 0, 2, 4}
+
+
+def test_the_difference_is_that_to_the_best_of_the_patches_one_by_one():
+    image, other = torch.randn(2, 1, 2, 6, 5, 7)
+    places = offsets(4.5, SPACING)
+    found = tolerant_difference(image, other, places)[0, 0]
+    outer = F.pad(other, [1] * 6, mode="replicate")  # beyond the border the counterpart's edge is repeated
+    for x, y, z in product(range(2, 4), range(2, 3), range(2, 5)):
+        patch = image[0, :, x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2]
+        near = [(x + a, y + b, z + c) for a, b, c in places]
+        patches = [outer[0, :, a : a + 3, b : b + 3, c : c + 3] for a, b, c in near]
+        by_hand = min((patch - other_patch).square().mean().sqrt() for other_patch in patches)
+        torch.testing.assert_close(found[x, y, z], by_hand)
+
+
+@pytest.mark.parametrize("step", [(1, 0, 0), (0, -1, 1)])
+def test_what_lies_a_voxel_off_is_the_same(step):
+    image = torch.randn(1, 1, 12, 12, 12)
+    moved = image.roll(step, (2, 3, 4))
+    inner = (..., *[slice(3, -3)] * 3)
+    assert tolerant_difference(image, moved, [(0, 0, 0)])[inner].min() > 0.5
+    assert tolerant_difference(image, moved, offsets(4.5, SPACING))[inner].abs().max() < 1e-3
+
+
+def test_texture_is_the_standard_deviation_of_the_patch():
+    volume = torch.randn(1, 2, 5, 5, 5) + 1
+    patches = volume[0, :, 1:4, 1:4, 1:4].flatten(1)
+    by_hand = patches.var(1, correction=0).mean().sqrt()
+    torch.testing.assert_close(texture(volume)[0, 0, 2, 2, 2], by_hand)
+
+
+def test_smoothing_takes_nothing_from_outside():
+    inside = radius()[None, None] < 50
+    volume = torch.where(inside, 2.0, 1e4)
+    torch.testing.assert_close(smooth(volume, inside, 7.5, SPACING), torch.where(inside, 2.0, 0.0))
+
+
+@pytest.mark.parametrize("lesion", [0.0, -3.0, 3.0])
+def test_the_brain_ends_at_the_skull(lesion):
+    inside = brain(head(lesion=lesion), SPACING)[0, 0]
+    truth = radius() < 54
+    assert torch.equal(inside, mirror(inside))
+    assert 2 * (inside & truth).sum() / (inside.sum() + truth.sum()) > 0.97
+
+
+def test_the_brain_of_what_has_none_is_empty():
+    assert not brain(torch.zeros(1, 1, 8, 8, 8), SPACING).any()
+    found = asymmetry_map(torch.zeros(1, 1, 8, 8, 8), SPACING)
+    assert not found.difference.any()
+    assert (found.share == 0.5).all()
+
+
+def test_where_the_other_side_is_out_of_view_there_is_no_map():
+    image = head()
+    image[:, :, :12] = image.amin()
+    assert not asymmetry_map(image, SPACING).difference[:, :, -11:].any()
+
+
+@pytest.mark.parametrize("lesion", [-1.5, 1.5])
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_peak_is_in_the_lesion_and_its_side_is_told(lesion, side):
+    image = head(lesion=lesion, side=side)
+    found = asymmetry_map(image, SPACING)
+    ball, twin = (radius((30.0 * s, 0.0, 0.0)) < 18 for s in (side, -side))
+    assert (ball | twin).flatten()[found.difference.argmax()]
+    assert found.share[0, 0][ball].mean() > 0.55
+    assert found.share[0, 0][twin].mean() < 0.45
+
+
+def test_a_symmetric_head_has_no_asymmetry_and_no_side():
+    image = head(noise=0.0)
+    found = asymmetry_map(image, SPACING)
+    assert found.difference.max() < 1e-3
+    torch.testing.assert_close(found.share[found.inside], torch.full_like(found.share[found.inside], 0.5))
+
+
+def test_the_map_of_a_mirror_image_is_the_mirror_image_of_the_map():
+    image = head(lesion=2.0)
+    one, other = asymmetry_map(image, SPACING), asymmetry_map(mirror(image), SPACING)
+    torch.testing.assert_close(other.difference, mirror(one.difference))
+    torch.testing.assert_close(other.share, mirror(one.share))
+
+
+def test_the_map_does_not_depend_on_the_scale_of_intensities():
+    image = head(lesion=2.0)
+    one, other = asymmetry_map(image, SPACING), asymmetry_map(5 * image - 7, SPACING)
+    torch.testing.assert_close(other.difference, one.difference, atol=1e-3, rtol=1e-3)
+
+
+def test_another_counterpart_takes_the_place_of_the_mirror_image():
+    image = head(lesion=2.0)
+    assert asymmetry_map(image, SPACING, counterpart=image).difference.max() < 1e-3
