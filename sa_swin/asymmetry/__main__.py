@@ -1,0 +1,172 @@
+"""`python -m sa_swin.asymmetry norm | map`: asymmetry maps for a reader, with no network and no training."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from custom.support.errors import UserError
+
+COLUMNS = (
+    "subject", "image", "status", "peak", "alarm", "side", "share", "x_mm", "y_mm", "z_mm",
+    "voxel_i", "voxel_j", "voxel_k", "threshold", "norm", "map", "reason",
+)  # fmt: skip
+SPACING, SPATIAL_SIZE = 3.0, (64, 80, 64)
+
+
+def in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, ending with one sentence on stderr and exit code 2 on what the user can mend."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except UserError as error:
+            sys.stderr.write(f"sa_swin.asymmetry: {error}\n")
+            sys.exit(2)
+
+    return run
+
+
+def norm_command(
+    dataset_dir: str,
+    output: str,
+    datalist: str | None = None,
+    section: str = "testing",
+    sequence: str = "",
+    spacing: float | Sequence[float] = SPACING,
+    spatial_size: Sequence[int] = SPATIAL_SIZE,
+    align: bool = True,
+    untrusted: str = "fail",
+    alarm_rate: float = 0.05,
+    workers: int = 1,
+    allow_outside: bool = False,
+) -> None:
+    """Make the norm from a folder of healthy heads: one file with median and spread of each place, and a threshold.
+
+    All heads must be of one sequence, that of the heads that will be measured by it. Where no healthy ones are at hand,
+    patients with lesions in different places will do: medians hardly see them. A head that cannot be read is named
+    and left out; the exit code is 1 then.
+
+    Args:
+        dataset_dir: folder with NIfTI files.
+        output: the norm, norm.safetensors.
+        datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default all files there.
+        section: list of the datalist.
+        sequence: of the heads, such as T1w or FLAIR; written into the norm and into the tables it is used for.
+        spacing: mm per voxel of the aligned volumes, one number or three.
+        spatial_size: voxels of the aligned volumes.
+        align: find the midsagittal plane; False for heads prepared with `prepare`.
+        untrusted: a head whose plane cannot be trusted is left out (fail) or taken as it lies (warn).
+        alarm_rate: share of healthy heads that shall raise an alarm.
+        workers: processes.
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+    """
+    from custom.data.case import image_paths
+    from custom.data.datalist import find_cases
+    from sa_swin.asymmetry.case import HealthyMap, Reading, checked_grid
+    from sa_swin.asymmetry.norm import make_norm
+
+    sides, size = checked_grid(spacing, spatial_size)
+    cases = find_cases(datalist, dataset_dir, section, allow_outside)
+    found = dict(done(cases, HealthyMap(Reading(sides, size, align, untrusted)), workers))
+    maps = [found[i] for i in sorted(found) if not isinstance(found[i], str)]
+    failures = {image_paths(cases[i])[0]: found[i] for i in sorted(found) if isinstance(found[i], str)}
+    name_failures(failures)
+    settings = {
+        "spacing": sides,
+        "spatial_size": size,
+        "channels": len(image_paths(cases[0])),
+        "sequence": str(sequence),
+    }
+    norm = make_norm(maps, settings, alarm_rate)
+    norm.save(Path(output))
+    print(f"{output}: norm {norm.digest()} of {len(maps)} heads; an alarm is a peak above {norm.threshold:.2f}")
+    sys.exit(bool(failures))
+
+
+def map_command(
+    dataset_dir: str,
+    output: str,
+    norm: str | None = None,
+    datalist: str | None = None,
+    section: str = "testing",
+    spacing: float | Sequence[float] = SPACING,
+    spatial_size: Sequence[int] = SPATIAL_SIZE,
+    align: bool = True,
+    untrusted: str = "fail",
+    workers: int = 1,
+    allow_outside: bool = False,
+) -> None:
+    """Map the asymmetry of every head: <image>_asymmetry.nii.gz on its grid, and asymmetry.csv with the peaks.
+
+    A map is positive where a place is the stranger of the two, or neither can be told, and negative where its
+    counterpart is. With a norm its values are z-scores, and a peak above the threshold of the norm is an alarm; without
+    one they are differences in units of the brain's texture. A head that cannot be read is named, and the exit code is
+    1 then. For research, not for clinical use.
+
+    Args:
+        dataset_dir: folder with NIfTI files.
+        output: folder of the maps and of asymmetry.csv.
+        norm: file that `norm` made; it brings its own spacing and spatial_size.
+        datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default all files there.
+        section: list of the datalist.
+        spacing: mm per voxel of the aligned volumes, where there is no norm.
+        spatial_size: voxels of the aligned volumes, where there is no norm.
+        align: find the midsagittal plane; False for heads prepared with `prepare`.
+        untrusted: a head whose plane cannot be trusted is an error (fail), or mapped as it lies (warn).
+        workers: processes.
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
+    """
+    from custom.data.datalist import find_cases
+    from custom.support.files import write_rows
+    from sa_swin.asymmetry.case import ReadCase, Reading, checked_grid
+    from sa_swin.asymmetry.norm import load_norm
+
+    healthy = load_norm(norm) if norm else None
+    about = healthy.settings if healthy else {"spacing": spacing, "spatial_size": spatial_size}
+    sides, size = checked_grid(about["spacing"], about["spatial_size"])
+    cases = find_cases(datalist, dataset_dir, section, allow_outside)
+    work = ReadCase(Reading(sides, size, align, untrusted), healthy, Path(dataset_dir), Path(output))
+    rows = [row for _, row in sorted(done(cases, work, workers), key=lambda item: item[0])]
+    if healthy:
+        rows = [row | {"norm": healthy.digest(), "threshold": healthy.threshold} for row in rows]
+    rows.sort(key=lambda row: -row.get("peak", -1))
+    figures = ({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_rows(Path(output) / "asymmetry.csv", COLUMNS, figures)
+    failures = {row["image"]: row["reason"] for row in rows if row["status"] == "failed"}
+    alarms = f", {sum(row.get('alarm', 0) for row in rows)} with an alarm" if healthy else ""
+    print(f"{Path(output) / 'asymmetry.csv'}: {len(rows) - len(failures)} of {len(rows)} heads mapped{alarms}")
+    name_failures(failures)
+    sys.exit(bool(failures))
+
+
+def done(cases: Sequence[Any], work: Callable[[Any], Any], workers: int) -> Iterator[tuple[int, Any]]:
+    """The number of each case, and what the work made of it, in this process or in several; with a bar of progress."""
+    from tqdm import tqdm
+
+    from sa_swin.prepare.cohort import run_all
+
+    numbers = {id(case): number for number, case in enumerate(cases)}
+    for case, result in tqdm(run_all(cases, work, workers), "map", len(cases), unit="head", disable=None):
+        yield numbers[id(case)], result
+
+
+def name_failures(failures: Mapping[str, str]) -> None:
+    """List on stderr what went wrong."""
+    if failures:
+        lines = [f"  {why}" if image in why else f"  {image}: {why}" for image, why in failures.items()]
+        print(f"{len(failures)} failed:", *lines, sep="\n", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    commands = {"norm": in_a_sentence(norm_command), "map": in_a_sentence(map_command)}
+    fire.Fire(commands, command=argv, name="sa_swin.asymmetry")
+
+
+if __name__ == "__main__":
+    main()

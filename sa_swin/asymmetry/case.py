@@ -1,0 +1,184 @@
+"""One head: its file in, its asymmetry map on the file's grid, and a row with the peak's place and side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+
+from custom.data.case import image_paths
+from custom.support.errors import root_cause
+from custom.support.files import WriteError
+from custom.symmetry import mirror, split_pair
+from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map
+from custom.transforms.contract import InputContract
+from custom.transforms.findings import central_plane
+from custom.volumes.nifti import write_nifti
+from custom.volumes.saving import result_path
+from sa_swin.asymmetry.norm import Norm, NormError
+
+UNDECIDED = 0.03
+"""How far from a half a place's share must be for a side to be told."""
+POSTFIX = "asymmetry"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How heads are read; in a form that other processes can receive.
+
+    Args:
+        spacing: mm, of the aligned volume.
+        spatial_size: voxels, of the aligned volume.
+        align: find the midsagittal plane; False for volumes that lie straight already.
+        untrusted: `fail` or `warn`, where the plane cannot be trusted.
+    """
+
+    spacing: tuple[float, float, float]
+    spatial_size: tuple[int, int, int]
+    align: bool = True
+    untrusted: str = "fail"
+
+    def contract(self, channels: int) -> InputContract:
+        return InputContract(
+            in_channels=channels,
+            spacing=self.spacing,
+            spatial_size=self.spatial_size,
+            align=self.align,
+            untrusted=self.untrusted,
+        )
+
+    def __call__(self, case: Mapping[str, Any]) -> tuple[MetaTensor, AsymmetryMap]:
+        """The symmetric pair of a case, `(2C, X, Y, Z)`, and the map on its grid."""
+        pair = self.contract(len(image_paths(case)))(dict(case))["image"]
+        image, counterpart = split_pair(pair.as_subclass(Tensor)[None])
+        return pair, asymmetry_map(image, self.spacing, counterpart)
+
+
+@dataclass(frozen=True)
+class HealthyMap:
+    """A head's part of the norm: `(X, Y, Z)`, not a number outside the brain; or why it has none."""
+
+    reading: Reading
+
+    def __call__(self, case: Mapping[str, Any]) -> Tensor | str:
+        try:
+            _, found = self.reading(case)
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
+            return reason_of(error)
+        return torch.where(found.inside, found.difference, torch.nan)[0, 0]
+
+
+@dataclass(frozen=True)
+class ReadCase:
+    """A head's map as a file, and its row.
+
+    Args:
+        reading: how it is read.
+        norm: of healthy heads, or None.
+        dataset_dir: folder whose structure the output folder gets.
+        output: that folder.
+    """
+
+    reading: Reading
+    norm: Norm | None
+    dataset_dir: Path
+    output: Path
+
+    def __call__(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with `status` `done`, or `failed` and a reason: one bad file never loses the others.
+
+        Raises:
+            WriteError: when results cannot be written; then the others cannot either.
+        """
+        row = {"subject": case["subject"], "image": image_paths(case)[0]}
+        try:
+            return row | {"status": "done"} | self.read(case)
+        except WriteError:
+            raise
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
+            return row | {"status": "failed", "reason": reason_of(error)}
+
+    def read(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the map and return the figures of its peak."""
+        channels = len(image_paths(case))
+        if self.norm and channels != self.norm.settings["channels"]:
+            raise NormError(f"the norm is of {self.norm.settings['channels']} channel(s), the case has {channels}")
+        pair, found = self.reading(case)
+        score = found.difference[0, 0]
+        if self.norm:
+            score = self.norm.z_map(score, found.inside[0, 0])
+        if not found.inside.any():
+            raise ValueError("no brain found that has both its sides in the field of view")
+        path = result_path(image_paths(case)[0], self.dataset_dir, self.output, POSTFIX)
+        back = self.on_file(signed(score, found.share[0, 0]), pair, channels)
+        write_nifti(path, back.as_tensor().numpy()[0], back.affine.numpy())
+        row = peak_row(torch.where(found.inside[0, 0], score, -torch.inf), found.share[0, 0], pair, back.affine)
+        return row | ({"alarm": int(row["peak"] > self.norm.threshold)} if self.norm else {}) | {"map": str(path)}
+
+    def on_file(self, values: Tensor, pair: MetaTensor, channels: int) -> MetaTensor:
+        """A map `(X, Y, Z)` of the aligned grid, on the grid of the file, `(1, X, Y, Z)`."""
+        aligned = MetaTensor(values[None], meta=pair.meta, applied_operations=pair.applied_operations)
+        return self.reading.contract(channels).inverse({"image": aligned})["image"]
+
+
+def signed(score: Tensor, share: Tensor) -> Tensor:
+    """The score where a place is the stranger of the two, or neither is; minus the score where its counterpart is.
+
+    Args:
+        score: `(X, Y, Z)`; what is below 0, and so less than usual, becomes 0.
+        share: `(X, Y, Z)`, of `AsymmetryMap`.
+    """
+    return score.clamp_min(0) * torch.where(share < 0.5 - UNDECIDED, -1.0, 1.0)
+
+
+def peak_row(score: Tensor, share: Tensor, pair: MetaTensor, file_affine: Tensor) -> dict[str, Any]:
+    """The highest peak: its score, its side, and its place in the world (RAS, mm) and in the file (voxels).
+
+    Where the counterpart of the peak is the stranger place, that is the place given.
+
+    Args:
+        score: `(X, Y, Z)` on the aligned grid, minus infinity outside the brain.
+        share: `(X, Y, Z)`, of `AsymmetryMap`.
+        pair: the aligned volume.
+        file_affine: voxel-to-world of the file.
+    """
+    height = float(score.max())
+    if float(share.flatten()[score.argmax()]) < 0.5:
+        score = mirror(score)  # the stranger place of the two is the peak's counterpart
+    place = np.unravel_index(int(score.argmax()), score.shape)
+    own = float(share[place])
+    world = pair.affine.numpy() @ [*place, 1]
+    plane = central_plane(pair)
+    right = plane.normal @ world[:3] > plane.offset
+    voxel = np.linalg.inv(file_affine.numpy()) @ world
+    names = ("x_mm", "y_mm", "z_mm", "voxel_i", "voxel_j", "voxel_k")
+    side = "undecided" if abs(own - 0.5) < UNDECIDED else "right" if right else "left"
+    places = [round(float(v), 1) for v in world[:3]] + [round(float(v)) for v in voxel[:3]]
+    return {"peak": height, "side": side, "share": own, **dict(zip(names, places, strict=True))}
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line."""
+    cause = root_cause(error)
+    return " ".join(str(cause).split())[:300] or type(cause).__name__
+
+
+def checked_grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> tuple[tuple, tuple]:
+    """Spacing (mm) and size (voxels) of the aligned grid, three of each.
+
+    Raises:
+        NormError: when they are not positive.
+    """
+    try:
+        sides, size = ensure_tuple_rep(spacing, 3), ensure_tuple_rep(spatial_size, 3)
+        good = min(*sides, *size) > 0
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise NormError(f"spacing must be positive mm and spatial_size positive voxels; got {spacing}, {spatial_size}")
+    return tuple(float(side) for side in sides), tuple(int(n) for n in size)

@@ -1,0 +1,142 @@
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from test_asymmetry_map import SIZE, SPACING, head, radius
+
+from custom.transforms.asymmetry_map import asymmetry_map
+from sa_swin.asymmetry.__main__ import main
+from sa_swin.asymmetry.norm import FEWEST, NormError, load_norm, make_norm
+
+GRID = ("--spatial_size", ",".join(map(str, SIZE)), "--align", "False")
+AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
+AFFINE[:3, 3] = -1.5 * (np.array(SIZE) - 1)  # the head's middle is the world's origin
+
+
+def run(*arguments):
+    """Exit code of the command."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def norm(tmp_path_factory):
+    """The norm of eight heads, made by the command."""
+    folder = tmp_path_factory.mktemp("healthy")
+    for seed in range(FEWEST):
+        nib.save(nib.Nifti1Image(head(seed)[0, 0].numpy(), AFFINE), folder / f"sub-{seed}.nii.gz")
+    path = folder / "norm.safetensors"
+    assert run("norm", folder, path, "--sequence", "T1w", *GRID) == 0
+    return path
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """A lesion on the left, another in a file whose first axis runs to the left, a healthy head, and no image."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lesion = head(20, lesion=2.0, side=-1)[0, 0].numpy()
+    nib.save(nib.Nifti1Image(lesion, AFFINE), folder / "sub-left.nii.gz")
+    turned = AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])
+    turned[0, 3] = -AFFINE[0, 3]
+    nib.save(nib.Nifti1Image(lesion[::-1].copy(), turned), folder / "sub-turned.nii.gz")
+    nib.save(nib.Nifti1Image(head(21)[0, 0].numpy(), AFFINE), folder / "sub-healthy.nii.gz")
+    (folder / "sub-broken.nii.gz").write_text("no image")
+    return folder
+
+
+def table(output):
+    with (output / "asymmetry.csv").open() as file:
+        return {row["subject"]: row for row in csv.DictReader(file)}
+
+
+def test_lesions_are_found_on_their_side_in_the_world_and_in_the_file(norm, patients, tmp_path, capsys):
+    assert run("map", patients, tmp_path / "out", "--norm", norm, *GRID) == 1
+    assert "sub-broken.nii.gz" in capsys.readouterr().err
+    rows = table(tmp_path / "out")
+    assert [rows[f"sub-{name}"]["status"] for name in ("left", "turned", "healthy", "broken")] == [
+        *["done"] * 3,
+        "failed",
+    ]
+    for name in ("left", "turned"):
+        row, image = rows[f"sub-{name}"], nib.load(patients / f"sub-{name}.nii.gz")
+        place = [float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]
+        assert (row["side"], row["alarm"]) == ("left", "1")
+        assert np.linalg.norm(np.subtract(place, [-30, 0, 0])) < 18
+        voxel = [int(row[axis]) for axis in ("voxel_i", "voxel_j", "voxel_k")]
+        np.testing.assert_allclose((image.affine @ [*voxel, 1])[:3], place, atol=0.1)
+        found = nib.load(row["map"])
+        np.testing.assert_allclose(found.affine, image.affine)
+        assert found.get_fdata()[tuple(voxel)] == pytest.approx(float(row["peak"]), rel=1e-3)
+    assert float(rows["sub-left"]["peak"]) == pytest.approx(float(rows["sub-turned"]["peak"]), rel=1e-3)
+    assert float(rows["sub-healthy"]["peak"]) < float(rows["sub-left"]["peak"])
+
+
+def test_a_map_is_positive_in_the_lesion_and_negative_opposite(norm, patients, tmp_path):
+    run("map", patients, tmp_path / "out", "--norm", norm, *GRID)
+    found = torch.from_numpy(nib.load(table(tmp_path / "out")["sub-left"]["map"]).get_fdata())
+    assert found[radius((-30.0, 0.0, 0.0)) < 9].min() > 0
+    assert found[radius((30.0, 0.0, 0.0)) < 9].max() < 0
+
+
+def test_without_a_norm_there_is_a_map_and_no_alarm(patients, tmp_path):
+    (patients / "sub-broken.nii.gz").unlink()
+    assert run("map", patients, tmp_path / "out", *GRID) == 0
+    row = table(tmp_path / "out")["sub-left"]
+    assert (row["side"], row["alarm"], row["norm"]) == ("left", "", "")
+
+
+def test_a_norm_comes_back_as_it_was(norm, tmp_path):
+    found = load_norm(norm)
+    assert found.settings["heads"] == FEWEST
+    assert found.settings["sequence"] == "T1w"
+    found.save(tmp_path / "again.safetensors")
+    assert load_norm(tmp_path / "again.safetensors").digest() == found.digest()
+
+
+def test_a_few_lesions_hardly_move_a_norm():
+    maps = [inside_only(head(seed)) for seed in range(12)]
+    few = [inside_only(head(seed, lesion=3.0)) if seed < 2 else found for seed, found in enumerate(maps)]
+    clean, mixed = (make_norm(heads, {"spacing": SPACING}) for heads in (maps, few))
+    ball = radius((30.0, 0.0, 0.0)) < 15
+    patient = inside_only(head(30, lesion=3.0))
+    one, other = (norm.z_map(patient, ~patient.isnan())[ball].mean() for norm in (clean, mixed))
+    assert other > 0.7 * one > 1
+
+
+def inside_only(image):
+    found = asymmetry_map(image, SPACING)
+    return torch.where(found.inside, found.difference, torch.nan)[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("map", "{in}", "{out}", "--norm", "/none"), "no norm at /none"),
+        (("map", "{in}", "{out}", "--norm", "{in}/sub-left.nii.gz"), "is no norm"),
+        (("map", "{in}", "{out}", "--spacing", "-1"), "spacing must be positive"),
+        (("map", "{out}", "{out}"), "no NIfTI file"),
+        (("norm", "{in}", "{out}/n", *GRID), "needs 8 healthy heads or more, got 3"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(patients, tmp_path, capsys, arguments, message):
+    places = {"in": patients, "out": tmp_path / "out"}
+    assert run(*(argument.format(**places) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_channels_other_than_the_norms_are_refused(norm, patients, tmp_path):
+    both = ["sub-left.nii.gz", "sub-healthy.nii.gz"]
+    (patients / "list.json").write_text(json.dumps({"testing": [{"image": both, "subject": "two"}]}))
+    listed = ("--datalist", patients / "list.json")
+    assert run("map", patients, tmp_path / "out", "--norm", norm, *listed, *GRID) == 1
+    assert "1 channel(s), the case has 2" in table(tmp_path / "out")["two"]["reason"]
+
+
+def test_an_alarm_rate_is_a_share():
+    with pytest.raises(NormError, match="between 0 and 1, got 5"):
+        make_norm([torch.zeros(4, 4, 4)] * FEWEST, {"spacing": SPACING}, alarm_rate=5)
