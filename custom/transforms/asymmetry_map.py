@@ -31,8 +31,11 @@ SMOOTHEST = 0.03
 """Texture, as a share of the brain's mean, that any place has at least: noise is no perfect fit."""
 BRAIN_LEVEL = 0.55
 """Of the way from background to the head's depth: skull lies below, and scalp is beyond the skull."""
-SKULL_MM, SULCUS_MM = 6.0, 12.0
-"""Thickness of bridges between brain and scalp that are cut, and width of clefts in the brain that are closed."""
+BRIDGE_MM, SULCUS_MM = 6.0, 12.0
+"""Half the thickness of bridges, as from brain to scalp, that are cut, and half the width of clefts that are closed."""
+
+HEIGHT_MM = 115.0
+"""Below the top of the brain, what counts as brain: further down, necks and cheeks hang on to it."""
 
 
 @dataclass(frozen=True)
@@ -167,25 +170,32 @@ def brain(image: Tensor, spacing: Sequence[float]) -> Tensor:
 
 
 def _brain(volume: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    head = _body(volume > volume.mean(), spacing)
+    head = head_mask(volume, spacing)
     depth = ndimage.distance_transform_edt(np.pad(head, 1), spacing)[1:-1, 1:-1, 1:-1]
     if not head.any():
         return head
     low, inner = volume.min(), np.median(volume[depth > 0.6 * depth.max()])
     bright = head & (volume > low + BRAIN_LEVEL * (inner - low))
-    core, count = ndimage.label(_thinner(bright, SKULL_MM, spacing))
+    core, count = ndimage.label(_thinner(bright, BRIDGE_MM, spacing))
     if count == 0:
         return head & False
     weight = np.bincount(core.ravel(), depth.ravel())
     core = core == weight[1:].argmax() + 1
-    return ndimage.binary_fill_holes(_closed(_thicker(core, SKULL_MM, spacing) & head, SULCUS_MM, spacing))
+    found = ndimage.binary_fill_holes(_closed(_thicker(core, BRIDGE_MM, spacing) & head, SULCUS_MM, spacing))
+    top = found.any((0, 1)).nonzero()[0].max()
+    found[..., : max(0, top - int(HEIGHT_MM / spacing[2]))] = False
+    return found
 
 
-def _body(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """The largest piece of a mask, closed and filled, and filled slice by slice where the view ends in the neck."""
-    labelled, count = ndimage.label(_thicker(_thinner(_closed(mask, SULCUS_MM, spacing), 6, spacing), 6, spacing))
+def head_mask(volume: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """The largest piece brighter than the mean of a volume `(X, Y, Z)`, closed and filled; bool.
+
+    Filled slice by slice, too, as the view may end in the neck.
+    """
+    bright = _closed(volume > volume.mean(), SULCUS_MM, spacing)
+    labelled, count = ndimage.label(_thicker(_thinner(bright, BRIDGE_MM, spacing), BRIDGE_MM, spacing))
     if count == 0:
-        return mask & False
+        return bright & False
     body = ndimage.binary_fill_holes(labelled == np.bincount(labelled.ravel())[1:].argmax() + 1)
     return np.stack([ndimage.binary_fill_holes(part) for part in np.moveaxis(body, 2, 0)], 2)
 
