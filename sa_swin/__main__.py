@@ -14,6 +14,10 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     ),
     "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
     "phantom": ({"": "sa_swin.phantom.cohort:phantom_command"}, "a synthetic cohort to try things on"),
+    "asymmetry": (
+        {verb: f"sa_swin.asymmetry.command:{verb}_command" for verb in ("norm", "map")},
+        "maps of what differs between the halves, without any training",
+    ),
     "train": ("sa_swin.bundles", "train a bundle"),
     "evaluate": ("sa_swin.bundles", "measure trained weights on a test list"),
     "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),
@@ -54,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     targets, _ = COMMANDS[name]
     if isinstance(targets, dict):
-        run(arguments[1:], f"sa-swin {name}", targets, OTHERWISE.get(name), code=2 if name == "cohort" else 1)
+        run(
+            arguments[1:],
+            f"sa-swin {name}",
+            targets,
+            OTHERWISE.get(name),
+            code=2 if name in ("cohort", "asymmetry") else 1,
+        )
     else:
         import_module(targets).main(arguments if targets == "sa_swin.bundles" else arguments[1:])
 

@@ -35,13 +35,13 @@ class Reading:
         spacing: mm, of the aligned volume.
         spatial_size: voxels, of the aligned volume.
         align: find the midsagittal plane; False for volumes that lie straight already.
-        untrusted: `fail` or `warn`, where the plane cannot be trusted.
+        untrusted: as in `InputContract`.
     """
 
     spacing: tuple[float, float, float]
     spatial_size: tuple[int, int, int]
     align: bool = True
-    untrusted: str = "fail"
+    untrusted: str = "leave_out"
 
     def contract(self, channels: int) -> InputContract:
         return InputContract(

@@ -90,13 +90,13 @@ def load_norm(path: str | Path) -> Norm:
     from safetensors import safe_open
 
     if not Path(path).is_file():
-        raise NormError(f"no norm at {path}; make one with `python -m sa_swin.asymmetry norm`")
+        raise NormError(f"no norm at {path}; make one with `sa-swin asymmetry norm`")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["norm"])
             tensors = {name: file.get_tensor(name) for name in NAMES}
     except Exception as error:  # a damaged file makes the reader stumble in many ways
-        raise NormError(f"{path} is no norm that `sa_swin.asymmetry norm` wrote ({error})") from error
+        raise NormError(f"{path} is no norm that `sa-swin asymmetry norm` wrote ({error})") from error
     return Norm(**tensors, threshold=about.pop("threshold"), settings=about)
 
 

@@ -1,14 +1,9 @@
-"""`python -m sa_swin.asymmetry norm | map`: asymmetry maps for a reader, with no network and no training."""
+"""`sa-swin asymmetry norm | map`: asymmetry maps for a reader, with no network and no training."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any
-
-import fire
-
-from custom.support.errors import UserError
 
 COLUMNS = (
     "subject", "image", "status", "peak", "alarm", "side", "share", "x_mm", "y_mm", "z_mm",
@@ -17,30 +12,17 @@ COLUMNS = (
 SPACING, SPATIAL_SIZE = 3.0, (64, 80, 64)
 
 
-def in_a_sentence(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, ending with one sentence on stderr and exit code 2 on what the user can mend."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except UserError as error:
-            sys.stderr.write(f"sa_swin.asymmetry: {error}\n")
-            sys.exit(2)
-
-    return run
-
-
 def norm_command(
     dataset_dir: str,
     output: str,
     datalist: str | None = None,
     section: str = "testing",
+    images: str = "*",
     sequence: str = "",
     spacing: float | Sequence[float] = SPACING,
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     align: bool = True,
-    untrusted: str = "fail",
+    untrusted: str = "leave_out",
     alarm_rate: float = 0.05,
     workers: int = 1,
     allow_outside: bool = False,
@@ -54,13 +36,16 @@ def norm_command(
     Args:
         dataset_dir: folder with NIfTI files.
         output: the norm, norm.safetensors.
-        datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default all files there.
+        datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default the images
+            there, by the rules of BIDS.
         section: list of the datalist.
+        images: without a datalist, which names, such as *_T1w.nii.gz.
         sequence: of the heads, such as T1w or FLAIR; written into the norm and into the tables it is used for.
         spacing: mm per voxel of the aligned volumes, one number or three.
         spatial_size: voxels of the aligned volumes.
         align: find the midsagittal plane; False for heads prepared with `prepare`.
-        untrusted: a head whose plane cannot be trusted is left out (fail) or taken as it lies (warn).
+        untrusted: a head whose plane cannot be trusted is left out by name (leave_out), aligned to the plane that was
+            found all the same (found), or taken as it lies (as_it_lies).
         alarm_rate: share of healthy heads that shall raise an alarm.
         workers: processes.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
@@ -71,7 +56,7 @@ def norm_command(
     from sa_swin.asymmetry.norm import make_norm
 
     sides, size = checked_grid(spacing, spatial_size)
-    cases = find_cases(datalist, dataset_dir, section, allow_outside)
+    cases = find_cases(datalist, dataset_dir, section, allow_outside, images)
     found = dict(done(cases, HealthyMap(Reading(sides, size, align, untrusted)), workers))
     maps = [found[i] for i in sorted(found) if not isinstance(found[i], str)]
     failures = {image_paths(cases[i])[0]: found[i] for i in sorted(found) if isinstance(found[i], str)}
@@ -94,10 +79,11 @@ def map_command(
     norm: str | None = None,
     datalist: str | None = None,
     section: str = "testing",
+    images: str = "*",
     spacing: float | Sequence[float] = SPACING,
     spatial_size: Sequence[int] = SPATIAL_SIZE,
     align: bool = True,
-    untrusted: str = "fail",
+    untrusted: str = "leave_out",
     workers: int = 1,
     allow_outside: bool = False,
 ) -> None:
@@ -112,12 +98,14 @@ def map_command(
         dataset_dir: folder with NIfTI files.
         output: folder of the maps and of asymmetry.csv.
         norm: file that `norm` made; it brings its own spacing and spatial_size.
-        datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default all files there.
+        datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default the images
+            there, by the rules of BIDS.
         section: list of the datalist.
+        images: without a datalist, which names, such as *_T1w.nii.gz.
         spacing: mm per voxel of the aligned volumes, where there is no norm.
         spatial_size: voxels of the aligned volumes, where there is no norm.
         align: find the midsagittal plane; False for heads prepared with `prepare`.
-        untrusted: a head whose plane cannot be trusted is an error (fail), or mapped as it lies (warn).
+        untrusted: as in `norm`.
         workers: processes.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
@@ -129,7 +117,7 @@ def map_command(
     healthy = load_norm(norm) if norm else None
     about = healthy.settings if healthy else {"spacing": spacing, "spatial_size": spatial_size}
     sides, size = checked_grid(about["spacing"], about["spatial_size"])
-    cases = find_cases(datalist, dataset_dir, section, allow_outside)
+    cases = find_cases(datalist, dataset_dir, section, allow_outside, images, output)
     work = ReadCase(Reading(sides, size, align, untrusted), healthy, Path(dataset_dir), Path(output))
     rows = [row for _, row in sorted(done(cases, work, workers), key=lambda item: item[0])]
     if healthy:
@@ -160,13 +148,3 @@ def name_failures(failures: Mapping[str, str]) -> None:
     if failures:
         lines = [f"  {why}" if image in why else f"  {image}: {why}" for image, why in failures.items()]
         print(f"{len(failures)} failed:", *lines, sep="\n", file=sys.stderr)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    commands = {"norm": in_a_sentence(norm_command), "map": in_a_sentence(map_command)}
-    fire.Fire(commands, command=argv, name="sa_swin.asymmetry")
-
-
-if __name__ == "__main__":
-    main()

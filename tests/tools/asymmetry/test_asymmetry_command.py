@@ -5,10 +5,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from test_asymmetry_map import SIZE, SPACING, head, radius
+from asymmetric_heads import SIZE, SPACING, head, radius
 
 from custom.transforms.asymmetry_map import asymmetry_map
-from sa_swin.asymmetry.__main__ import main
+from sa_swin.__main__ import main
 from sa_swin.asymmetry.norm import FEWEST, NormError, load_norm, make_norm
 
 GRID = ("--spatial_size", ",".join(map(str, SIZE)), "--align", "False")
@@ -19,7 +19,7 @@ AFFINE[:3, 3] = -1.5 * (np.array(SIZE) - 1)  # the head's middle is the world's 
 def run(*arguments):
     """Exit code of the command."""
     with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
+        main(["asymmetry", *map(str, arguments)])
     return stop.value.code
 
 
