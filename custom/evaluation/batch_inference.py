@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
@@ -21,6 +22,9 @@ from custom.support.files import append, unwritable, write_whole
 from custom.support.run_record import versions
 
 logger = logging.getLogger(__name__)
+
+APART = ("findings", "embedding")
+"""Parts of a row that have a file of their own."""
 
 
 class FinishedCases:
@@ -146,12 +150,13 @@ def settings_digest(settings: Mapping[str, Any], checkpoint: Path) -> str:
 class InferenceTable(CaseTable):
     """`CaseTable` over this run and the finished cases of earlier ones; a table of all cases in the log at the end.
 
-    A row may hold a list of rows under `findings`: they go into `findings.csv`, each with its case.
+    A row may hold a list of rows under `findings`: they go into `findings.csv`, each with its case; and a list of
+    numbers under `embedding`: they go into `embeddings.npz`.
 
     Args:
         row: as in `CaseTable`.
         finished: the cases of the run.
-        output_dir: where `cases.csv`, and `findings.csv`, are written.
+        output_dir: where `cases.csv`, and `findings.csv` or `embeddings.npz`, are written.
         class_names: as in `CaseTable`.
 
     Raises:
@@ -172,10 +177,12 @@ class InferenceTable(CaseTable):
     def finish(self, engine: Engine) -> None:
         rows = self.finished.rows()
         engine.state.cases = rows
-        flat = [{name: value for name, value in row.items() if name != "findings"} for row in rows]
+        flat = [{name: value for name, value in row.items() if name not in APART} for row in rows]
         write_csv(self.output_dir / f"{self.name}.csv", flat)
         if any("findings" in row for row in rows):
             write_csv(self.output_dir / "findings.csv", findings_of(rows))
+        if any("embedding" in row for row in rows):
+            write_embeddings(self.output_dir / "embeddings.npz", rows)
         logger.info("%s", overview(self.finished.cases, flat, self.finished.found))
         check_complete(self.finished.cases, rows)
 
@@ -183,6 +190,13 @@ class InferenceTable(CaseTable):
 def findings_of(rows: Sequence[Row]) -> list[Row]:
     """The findings of all cases, each with its case's subject and file."""
     return [{"subject": row["subject"], "image": row["image"], **f} for row in rows for f in row.get("findings", [])]
+
+
+def write_embeddings(path: Path, rows: Sequence[Row]) -> None:
+    """Write the embeddings of all cases: `subject` `(n,)`, `image` `(n,)` and `embedding` `(n, size)`, in one order."""
+    columns = {name: np.array([row[name] for row in rows], str) for name in ("subject", "image")}
+    embedding = np.array([row["embedding"] for row in rows], np.float32)
+    write_whole(path, lambda partial: np.savez(partial, **columns, embedding=embedding))
 
 
 def written_files(output: Mapping[str, Any]) -> list[str]:
@@ -195,7 +209,7 @@ def overview(cases: Sequence[Case], rows: Sequence[Row], found: set[str]) -> str
     """A text table of all cases: done now, done before, or failed, with the first few figures of each."""
     by_image = {row["image"]: row for row in rows}
     skip = ("subject", "image")
-    names = [name for name in (rows[0] if rows else {}) if name not in skip and "embedding" not in name][:6]
+    names = [name for name in (rows[0] if rows else {}) if name not in skip][:6]
     lines = [["case", "state", *names]]
     for case in cases:
         row = by_image.get(case_key(case))

@@ -119,11 +119,10 @@ def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def embedding_row(output: Mapping[str, Any]) -> Row:
-    """Zero-shot asymmetry score and embedding of a case."""
-    embedding = output["pred"]["embedding"].flatten().tolist()
+    """Zero-shot asymmetry score of a case, and its embedding as a list."""
     return {
         "asymmetry": float(output["pred"]["asymmetry"]),
-        **{f"embedding_{i}": value for i, value in enumerate(embedding)},
+        "embedding": output["pred"]["embedding"].flatten().tolist(),
     }
 
 

@@ -199,9 +199,9 @@ def cases_section(run: Run) -> Iterator[str]:
 
 
 def _shown(row: Row) -> Row:
-    """What of a row is shown: no paths, embeddings, losses of whole batches; the planes have a section."""
+    """What of a row is shown: no paths, losses of whole batches; the planes have a section."""
     hidden = ("image", "plane", *(BATCH_LOSSES if "asymmetry" in row else ()))
-    return {k: v for k, v in row.items() if k not in hidden and not k.startswith(("embedding_", "plane_"))}
+    return {k: v for k, v in row.items() if k not in hidden and not k.startswith("plane_")}
 
 
 def alignment_section(run: Run) -> Iterator[str]:

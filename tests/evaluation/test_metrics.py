@@ -152,7 +152,7 @@ def test_the_mean_dice_is_over_cases_then_classes():
 
 def test_an_embedded_case_is_a_row():
     row = embedding_row({"pred": {"embedding": torch.tensor([0.5, -1.0]), "asymmetry": torch.tensor(0.25)}})
-    assert row == {"asymmetry": 0.25, "embedding_0": 0.5, "embedding_1": -1.0}
+    assert row == {"asymmetry": 0.25, "embedding": [0.5, -1.0]}
 
 
 def test_pretraining_is_summarised_as_counted_by_hand():

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_template
@@ -85,6 +85,15 @@ def test_voxels_that_share_a_corner_are_one_finding_and_classes_are_kept_apart()
     array[3, 3, 3] = 2
     rows = finding_rows(mask_of(array, np.eye(4)), ALIGNED)
     assert sorted((row["class"], row["volume_ml"]) for row in rows) == [(1, 0.002), (2, 0.001)]
+
+
+@pytest.mark.parametrize("workflow", ["inference", "evaluate"])
+def test_by_default_a_ball_of_5_mm_is_a_speck_and_one_of_7_mm_a_finding(workflow):
+    config = ConfigParser.load_config_file(ROOT / f"bundles/sa_swin_segment/configs/{workflow}.yaml")
+    x, y, z = np.indices((12, 12, 30))
+    small, large = ((x - 6) ** 2 + (y - 6) ** 2 + (z - at) ** 2 <= r**2 for at, r in ((6, 2.5), (20, 3.5)))
+    kept = RemoveSmallFindingsd("pred", config["min_volume_ml"])({"pred": mask_of(small | large, np.eye(4))})["pred"]
+    np.testing.assert_array_equal(kept[0].numpy(), large)
 
 
 def test_only_findings_below_the_volume_are_removed():

@@ -1,0 +1,45 @@
+import csv
+
+import numpy as np
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from custom.evaluation.batch_inference import FinishedCases, InferenceTable
+from custom.evaluation.metrics import embedding_row
+
+
+class Embedder(nn.Module):
+    """The mean of an image, and an embedding that follows from it."""
+
+    def forward(self, image):
+        mean = image.flatten(1).mean(1)
+        return {"asymmetry": mean / 10, "embedding": torch.stack([mean, -mean, mean**2], dim=1)}
+
+
+def embed(folder, images):
+    """Do what is missing of these images, and give the finished cases."""
+    cases = [{"image": str(path), "subject": f"sub-{path.stem}"} for path in images]
+    finished = FinishedCases(cases, folder, folder / "model.pt", {})
+    items = [case | {"image": MetaTensor(torch.full((1, 2, 2, 2), float(case["subject"][4:])),
+                                         meta={"filename_or_obj": case["image"]})}
+             for case in finished.missing()]  # fmt: skip
+    table = InferenceTable(embedding_row, finished, folder)
+    SupervisedEvaluator(torch.device("cpu"), DataLoader(Dataset(items)), Embedder(), val_handlers=[table]).run()
+    return finished
+
+
+def test_embeddings_of_earlier_and_later_cases_are_in_one_file_in_the_order_of_the_table(tmp_path):
+    images = [tmp_path / f"{number}.nii" for number in (3, 1, 2)]
+    for path in images:
+        path.write_bytes(b"an image")
+    embed(tmp_path, images[:2])
+    assert embed(tmp_path, images).found == {str(path) for path in images[:2]}
+    with (tmp_path / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [list(row) for row in rows] == [["subject", "image", "asymmetry"]] * 3
+    with np.load(tmp_path / "embeddings.npz") as stored:
+        assert stored["subject"].tolist() == [row["subject"] for row in rows] == ["sub-1", "sub-2", "sub-3"]
+        assert stored["image"].tolist() == [row["image"] for row in rows]
+        np.testing.assert_array_equal(stored["embedding"], [[1, -1, 1], [2, -2, 4], [3, -3, 9]])
