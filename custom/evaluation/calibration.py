@@ -10,6 +10,9 @@ from scipy.special import log_softmax
 NUM_BINS = 10
 LIMITS = (1 / 32, 32.0)
 """Smallest and largest temperature."""
+FEWEST = 20
+"""Cases of each class that a fit needs. A share among 20 is known to about 0.2 (95 %, binomial); fitted to fewer, a
+bias may move cases to the other class that the network tells apart."""
 
 
 def bins(truth: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

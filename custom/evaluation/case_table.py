@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
@@ -15,7 +16,7 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from custom.data.case import Case, CohortError, image_paths
-from custom.evaluation.calibration import fit_calibration
+from custom.evaluation.calibration import FEWEST, fit_calibration
 from custom.evaluation.metrics import Row, class_probabilities
 from custom.support.errors import NumbersError
 from custom.support.files import write_rows, write_whole
@@ -108,7 +109,8 @@ def named(row: Row, class_names: Sequence[str] | None) -> Row:
 class CalibrationFit:
     """After each validation, fit the network's temperature and class biases to its cases; the weights hold them.
 
-    Attach it behind the `CaseTable` of the validation, whose cases are predicted without them.
+    Attach it behind the `CaseTable` of the validation, whose cases are predicted without them. With fewer than `FEWEST`
+    cases in a class nothing is fitted, with a warning.
 
     Args:
         network: a classifier with buffers `temperature` and `class_bias`.
@@ -127,8 +129,14 @@ class CalibrationFit:
         if not self.enabled:
             return
         probabilities, labels = class_probabilities(engine.state.cases)
-        if absent := sorted(set(range(probabilities.shape[1])) - set(labels.tolist())):
-            logger.warning("not calibrated: no validation case of class %s", ", ".join(map(str, absent)))
+        counts = np.bincount(labels, minlength=probabilities.shape[1]).tolist()
+        if few := [f"{count} of class {index}" for index, count in enumerate(counts) if count < FEWEST]:
+            logger.warning(
+                "not calibrated, the probabilities stay as they were trained: the validation has %s; expected %d or "
+                "more of each class",
+                ", ".join(few),
+                FEWEST,
+            )
             return
         temperature, bias = fit_calibration(probabilities, labels)
         self.set(temperature, torch.from_numpy(bias))

@@ -112,17 +112,19 @@ def test_temperature_and_biases_act_in_eval_mode_alone(readout):
     torch.testing.assert_close(network(pair), trained)
 
 
-def test_where_a_class_has_no_case_or_it_is_switched_off_nothing_is_fitted(caplog):
-    for enabled, labels in ((True, [1, 1]), (False, [0, 1])):
-        network = SASwinClassifier(**SMALL)
-        network.temperature.fill_(5.0)  # of an earlier validation
-        engine = Engine(lambda engine, batch: None)
-        engine.state.cases = [{"probability_0": 0.8, "probability_1": 0.2, "label": label} for label in labels]
-        CalibrationFit(network, enabled).attach(engine)
-        engine.run([0])
-        assert network.temperature.item() == 1
-        assert not network.class_bias.any()
-    assert caplog.messages == ["not calibrated: no validation case of class 0"]
+@pytest.mark.parametrize(("enabled", "negatives", "fitted"), [(True, 19, False), (True, 20, True), (False, 20, False)])
+def test_with_fewer_than_20_cases_in_a_class_or_switched_off_nothing_is_fitted(enabled, negatives, fitted, caplog):
+    network = SASwinClassifier(**SMALL)
+    network.temperature.fill_(5.0)  # of an earlier validation
+    engine = Engine(lambda engine, batch: None)
+    engine.state.cases = [
+        {"probability_0": 0.8, "probability_1": 0.2, "label": label} for label in [0] * negatives + [1] * 30
+    ]
+    CalibrationFit(network, enabled).attach(engine)
+    engine.run([0])
+    assert (network.temperature.item() != 1) == bool(network.class_bias.any()) == fitted
+    told = "the validation has 19 of class 0; expected 20 or more of each class"
+    assert (told in caplog.text) == (negatives < 20)
 
 
 def test_the_handler_fits_at_the_end_of_each_validation_which_runs_without():
