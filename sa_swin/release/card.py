@@ -89,9 +89,8 @@ def _contract(facts: Facts) -> str:
 
 def _training(facts: Facts) -> str:
     left_out = {*NOT_OF_THE_WEIGHTS, *INPUT_CONTRACT}
-    return "The settings of these weights:\n\n" + _table(
-        {name: value for name, value in facts.settings.items() if name not in left_out}
-    )
+    rows = {name: value for name, value in facts.settings.items() if name not in left_out and name[:1] != "_"}
+    return "The settings of these weights:\n\n" + _table(rows)
 
 
 def _table(rows: Mapping[str, Any]) -> str:

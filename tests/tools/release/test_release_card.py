@@ -162,6 +162,12 @@ def test_the_card_has_the_headings_of_the_zoo_and_is_not_for_clinical_use(task):
     assert "cut from commit c0ffee" in section(card, "Model overview")
 
 
+def test_the_card_shows_settings_and_not_the_metadata_among_them():
+    card = filled("segment", settings={"max_epochs": 7, "_meta_": {"version": "0.1.0"}})
+    assert "| max_epochs | 7 |" in card
+    assert "_meta_" not in card
+
+
 def test_the_card_claims_no_figures_and_no_training_data_that_nobody_stated():
     card = filled("segment")
     assert "no figures are claimed" in section(card, "Performance")
