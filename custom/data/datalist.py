@@ -171,15 +171,19 @@ def check_entries(path: Path, lists: Mapping[str, Sequence[Case]], shown: int = 
 def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
     """The entries of one section as they stand in the file."""
     expect(section, SECTIONS, "section")
-    lists = read_lists(path)
-    entries = lists.get(section, [])
-    if fold is not None and not lists.get("validation") and section != "testing":
-        held_out = section == "validation"
-        entries = [entry for entry in lists.get("training", []) if (entry.get("fold") == fold) == held_out]
+    entries = section_entries(read_lists(path), section, fold)
     if not entries:
         hint = "; give the held-out one with --fold" if section == "validation" and fold is None else ""
         raise CohortError(f"{path} has no cases in '{section}'{hint}")
     return entries
+
+
+def section_entries(lists: Mapping[str, Sequence[Case]], section: str, fold: int | None = None) -> Sequence[Case]:
+    """Those entries of a datalist's lists that are in a section where a fold is held out."""
+    if fold is None or lists.get("validation") or section == "testing":
+        return lists.get(section, [])
+    held_out = section == "validation"
+    return [entry for entry in lists.get("training", []) if (entry.get("fold") == fold) == held_out]
 
 
 def _is_list_of_cases(entries: Any) -> bool:

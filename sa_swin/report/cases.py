@@ -1,6 +1,7 @@
 """Cases of a report: which ones to show, and their volumes on the aligned grid."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from monai.data import MetaTensor
 from monai.utils import GridSampleMode
 
 from custom.alignment.grid import aligned_grid, central_affine, to_grid
-from custom.data.datalist import class_names, read_json
+from custom.alignment.planes import COLUMNS, HandPlane
+from custom.data.datalist import class_names, read_json, section_entries
+from custom.data.splits import label_fraction
 from custom.support.errors import UserError
 from custom.symmetry import mirror
 from custom.volumes.loading import load_volume
@@ -21,6 +24,9 @@ Row = dict[str, str]
 FIELD_MM = (192.0, 224.0, 192.0)
 """Of the pictures: what the networks' aligned volume holds by default."""
 SHOWN = 3
+"""Cases of each end that an evaluation shows."""
+MOST_SHOWN = 20
+"""Cases that an inference shows."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +62,40 @@ class Run:
 
 
 def chosen(run: Run) -> tuple[str, list[tuple[Row, str]]]:
-    """A heading, and the rows to show with a caption each: the worst and the best, or the most remarkable."""
+    """A heading, and the rows to show with a caption each: the worst and the best, else the most remarkable first."""
     if overlaps := [name for name in run.names() if name.startswith("dice")]:
-        name, heading = "Dice", "the lowest and the highest Dice"
-        keys = np.mean([run.numbers(column) for column in overlaps], axis=0)
+        name, keys = "Dice", np.mean([run.numbers(column) for column in overlaps], axis=0)
     elif run.has("probability_1") and run.has("label"):
-        name, heading = "probability of the true class", "the lowest and the highest probability of the true class"
+        name = "probability of the true class"
         keys = np.array([float(row[f"probability_{int(float(row['label']))}"]) for row in run.rows])
-    elif run.has("volume_ml_class1"):
-        name, heading = "volume_ml_class1", "the smallest and the largest volume"
-        keys = run.numbers(name)
     else:
-        name = next((name for name in ("asymmetry", "probability_1") if run.has(name)), "")
-        if not name:
-            return "", []
-        heading, keys = f"the lowest and the highest {name.replace('_', ' ')}", run.numbers(name)
+        return most_remarkable(run)
     order = np.argsort(keys)
     picked = dict.fromkeys([*order[:SHOWN].tolist(), *order[-SHOWN:].tolist()])
-    return heading, [(run.rows[i], f"{run.rows[i]['subject']}, {name.replace('_', ' ')} {keys[i]:.3g}") for i in picked]
+    return f"the lowest and the highest {name}", captioned(run, name, keys, picked)
+
+
+def most_remarkable(run: Run) -> tuple[str, list[tuple[Row, str]]]:
+    """As `chosen`, where no truth is known: the largest findings, the likeliest patients, or the least symmetric."""
+    if volumes := [name for name in run.names() if name.startswith("volume_ml_class")]:
+        name, keys = "volume of findings in ml", np.sum([run.numbers(column) for column in volumes], axis=0)
+    elif run.has("probability_0"):
+        names = class_labels(run)
+        binary = not run.has("probability_2")
+        name = f"probability of {names.get(1, 'class 1') if binary else 'not ' + names.get(0, 'class 0')}"
+        keys = 1 - run.numbers("probability_0")
+    elif run.has("asymmetry"):
+        name, keys = "asymmetry", run.numbers("asymmetry")
+    else:
+        return "", []
+    picked = np.argsort(-keys, kind="stable")[:MOST_SHOWN].tolist()
+    whole = f"all {len(keys)}" if len(picked) == len(keys) else f"the first {len(picked)} of {len(keys)}"
+    return f"{whole}, by {name}, the largest first", captioned(run, name, keys, picked)
+
+
+def captioned(run: Run, name: str, keys: np.ndarray, picked: Iterable[int]) -> list[tuple[Row, str]]:
+    """The picked rows, each with its subject and figure."""
+    return [(run.rows[i], f"{run.rows[i]['subject']}, {name} {keys[i]:.3g}") for i in picked]
 
 
 def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
@@ -85,7 +107,7 @@ def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
         volumes = {kind: load_volume(path) for kind, path in paths.items() if path.is_file()}
     except UserError:  # a damaged image must not lose the page
         return None
-    affine, size = picture_grid(volumes["image"], run.record.get("settings", {}).get("align", True))
+    affine, size = picture_grid(volumes["image"], row, run.record.get("settings", {}).get("align", True))
     case: dict[str, object] = {"name": name}
     for kind, volume in volumes.items():
         mode = GridSampleMode.BILINEAR if kind in ("image", "asymmetry") else GridSampleMode.NEAREST
@@ -94,13 +116,15 @@ def pictured(run: Run, row: Row, name: str) -> dict[str, object] | None:
     return case
 
 
-def picture_grid(image: MetaTensor, align: bool) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """The grid to show a volume on: aligned if that can be trusted, as fine as the file but no finer than 1 mm."""
+def picture_grid(image: MetaTensor, row: Row, align: bool) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The grid to show a volume on: that of the plane in its row, if it has one, no finer than the file and 1 mm."""
     spacing = max(1.0, float(image.pixdim.min()))
     size = tuple(int(side / spacing) for side in FIELD_MM)
-    if not align:
+    if not align or row.get("plane") == "as it lies":
         return central_affine(image, [spacing] * 3, size), size
-    return aligned_grid(image, [spacing] * 3, size).affine, size
+    figures = [row.get(f"plane_{name}") for name in COLUMNS]
+    known = HandPlane(row["image"], *map(float, figures)) if all(figures) else None
+    return aligned_grid(image, [spacing] * 3, size, by_hand=known).affine, size
 
 
 def case_files(run: Run, row: Row) -> dict[str, Path]:
@@ -124,13 +148,23 @@ def masks(paths: Mapping[str, Any]) -> dict[str, str]:
 
 
 def class_labels(run: Run) -> dict[int, str]:
-    """Names of the classes by number, as far as the run's datalist or its table have them."""
-    path = run.record.get("paths", {}).get("datalist")
-    names = dict(enumerate(class_names(path) or [])) if path and run.has("prediction") else {}
-    for column in ("label", "prediction"):
-        named = (row for row in run.rows if row.get(f"{column}_name"))
+    """Names of the classes by number, as far as the run's datalist, its settings or its tables have them."""
+    paths, config = run.record.get("paths", {}), run.record.get("config", {})
+    given = config.get("class_names")
+    names = dict(enumerate(class_names(paths.get("datalist")) or (given if isinstance(given, list) else [])))
+    for column in ("label", "prediction", "class"):
+        named = (row for row in (*run.rows, *run.findings) if row.get(f"{column}_name"))
         names |= {int(float(row[column])): row[f"{column}_name"] for row in named}
     return names
+
+
+def named_column(column: str, names: Mapping[int, str]) -> str:
+    """A column's name with that of the class in place of its number: `volume_ml_class1`, `probability_1`."""
+    found = re.fullmatch(r"(.*?)(?:[ _]class ?|(?<=probability)_)(\d+)(.*)", column)
+    if found is None or int(found[2]) not in names:
+        return column
+    before, number, after = found.groups()
+    return f"{before} {names[int(number)]}{after}".strip()
 
 
 def datalist(paths: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -139,6 +173,20 @@ def datalist(paths: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     content = read_json(path) if path.is_file() else {}
     lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
     return {name: e for name, e in lists.items() if e and all(isinstance(c, dict) and "image" in c for c in e)}
+
+
+def used_lists(run: Run) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The entries that the runs of a folder used, by list: with their fold, share of labels and limit."""
+    used: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for workflow, record in run.records.items():
+        paths, settings = record["paths"], record.get("settings", {})
+        lists = datalist(paths)
+        for name in ("training", "validation") if workflow == "train" else (paths.get("section", "testing"),):
+            entries = section_entries(lists, name, settings.get("fold"))
+            if name == "training" and entries:
+                entries = label_fraction(entries, settings.get("label_percent") or 100, settings.get("seed") or 0)
+            used[name] = entries[: settings.get("limit") or None]
+    return {name: entries for name, entries in used.items() if entries}
 
 
 def cohort_table(lists: Mapping[str, Sequence[Mapping[str, Any]]], largest: int = 6) -> list[Row]:

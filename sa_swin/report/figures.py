@@ -1,8 +1,8 @@
 """Pictures of results: a case with its mirror image, prediction and truth; the curves of a training.
 
-Slices are axial and shown as radiologists look at them: the patient's right is at the left of the picture, marked R.
-They are slices of the aligned volume, as the network saw it. `nilearn.plotting` cuts along the axes of the world, for
-which it would resample a volume that is aligned to its head, and it has no place for a mirror image.
+Slices are axial and coronal, shown as radiologists look at them: the patient's right is at the left of the picture,
+marked R. They are slices of the aligned volume, as the network saw it. `nilearn.plotting` cuts along the axes of the
+world, for which it would resample a volume that is aligned to its head, and it has no place for a mirror image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,60 +14,78 @@ import numpy as np
 matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 OUTLINES = {"prediction": "red", "truth": "lime"}
 COLUMNS = ("image", "mirrored", "prediction", "truth", "asymmetry")
+VIEWS = ("axial", "coronal")
+WIDTH = 11.0  # inches: that of the page
 
 
 def mosaic(cases: Sequence[Mapping[str, object]]) -> Figure:
     """One row per case: the image, its mirror image, the prediction and the truth outlined, the asymmetry map.
 
+    The mirror image is shown in the axial slice alone, all else in the coronal one, too. Asymmetry has one colour scale
+    over all cases, from 0 to their largest, and a bar of it.
+
     Args:
         cases: each with `name`, `image` and `mirrored` `(X, Y, Z)` aligned arrays in RAS, and, where there are any,
-            `prediction` and `truth` masks and `asymmetry`. The slice shown has most of the truth, else of the
-            prediction, else it is the middle one.
+            `prediction` and `truth` masks and `asymmetry`. The slices shown have most of the truth, else of the
+            prediction, else they are the middle ones.
     """
     columns = [name for name in COLUMNS if any(name in case for case in cases)]
-    figure = Figure(figsize=(2.2 * len(columns), 2.75 * len(cases)), layout="constrained")
-    axes = figure.subplots(len(cases), len(columns), squeeze=False)
+    panels = [(name, view) for view in VIEWS for name in columns if (name, view) != ("mirrored", "coronal")]
+    side = WIDTH / len(panels)
+    figure = Figure(figsize=(WIDTH, (1.2 * side + 0.2) * len(cases) + 0.7), layout="constrained")
+    axes = figure.subplots(len(cases), len(panels), squeeze=False)
+    maps = [case["asymmetry"] for case in cases if "asymmetry" in case]
+    scale = Normalize(0, max((float(np.max(layer)) for layer in maps), default=0) or 1)
     for row, case in zip(axes, cases, strict=True):
-        index = _slice_of_interest(case)
-        for axis, column in zip(row, columns, strict=True):
-            _draw(axis, case, column, index)
+        for axis, (column, view) in zip(row, panels, strict=True):
+            _draw(axis, case, column, _slice_of_interest(case, view), scale)
         row[0].set_title(str(case["name"]), fontsize=8, loc="left")
-    for axis, column in zip(axes[-1], columns, strict=True):
-        axis.text(0.5, -0.02, column, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    for axis, panel in zip(axes[-1], panels, strict=True):
+        axis.text(0.5, -0.02, ", ".join(panel), transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    if maps:
+        bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=axes, location="bottom", shrink=0.4, aspect=40)
+        bar.set_label("asymmetry", fontsize=8)
     return figure
 
 
-def _slice_of_interest(case: Mapping[str, object]) -> int:
-    for name in ("truth", "prediction"):
+def _slice_of_interest(case: Mapping[str, object], view: str) -> tuple[slice | int, ...]:
+    """The index of a slice."""
+    along = 2 if view == "axial" else 1
+    position = case["image"].shape[along] // 2
+    for name in ("prediction", "truth"):
         mask = case.get(name)
         if mask is not None and np.any(mask):
-            return int(np.argmax(np.sum(mask, axis=(0, 1))))
-    return case["image"].shape[2] // 2
+            position = int(np.argmax(np.sum(mask > 0, axis=(0, 3 - along))))
+    return tuple(position if axis == along else slice(None) for axis in range(3))
 
 
-def _draw(axis: Axes, case: Mapping[str, object], column: str, index: int) -> None:
+def _draw(
+    axis: Axes, case: Mapping[str, object], column: str, index: tuple[slice | int, ...], scale: Normalize
+) -> None:
     axis.axis("off")
     image = case["mirrored"] if column == "mirrored" else case["image"]
     low, high = np.percentile(image, (1, 99.5))
-    axis.imshow(_seen(image, index), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    axis.imshow(_seen(image[index]), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     layer = case.get(column) if column in (*OUTLINES, "asymmetry") else None
     if column == "asymmetry" and layer is not None:
-        axis.imshow(_seen(layer, index), cmap="inferno", alpha=0.6, vmin=0, vmax=float(np.max(layer)) or 1)
-    elif layer is not None and np.any(layer[:, :, index]):
-        axis.contour(_seen(layer > 0, index), [0.5], colors=OUTLINES[column], linewidths=1)
+        axis.imshow(_seen(layer[index]), cmap="inferno", alpha=0.6, norm=scale)
+    elif layer is not None and np.any(layer[index]):
+        axis.contour(_seen(layer[index] > 0), [0.5], colors=OUTLINES[column], linewidths=1)
     for x, letter in () if column == "mirrored" else ((0.02, "R"), (0.98, "L")):
         axis.text(x, 0.98, letter, transform=axis.transAxes, color="white", fontsize=7, ha="center", va="top")
 
 
-def _seen(volume: np.ndarray, index: int) -> np.ndarray:
-    """An axial slice with the patient's right at the left and the front up."""
-    return volume[::-1, ::-1, index].T
+def _seen(plane: np.ndarray) -> np.ndarray:
+    """A slice `(X, Y or Z)` with the patient's right at the left, and the front or the top up."""
+    return plane[::-1, ::-1].T
 
 
 def curves(scalars: Mapping[str, Sequence[tuple[int, float]]], kept: int | None = None) -> Figure:

@@ -9,7 +9,7 @@ import csv
 import html
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from custom.support.files import write_whole
 from custom.training.tracking_record import add_to_runs
 from sa_swin.bootstrap import interval
 from sa_swin.report import plots as report_plots
-from sa_swin.report.cases import Row, Run, chosen, class_labels, cohort_table, datalist, pictured
+from sa_swin.report.cases import Row, Run, chosen, class_labels, cohort_table, named_column, pictured, used_lists
 from sa_swin.report.figures import mosaic
 from sa_swin.report.html import note, picture, short, table_html, words
 from sa_swin.report.privacy import numbered, without_places
@@ -42,7 +42,14 @@ PLANE = {
     "roll_deg": "roll, degrees",
     "offset_mm": "offset, mm",
 }
-LAYERS = {"prediction": "prediction red", "truth": "truth green", "asymmetry": "asymmetry from 0 up"}
+APART = {
+    "found, not trusted": "Aligned to a plane that cannot be trusted",
+    "by hand": "Aligned to a plane set by hand",
+    "as it lies": "Not aligned, taken as they lie in their files",
+}
+MOST_NAMED = 50
+WORKFLOWS = {"train": "training", "evaluate": "evaluation", "inference": "inference"}
+LAYERS = {"prediction": "prediction red", "truth": "truth green", "asymmetry": "asymmetry by the bar"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
 h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em }
@@ -87,8 +94,8 @@ def _table(path: Path) -> list[Row]:
 def page(run: Run) -> str:
     """The report of a run, as HTML."""
     parts = [part for section in SECTIONS for part in section(run)]
-    name = run.folder.resolve().name if run.ids else ""
-    title = ": ".join(filter(None, (run.record.get("bundle"), name))) or "a run"
+    told = ", ".join(filter(None, (run.record.get("bundle"), WORKFLOWS.get(run.record.get("workflow")))))
+    title = ": ".join(filter(None, (told, run.folder.resolve().name if run.ids else ""))) or "a run"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
@@ -100,10 +107,11 @@ def figures_section(run: Run) -> Iterator[str]:
     """Figures over all cases, with confidence intervals where they come from single cases."""
     if not run.rows:
         return
-    rows = [*_intervals(run), *_pretext_rows(run)]
+    names = class_labels(run)
+    rows = [row | {"figure": named_column(row["figure"], names)} for row in (*_intervals(run), *_pretext_rows(run))]
     if rows:
         yield "<h2>Figures</h2>" + table_html(rows)
-        if names := class_labels(run):
+        if names:
             yield note("Classes: " + html.escape(", ".join(f"{i} {name}" for i, name in sorted(names.items()))) + ".")
         yield note("Intervals: 95 %, percentile bootstrap over cases, 1000 resamples, classes kept at their numbers.")
     metrics = run.summary.get("metrics", {})
@@ -171,8 +179,9 @@ def plots_section(run: Run) -> Iterator[str]:
             yield picture(report_plots.calibration(truth, score, caption), f"calibration, {caption}")
     if run.has("prediction") and run.has("label"):
         labels, predictions = (run.numbers(name).astype(int) for name in ("label", "prediction"))
-        classes = sum(name.startswith("probability_") for name in run.rows[0])
-        yield picture(report_plots.confusion(labels, predictions, classes), "confusion matrix")
+        known = class_labels(run)
+        names = [known.get(i, str(i)) for i in range(sum(name.startswith("probability_") for name in run.names()))]
+        yield picture(report_plots.confusion(labels, predictions, names), "confusion matrix")
     for suffix in (name.removeprefix("dice") for name in run.names() if name.startswith("dice")):
         columns = [run.numbers(f"{name}{suffix}") for name in ("dice", "volume_ml", "predicted_ml")]
         yield picture(report_plots.dice_and_volume(*columns), f"Dice against volume {words(suffix)}")
@@ -186,26 +195,35 @@ def cases_section(run: Run) -> Iterator[str]:
         yield f"<h2>Cases: {html.escape(heading)}</h2>"
         yield picture(mosaic(cases), heading)
         layers = [text for name, text in LAYERS.items() if any(name in case for case in cases)]
-        yield note("; ".join(["Aligned axial slices", "R is the patient's right", *layers]) + ".")
+        yield note("; ".join(["Slices of the aligned volume", "R is the patient's right", *layers]) + ".")
         if len(cases) < len(picked):
             yield note(f"{len(picked) - len(cases)} further image(s) are not at their place any more.")
     if run.rows:
-        yield "<h2>All cases</h2>" + table_html([_shown(row) for row in run.rows])
+        yield "<h2>All cases</h2>" + table_html(_shown(run.rows, class_labels(run)))
         if not run.ids:
             yield note("Cases by their number in cases.csv. With --ids True the page names subjects and paths.")
     if run.findings:
-        yield "<h2>Findings</h2>" + table_html([_shown(row) for row in run.findings])
+        yield "<h2>Findings</h2>" + table_html(_shown(run.findings, class_labels(run)))
         yield note("Connected components. Sides are the patient's; asymmetry index: (right - left) / (right + left).")
 
 
-def _shown(row: Row) -> Row:
-    """What of a row is shown: no paths, losses of whole batches; the planes have a section."""
-    hidden = ("image", "plane", *(BATCH_LOSSES if "asymmetry" in row else ()))
-    return {k: v for k, v in row.items() if k not in hidden and not k.startswith("plane_")}
+def _shown(rows: Sequence[Row], names: Mapping[int, str]) -> list[Row]:
+    """What of rows is shown: no paths, no losses of whole batches; the planes have a section."""
+    hidden = ("image", "plane", *(BATCH_LOSSES if rows and "asymmetry" in rows[0] else ()))
+    kept = ({k: v for k, v in row.items() if k not in hidden and not k.startswith("plane_")} for row in rows)
+    return [{named_column(k, names): v for k, v in row.items()} for row in kept]
 
 
 def alignment_section(run: Run) -> Iterator[str]:
-    """How well the midsagittal planes are known, from the cases' rows or from `sa-swin prepare`."""
+    """How well the midsagittal planes are known, from the cases' rows or from `sa-swin prepare`; who has none."""
+    parts = [*planes_quality(run), *planes_apart(run)]
+    if parts:
+        yield "<h2>Midsagittal alignment</h2>"
+        yield from parts
+
+
+def planes_quality(run: Run) -> Iterator[str]:
+    """Figures of the planes that were estimated and trusted."""
     estimated = [row for row in run.rows if row.get("plane") == "estimated"]
     rows = [{k.removeprefix("plane_"): v for k, v in row.items()} for row in estimated]
     prepared = Path(run.record.get("paths", {}).get("dataset_dir", "")) / "planes.csv"
@@ -215,7 +233,6 @@ def alignment_section(run: Run) -> Iterator[str]:
         source = f"of the {len(rows)} volumes that sa-swin prepare aligned"
     if not rows:
         return
-    yield "<h2>Midsagittal alignment</h2>"
     columns = {name: np.array([float(row[name]) for row in rows]) for name in PLANE if name in rows[0]}
     titled = {PLANE[name]: values for name, values in columns.items()}
     yield picture(report_plots.histograms(titled), "quality of the midsagittal planes")
@@ -223,14 +240,20 @@ def alignment_section(run: Run) -> Iterator[str]:
     worst = sorted(rows, key=lambda row: float(row["similarity"]))[:5]
     whose = "image" if run.ids and not estimated else "subject"
     yield table_html([{"case": row[whose], **{n: row[n] for n in columns}} for row in worst])
-    for source in ("found, not trusted", "by hand", "as it lies"):
+
+
+def planes_apart(run: Run) -> Iterator[str]:
+    """The cases whose plane was not estimated and trusted, by name."""
+    aligned = run.record.get("settings", {}).get("align", True)
+    for source, told in APART.items() if aligned else ():
         if named := [row["subject"] for row in run.rows if row.get("plane") == source]:
-            yield note(f"Planes {source}, {len(named)}: {html.escape(', '.join(named[:50]))}")
+            rest = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+            yield note(f"{told}, {len(named)}: {html.escape(', '.join(named[:MOST_NAMED]))}{rest}.")
 
 
 def cohort_section(run: Run) -> Iterator[str]:
-    """The datalist of the run, counted."""
-    rows = cohort_table(datalist(run.record.get("paths", {})))
+    """What the runs of the folder used of their datalists, counted."""
+    rows = cohort_table(used_lists(run))
     if rows:
         yield "<h2>Cohort</h2>" + table_html(rows)
 

@@ -83,15 +83,18 @@ def calibration(truth: np.ndarray, probability: np.ndarray, caption: str) -> Fig
     return figure
 
 
-def confusion(labels: Sequence[int], predictions: Sequence[int], classes: int) -> Figure:
+def confusion(labels: Sequence[int], predictions: Sequence[int], names: Sequence[str]) -> Figure:
     """Counts of true and predicted classes."""
+    classes = len(names)
     counts = confusion_matrix(labels, predictions, labels=range(classes))
     figure = Figure(figsize=(3.6, 3.9), layout="constrained")
     axis = figure.subplots()
     axis.imshow(counts, cmap="Blues", vmin=0)
     for (row, column), count in np.ndenumerate(counts):
         axis.text(column, row, count, ha="center", va="center", color="white" if count > counts.max() / 2 else "black")
-    axis.set(xticks=range(classes), yticks=range(classes), xlabel="predicted class", ylabel="true class")
+    axis.set_xticks(range(classes), names, rotation=30 if max(map(len, names)) > 3 else 0)
+    axis.set_yticks(range(classes), names)
+    axis.set(xlabel="predicted class", ylabel="true class")
     axis.set_title("confusion matrix", fontsize=9)
     return figure
 

@@ -5,11 +5,13 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sa_swin.bootstrap import interval, resamples
-from sa_swin.report.cases import cohort_table, pictured
-from sa_swin.report.figures import quantities
+from sa_swin.report.cases import chosen, cohort_table, picture_grid, pictured, used_lists
+from sa_swin.report.figures import mosaic, quantities
 from sa_swin.report.page import page, read_run, report_command, short
 from sa_swin.report.plots import GRID, _precision_recall, _roc
 
@@ -183,6 +185,77 @@ def test_an_inference_shows_findings(evaluation):
     text = page(read_run(evaluation))
     assert "<h2>Findings</h2>" in text
     assert "<h2>Figures</h2>" not in text
+
+
+def recorded(folder, workflow, settings=None, **paths):
+    """A record of a run with these settings."""
+    record(folder, workflow, **paths)
+    path = folder / f"run_{workflow}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings or {}}))
+
+
+def test_the_title_has_bundle_and_workflow(evaluation):
+    assert "<h1>sa_swin_segment, evaluation</h1>" in page(read_run(evaluation))
+    assert f"<h1>sa_swin_segment, evaluation: {evaluation.name}</h1>" in page(read_run(evaluation, ids=True))
+
+
+def test_under_a_fold_and_a_limit_the_cases_that_were_used_are_counted(tmp_path):
+    entries = [{"image": f"{i}.nii", "subject": f"s{i}", "fold": int(i > 2)} for i in range(8)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries, "testing": entries}))
+    lists = {"datalist": tmp_path / "list.json"}
+    recorded(tmp_path, "train", {"fold": 0, "limit": 4}, **lists)
+    recorded(tmp_path, "inference", section="testing", **lists)
+    used = used_lists(read_run(tmp_path))
+    assert {name: [entry["subject"] for entry in own] for name, own in used.items()} == {
+        "training": ["s3", "s4", "s5", "s6"],
+        "validation": ["s0", "s1", "s2"],
+        "testing": [f"s{i}" for i in range(8)],
+    }
+
+
+def test_an_inference_shows_the_most_remarkable_cases_first_with_the_names_of_classes(tmp_path):
+    rows = [{"subject": f"s{i}", "image": f"/gone/{i}.nii", "findings_class1": 1, "volume_ml_class1": float(i % 23)}
+            for i in range(22)]  # fmt: skip
+    write_table(tmp_path / "cases.csv", rows)
+    write_table(tmp_path / "findings.csv", [{"image": "/gone/1.nii", "class": 1, "class_name": "tumour"}])
+    run = read_run(tmp_path, ids=True)
+    heading, picked = chosen(run)
+    assert heading == "the first 20 of 22, by volume of findings in ml, the largest first"
+    assert [row["subject"] for row, _ in picked] == [f"s{i}" for i in range(21, 1, -1)]
+    text = page(run)
+    assert "<th>findings tumour</th><th>volume ml tumour</th>" in text
+
+
+def test_heads_that_are_not_aligned_are_named_where_no_other_is(tmp_path):
+    rows = [{"subject": f"s{i}", "image": "/a", "asymmetry": 0.5, "plane": "as it lies"} for i in range(2)]
+    write_table(tmp_path / "cases.csv", rows)
+    told = "Not aligned, taken as they lie in their files, 2: s0, s1."
+    assert told in page(read_run(tmp_path, ids=True))
+    recorded(tmp_path, "inference", {"align": False})
+    assert told not in page(read_run(tmp_path, ids=True))
+
+
+def test_pictures_are_across_the_width_and_asymmetry_has_one_scale_with_a_bar():
+    volume = np.zeros((8, 10, 6))
+    volume[6, 7, 2] = 1  # on the right, in front
+    cases = [{"name": str(k), "image": volume, "mirrored": volume[::-1], "prediction": volume,
+              "asymmetry": k * volume} for k in (1, 4)]  # fmt: skip
+    figure = mosaic(cases)
+    *panels, bar = figure.axes
+    assert figure.get_figwidth() == 11
+    assert len(panels) == 2 * (4 + 3)  # axial, and coronal but for the mirror image
+    assert (bar.get_xlim(), bar.get_xlabel()) == ((0, 4), "asymmetry")
+    maps = [panel.images[1] for panel in panels if len(panel.images) == 2]
+    assert [image.get_clim() for image in maps] == [(0, 4)] * 4
+    axial, coronal = (np.argwhere(image.get_array()).tolist() for image in maps[:2])
+    assert (axial, coronal) == ([[2, 1]], [[3, 1]])  # row from the front or the top, column from the right
+
+
+def test_a_case_is_shown_on_the_plane_in_its_row():
+    image = MetaTensor(torch.zeros(1, 20, 20, 20), affine=torch.diag(torch.tensor([4.0, 4.0, 4.0, 1.0])))
+    row = {"image": "/a", "plane": "by hand", "plane_yaw_deg": "45", "plane_roll_deg": "0", "plane_offset_mm": "3.5"}
+    affine, _ = picture_grid(image, row, True)
+    np.testing.assert_allclose(affine[:3, 0] / 4, [0.5**0.5, 0.5**0.5, 0], atol=1e-6)
 
 
 def test_a_folder_without_a_run_is_refused_with_a_sentence(tmp_path):
