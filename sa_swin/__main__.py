@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from custom.support.errors import report_errors
 from sa_swin.commands import run
 
 COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
@@ -56,15 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         sys.stderr.write(f"sa-swin: unknown command {name!r}{hint} One of: {', '.join(COMMANDS)}\n")
         sys.exit(2)
+    report_errors()
     targets, _ = COMMANDS[name]
     if isinstance(targets, dict):
-        run(
-            arguments[1:],
-            f"sa-swin {name}",
-            targets,
-            OTHERWISE.get(name),
-            code=2 if name in ("cohort", "asymmetry") else 1,
-        )
+        code = 2 if name in ("cohort", "asymmetry") else 1
+        run(arguments[1:], f"sa-swin {name}", targets, OTHERWISE.get(name), code=code)
     else:
         import_module(targets).main(arguments if targets == "sa_swin.bundles" else arguments[1:])
 

@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how a bundle run reports them: the sentence last, not buried in tracebacks."""
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ _ADVICE = (
     ),
 )
 """What an error of torch looks like, and what a user can do; the first that fits, so the closer ones first."""
+
+
+_OF_THE_ENGINES = r"(Engine|Current) run is terminating due to exception|Exception: "
+_RAISED = r"(?ms)^(custom(?:\.\w+)+): (.*?)(?=\n\n(?:The above exception|During handling)|\Z)"
+"""In a traceback: the class of an error of this project, and what it says."""
 
 
 class UserError(ValueError):
@@ -62,19 +68,52 @@ def advice(error: BaseException) -> str:
     return next((sentence for pattern, sentence in _ADVICE if re.search(pattern, text)), "")
 
 
+def user_sentence(error: BaseException) -> str:
+    """The sentence of the `UserError` behind an error; empty where there is none.
+
+    Of an error in a data-loader worker torch hands on the text alone, its traceback in it.
+    """
+    from pydoc import locate  # there where something has failed
+
+    for item in chain_of(error):
+        if "in DataLoader worker process" in str(item):
+            for name, sentence in re.findall(_RAISED, str(item)):
+                if isinstance(kind := locate(name), type) and issubclass(kind, UserError):
+                    return sentence.strip()
+    cause = root_cause(error)
+    return str(cause) if isinstance(cause, UserError) else ""
+
+
 def report_errors() -> None:
     """From here on, let an uncaught error end in one sentence on stderr; a `UserError` without any traceback.
 
-    Full memory and killed processes have a traceback, too, and a sentence with what helps.
+    Full memory and killed processes have a traceback, too, and a sentence with what helps. What the engines of MONAI
+    and ignite log of a `UserError` on its way is left out of the log.
 
     The bundles' configs call it first of all in `run`.
     """
     sys.excepthook = _report
+    engines = logging.getLogger("ignite.engine")
+    engines.addHandler(_RELAY)
+    engines.propagate = False
+
+
+class _Relay(logging.Handler):
+    """Pass on to the handlers of the root logger, to which MONAI adds some later, what is not told at the end."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if error is None or not re.match(_OF_THE_ENGINES, record.getMessage()) or not user_sentence(error):
+            logging.getLogger().handle(record)
+
+
+_RELAY = _Relay()
 
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     cause = root_cause(error)
-    sentence = str(cause) if isinstance(cause, UserError) else advice(error)
-    if not isinstance(cause, UserError):
+    sentence = user_sentence(error)
+    if not sentence:
         sys.__excepthook__(kind, error, traceback)
-    sys.stderr.write(f"error: {sentence or str(cause) or type(cause).__name__}\n")
+        sentence = advice(error) or str(cause) or type(cause).__name__
+    sys.stderr.write(f"error: {sentence}\n")

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from custom.support.errors import UserError, advice, root_cause
+from custom.support.errors import UserError, advice, root_cause, user_sentence
 
 
 def chained(*errors):
@@ -93,3 +93,54 @@ def test_the_advice_comes_last_behind_the_traceback():
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: a data-loader worker was killed")
+
+
+def test_a_users_error_in_an_engine_is_told_once_and_without_a_traceback():
+    done = run("""
+import logging
+from ignite.engine import Engine
+from monai.handlers import StatsHandler
+def refuse(engine, batch):
+    logging.getLogger("step").info("at work")
+    try:
+        raise UserError("a.nii is half a file")
+    except UserError as error:
+        raise RuntimeError("applying transform Load") from error
+logging.basicConfig(level=logging.INFO)
+report_errors()
+engine = Engine(refuse)
+StatsHandler().attach(engine)
+engine.run([0])
+""")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: a.nii is half a file"
+    assert "at work" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "terminating" not in done.stderr
+
+
+def test_any_other_error_in_an_engine_is_logged():
+    done = run("from ignite.engine import Engine\nEngine(lambda e, b: 1 / 0).run([0])")
+    assert "terminating due to exception: division by zero" in done.stderr
+
+
+IN_A_WORKER = """Caught RuntimeError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "transform.py", line 1, in apply
+    read()
+custom.data.case.CohortError: 2 files are missing:
+  a.nii
+  b.nii
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+RuntimeError: applying transform <Load>
+"""
+
+
+def test_of_an_error_in_a_worker_the_sentence_is_found_in_its_text():
+    assert user_sentence(RuntimeError(IN_A_WORKER)) == "2 files are missing:\n  a.nii\n  b.nii"
+    assert user_sentence(UserError(IN_A_WORKER)) == "2 files are missing:\n  a.nii\n  b.nii"
+    other = IN_A_WORKER.replace("custom.data.case.CohortError", "KeyError")
+    assert user_sentence(RuntimeError(other)) == ""
