@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 APART = ("findings", "embedding")
 """Parts of a row that have a file of their own."""
+PLANE = ("plane", "plane_yaw_deg", "plane_roll_deg", "plane_offset_mm", "plane_reason")
+"""Columns of the midsagittal plane in the closing table."""
 
 
 class FinishedCases:
@@ -206,18 +208,31 @@ def written_files(output: Mapping[str, Any]) -> list[str]:
 
 
 def overview(cases: Sequence[Case], rows: Sequence[Row], found: set[str]) -> str:
-    """A text table of all cases: done now, done before, or failed, with the first few figures of each."""
+    """A text table of all cases: done now, done before, or failed, with the first figures and the plane of each."""
     by_image = {row["image"]: row for row in rows}
-    skip = ("subject", "image")
-    names = [name for name in (rows[0] if rows else {}) if name not in skip][:6]
+    known = dict.fromkeys(name for row in rows for name in row)
+    figures = [name for name in known if name not in ("subject", "image") and not name.startswith("plane")][:5]
+    names = figures + [name for name in PLANE if name in known]
     lines = [["case", "state", *names]]
+    folder = common_folder([case_key(case) for case in cases])
     for case in cases:
         row = by_image.get(case_key(case))
         state = "failed" if row is None else "done before" if case_key(case) in found else "done"
-        lines.append([Path(case_key(case)).name, state, *(_short(row.get(name)) if row else "" for name in names)])
+        lines.append(
+            [
+                os.path.relpath(case_key(case), folder),
+                state,
+                *(_short(row.get(name, "")) if row else "" for name in names),
+            ]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([f"{len(rows)} of {len(cases)} cases done", *text])
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder that all paths lie below, relative to which their names tell them apart."""
+    return os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else os.curdir
 
 
 def _short(value: Any) -> str:

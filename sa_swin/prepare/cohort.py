@@ -7,9 +7,11 @@ the transform and its inverse. That file is written last, so that an interrupted
 """
 
 import json
+import math
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +50,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+Result = tuple[Case, dict[str, Any]]
 DOUBTFUL = (LEFT_OUT, "found, not trusted", "as it lies")
 
 
@@ -162,6 +165,27 @@ def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], worke
             pool.shutdown(wait=False, cancel_futures=True)  # where one cannot be written, the others cannot either
 
 
+def followed(results: Iterable[Result], total: int, seconds: float = 60.0) -> Iterator[Result]:
+    """Results as they come, with a bar on a terminal, else with a line on stderr at the first and now and then.
+
+    Args:
+        results: one per case.
+        total: number of cases.
+        seconds: between lines.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(results, "align", total, unit="case")
+        return
+    told = -math.inf
+    for number, result in enumerate(results, 1):
+        now = time.monotonic()
+        if now - told >= seconds or number == total:
+            told = now
+            sys.stderr.write(f"align: {number} of {total} cases\n")
+            sys.stderr.flush()
+        yield result
+
+
 def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
     """The datalist with aligned paths, relative to the output folder, without the cases that were left out."""
     usable = {case.images[0]: case for case, record in records.items() if record["status"] not in (LEFT_OUT, FAILED)}
@@ -186,13 +210,19 @@ def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
     )
 
 
+def pose(record: dict[str, Any]) -> str:
+    """Angles and place of a case's plane, as far as one was found, for the front of a sentence."""
+    if not record.get("plane"):
+        return ""
+    return "yaw {yaw_deg:+.1f}, roll {roll_deg:+.1f} degrees, offset {offset_mm:+.1f} mm: ".format(**record)
+
+
 def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
     """A case's place on the contact sheet."""
     name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii")).parts[-2:])
     lines = [name]
     if record["plane"]:
-        pose = f"yaw {record['yaw_deg']:+.1f}  roll {record['roll_deg']:+.1f}  offset {record['offset_mm']:+.1f} mm"
-        lines = [f"{name}  similarity {record['similarity']:.2f}", pose]
+        lines = [f"{name}  similarity {record['similarity']:.2f}", pose(record).removesuffix(": ")]
     suspect = record["status"] not in TRUSTED
     if suspect:
         lines.append(f"{record['status']}: {record['reason'][:60]}")
@@ -256,7 +286,7 @@ def prepare_command(
     except ValueError as error:
         sys.exit(f"sa-swin prepare: {error}")
     try:
-        records = dict(tqdm(run_all(cases, work, workers), "align", len(cases), unit="case", disable=None))
+        records = dict(followed(run_all(cases, work, workers), len(cases)))
         for name, content in contents.items():
             new = new_datalist(content, records, root)
             write_whole(work.output / "datalists" / name, json.dumps(new, indent=2) + "\n")
@@ -308,7 +338,7 @@ def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
     print(f"{folder}: {taken} of {len(records)} cases taken; look at {look}")
     by_status = {status: [r for _, r in ranked if r["status"] == status] for status in (*DOUBTFUL, FAILED)}
     for status, those in by_status.items():
-        lines = [f"  {record['image']}: {record['reason']}" for record in those]
+        lines = [f"  {record['image']}: {pose(record)}{record['reason']}" for record in those]
         if lines:
             print(f"{len(lines)} {status}:", *lines, sep="\n", file=sys.stderr)
     if any(by_status[status] for status in DOUBTFUL):

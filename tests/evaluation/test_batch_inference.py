@@ -6,7 +6,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
-from custom.evaluation.batch_inference import FinishedCases, InferenceTable
+from custom.evaluation.batch_inference import FinishedCases, InferenceTable, overview
 from custom.evaluation.metrics import embedding_row
 
 
@@ -43,3 +43,20 @@ def test_embeddings_of_earlier_and_later_cases_are_in_one_file_in_the_order_of_t
         assert stored["subject"].tolist() == [row["subject"] for row in rows] == ["sub-1", "sub-2", "sub-3"]
         assert stored["image"].tolist() == [row["image"] for row in rows]
         np.testing.assert_array_equal(stored["embedding"], [[1, -1, 1], [2, -2, 4], [3, -3, 9]])
+
+
+def test_the_closing_table_tells_cases_of_one_file_name_apart_and_has_their_planes():
+    cases = [{"image": f"/data/{subject}/anat/T1w.nii"} for subject in ("a", "b", "c")]
+    rows = [
+        {"subject": "a", "image": cases[0]["image"], "score": 0.25, "plane": "estimated", "plane_yaw_deg": 1.5},
+        {"subject": "b", "image": cases[1]["image"], "score": 0.5, "plane": "found, not trusted",
+         "plane_yaw_deg": -20.25, "plane_reason": "margin 0.14"},
+    ]  # fmt: skip
+    first, head, *lines = overview(cases, rows, {cases[0]["image"]}).splitlines()
+    columns = ["case", "state", "score", "plane", "plane_yaw_deg", "plane_reason"]
+    assert (first, head.split()) == ("2 of 3 cases done", columns)
+    assert [line.split() for line in lines] == [
+        ["a/anat/T1w.nii", "done", "before", "0.25", "estimated", "1.5"],
+        ["b/anat/T1w.nii", "done", "0.5", "found,", "not", "trusted", "-20.2", "margin", "0.14"],
+        ["c/anat/T1w.nii", "failed"],
+    ]
