@@ -25,6 +25,7 @@ NOT_OF_THE_WEIGHTS = frozenset(
         "limit",
         "num_workers",
         "override_contract",
+        "planes",
         "precision",
         "pretrained",
         "pretrained_minimum",

@@ -80,7 +80,7 @@ def test_what_no_user_can_mend_stops_at_once_and_no_thread_is_left():
 
 def test_the_process_ends_with_one_however_busy_its_threads_are():
     script = """
-        import sys, torch
+        import torch
         from monai.transforms import Transform
         from custom.data.dataset import CachedDataset
         from custom.support.errors import UserError, report_errors
@@ -91,6 +91,8 @@ def test_the_process_ends_with_one_however_busy_its_threads_are():
                     raise UserError("no")
                 volume = torch.rand(1, 1, 60, 60, 60)
                 return [torch.nn.functional.interpolate(volume, size=(90,) * 3).sum() for _ in range(4)]
+
+        report_errors()
         CachedDataset([{"image": i} for i in range(64)], Work(), num_workers=4, progress=False)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True)
