@@ -306,7 +306,7 @@ def test_the_plane_that_was_found_is_taken_where_that_is_chosen(flat):
 
 
 def test_a_refusal_says_what_helps(flat):
-    with pytest.raises(UntrustedPlaneError, match=r"--planes TABLE.csv .* --untrusted found.* --untrusted as_it_lies"):
+    with pytest.raises(UntrustedPlaneError, match=r"--planes TABLE.csv.*--untrusted found.*--untrusted as_it_lies"):
         MidsagittalAlignd("image", 1.0, (16, 16, 16))({"image": flat})
 
 
