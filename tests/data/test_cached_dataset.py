@@ -91,8 +91,6 @@ def test_the_process_ends_with_one_however_busy_its_threads_are():
                     raise UserError("no")
                 volume = torch.rand(1, 1, 60, 60, 60)
                 return [torch.nn.functional.interpolate(volume, size=(90,) * 3).sum() for _ in range(4)]
-
-        report_errors()
         CachedDataset([{"image": i} for i in range(64)], Work(), num_workers=4, progress=False)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True)
