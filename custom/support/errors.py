@@ -96,19 +96,15 @@ def report_errors() -> None:
     engines = logging.getLogger("ignite.engine")
     engines.addHandler(_RELAY)
     engines.propagate = False
-    logging.getLogger().addFilter(_is_not_told_later)  # to which MONAI's StatsHandler writes
-
-
-def _is_not_told_later(record: logging.LogRecord) -> bool:
-    error = sys.exc_info()[1]
-    return error is None or not re.match(_OF_THE_ENGINES, record.getMessage()) or not user_sentence(error)
 
 
 class _Relay(logging.Handler):
-    """Hand records to the root logger itself, for its filter, and its handlers, to which MONAI adds some later."""
+    """Pass on to the handlers of the root logger, to which MONAI adds some later, what is not told at the end."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger().handle(record)
+        error = sys.exc_info()[1]
+        if error is None or not re.match(_OF_THE_ENGINES, record.getMessage()) or not user_sentence(error):
+            logging.getLogger().handle(record)
 
 
 _RELAY = _Relay()

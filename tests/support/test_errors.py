@@ -109,7 +109,7 @@ def refuse(engine, batch):
 logging.basicConfig(level=logging.INFO)
 report_errors()
 engine = Engine(refuse)
-StatsHandler().attach(engine)
+StatsHandler(name=None).attach(engine)
 engine.run([0])
 """)
     assert done.returncode == 1
