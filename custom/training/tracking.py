@@ -171,9 +171,10 @@ class TrackedRun:
     def end(self, client: Any, run_id: str, status: str, evaluator: Engine) -> None:
         """The best metric, the files, and how it ended; an error here hides none of the run's own."""
         try:
-            if self.workflow == "train" and evaluator.state.best_metric_epoch > 0:
-                name = f"best_{evaluator.state.key_metric_name}"
-                client.log_metric(run_id, name, evaluator.state.best_metric, step=evaluator.state.best_metric_epoch)
+            epoch = getattr(evaluator.state, "best_metric_epoch", -1)
+            name = f"best_{getattr(evaluator.state, 'key_metric_name', '')}"
+            if self.workflow == "train" and epoch > max(0, self.logged.get(name, -1)):
+                client.log_metric(run_id, name, evaluator.state.best_metric, step=epoch)
             for path in self.artifacts:
                 if Path(path).is_file():
                     client.log_artifact(run_id, str(path))

@@ -98,6 +98,8 @@ def test_a_resumed_training_goes_on_with_its_run_and_no_point_is_there_twice(out
     assert again.info.status == "FINISHED"
     for name in ("train_loss", "auc"):
         assert [at for at, _ in points(client, again, name)] == list(range(1, EPOCHS + 1))
+    assert len(points(client, again, "best_auc")) <= 2  # at the stop, and where it became better since
+    assert len({step for step, _ in points(client, again, "best_auc")}) == len(points(client, again, "best_auc"))
     assert again.data.params["batch_size"] == "2"
     assert again.data.tags["resumed_with.batch_size"] == "7"
 
