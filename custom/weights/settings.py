@@ -16,8 +16,10 @@ from torch import Tensor
 
 from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoint
 
-CONTRACT = ("modality", "in_channels", "spacing", "spatial_size", "counterpart")
+STATED = ("modality", "in_channels", "spacing", "spatial_size")
 """Settings of the input, which no tensor tells of."""
+CONTRACT = (*STATED, "counterpart")
+"""All of the input contract; weights that do not speak of a counterpart have the default, the mirror image."""
 ENCODER = ("feature_size", "window_size", "depths", "num_heads", "symmetry")
 """Sizes of what pretraining hands on."""
 HEAD = ("num_classes", "readout", "embedding_size")
@@ -122,8 +124,8 @@ class Weights:
         Raises:
             WeightsError: weights that should say and do not.
         """
-        if name not in self.settings and self.unknown:
-            missing = [n for n in (*CONTRACT, "roi_size") if n not in self.settings]
+        if name not in self.settings and self.unknown and name in (*STATED, *ENCODER, *HEAD, "roi_size"):
+            missing = [n for n in (*STATED, "roi_size") if n not in self.settings]
             options = " ".join(f"--{n}" for n in dict.fromkeys([name, *missing]))
             raise WeightsError(
                 f"{self.path} does not say what it was trained with: no {name}; give {options} as they were in its "

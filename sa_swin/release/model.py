@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from custom.weights.provenance import Record
-from custom.weights.settings import CONTRACT, as_metadata, carrying, settings_in, sizes
+from custom.weights.settings import STATED, as_metadata, carrying, settings_in, sizes
 from custom.weights.transfer import load_checkpoint, transfer
 from sa_swin.release.errors import ReleaseError
 
@@ -29,7 +29,7 @@ def settings_of(weights: Path, path: Path | None = None) -> dict[str, Any]:
     """
     found = settings_in(weights) if path is None else _object(path)
     settings = sizes(load_checkpoint(weights)) | (found or {})
-    if missing := [name for name in CONTRACT if name not in settings]:
+    if missing := [name for name in STATED if name not in settings]:
         raise ReleaseError(
             f"{path or weights} does not say what the weights were trained with: no {', '.join(missing)}; give a JSON "
             "file with these settings by --settings"

@@ -118,7 +118,9 @@ def is_left_out(path, folder):
     contract = InputContract(spacing=8.0, spatial_size=(32, 32, 32), untrusted="as_it_lies")
     cases = [{"image": str(path), "subject": "bad"}, {"image": str(good), "subject": "good"}]
     assert [case["subject"] for case in TolerantDataset(cases, contract)] == ["good"]
-    record = attempt(Case(str(folder), (path.name,), None), folder / "out", Grid((8.0,) * 3, (32, 32, 32)), "warn")
+    record = attempt(
+        Case(str(folder), (path.name,), None), folder / "out", Grid((8.0,) * 3, (32, 32, 32), untrusted="as_it_lies")
+    )
     assert record["status"] == "failed"
     assert not (folder / "out").exists()
     return record["reason"]
@@ -304,7 +306,7 @@ def test_nothing_of_the_sources_text_is_in_masks_and_probability_maps(planted):
 
 def test_nothing_of_the_sources_text_is_in_a_prepared_cohort(planted):
     case = Case(str(planted), ("T1w.nii.gz",), "mask.nii.gz")
-    record = attempt(case, planted / "out", Grid((8.0,) * 3, (32, 32, 32)), "warn")
+    record = attempt(case, planted / "out", Grid((8.0,) * 3, (32, 32, 32), untrusted="as_it_lies"))
     assert record["status"] == "as it lies", record
     assert {path.name for path in (planted / "out").iterdir()} >= {"T1w.nii", "T1w_label.nii", "T1w.json"}
     assert texts_in(planted / "out") == []
