@@ -12,9 +12,9 @@ from unittest.mock import patch
 import yaml
 
 from label_app.serve import serve
-from sa_swin.__main__ import COMMANDS
-from sa_swin.__main__ import main as front_door
+from sa_swin.__main__ import COMMANDS, OTHERWISE
 from sa_swin.bundles import CONFIGS, bundle_folder, take_processes
+from sa_swin.commands import command_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("bundles/*/docs/README.md")])
@@ -83,7 +83,9 @@ def check_front_door(words):
     elif name == "label":
         check_call(serve, rest)
     else:
-        check_call(*captured(lambda: front_door(words)))
+        targets, _ = COMMANDS[name]
+        verb = "" if "" in targets else rest.pop(0) if rest[0] in targets else OTHERWISE[name]
+        command_of(targets[verb], f"sa-swin {name}").arguments(rest)
 
 
 def check_python(words):
