@@ -22,7 +22,8 @@ def turned_head() -> MetaTensor:
 
 
 def test_the_numbers_of_this_version():
-    grid, plane, reason = aligned_grid(turned_head(), (3.0,) * 3, (64, 64, 64))
+    placed = aligned_grid(turned_head(), (3.0,) * 3, (64, 64, 64))
+    grid, plane, reason = placed.affine, placed.plane, placed.reason
     aligned = to_grid(turned_head(), grid, (64, 64, 64), "bilinear")
     found = [*plane.normal, *grid[:3, 3], aligned.mean(), aligned.std(), aligned[0, 20, 30, 25]]
     assert reason is None

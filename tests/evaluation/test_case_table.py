@@ -206,7 +206,7 @@ def test_each_part_of_the_loss_is_logged_as_its_mean():
     loss = PretextLoss("no_symmetry")
     engine = Engine(lambda engine, batch: {"loss": torch.tensor(0.0)})
     LossParts(loss).attach(engine)
-    values = iter([{"loss": 3.0, "rotation": 1.0}, {"loss": 5.0, "rotation": 2.0}])
+    values = iter([{"loss": torch.tensor(a), "rotation": torch.tensor(b)} for a, b in ((3.0, 1.0), (5.0, 2.0))])
     engine.add_event_handler(Events.ITERATION_STARTED, lambda: setattr(loss, "parts", next(values)))
     engine.run([0, 1])
     assert engine.state.metrics == {"train_loss": 4.0, "train_rotation": 1.5}

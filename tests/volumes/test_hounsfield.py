@@ -1,5 +1,6 @@
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -166,9 +167,9 @@ def test_check_finds_it_by_the_files_name_or_by_the_modality_that_is_given(files
 def test_prepare_refuses_it_before_it_aligns(files, tmp_path):
     grid = Grid((4.0, 4.0, 4.0), (48, 56, 48))
     with pytest.raises(ValueError, match=r"bad_ct.nii.gz: no CT in Hounsfield units: .* -1024 to all values"):
-        align_case(Case(str(files), ("bad_ct.nii.gz",), None), tmp_path / "out", grid, "warn")
+        align_case(Case(str(files), ("bad_ct.nii.gz",), None), tmp_path / "out", grid)
     with pytest.raises(ValueError, match=r"good.nii.gz: a CT in Hounsfield units, to be taken for MR"):
-        align_case(Case(str(files), ("good.nii.gz",), None), tmp_path / "out", grid, "warn", modality="MR")
+        align_case(Case(str(files), ("good.nii.gz",), None), tmp_path / "out", replace(grid, modality="MR"))
 
 
 def test_the_input_contract_refuses_it_with_its_file(files):

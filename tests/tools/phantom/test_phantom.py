@@ -52,7 +52,10 @@ def pose_of(root: Path, row: dict[str, str]) -> tuple[np.ndarray, float]:
 
 
 def lists_of(root: Path) -> dict[str, dict[str, list]]:
-    return {name: json.loads((root / "datalists" / f"{name}.json").read_text()) for name in BUNDLES}
+    lists = {name: json.loads((root / "datalists" / f"{name}.json").read_text()) for name in BUNDLES}
+    return {
+        name: {part: content[part] for part in ("training", "validation", "testing")} for name, content in lists.items()
+    }
 
 
 def mirrored(config: Config, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
