@@ -77,7 +77,6 @@ def head_volume(image: Tensor, affine: Tensor) -> HeadVolume:
     channels = _channels(image, affine)
     corner, mask = channels[0].corner, torch.stack([channel.mask for channel in channels]).amax(0)
     center = _head_center(mask, corner)
-    _check_size(mask, corner, center)
     half = torch.tensor(WORK_SIZE, device=image.device) - 1
     grid = _grid_affine(center - half * WORK_SPACING / 2, WORK_SPACING)
     head, _ = resample(mask, _grid_affine(corner, OVERVIEW_SPACING), grid, WORK_SIZE, padding_mode="zeros")
@@ -113,6 +112,7 @@ def _channel(image: Tensor, affine: Tensor) -> _Channel:
     corner, shape = _bounding_grid(coarse.shape, coarse_affine)
     overview, known = resample(coarse, coarse_affine, _grid_affine(corner, OVERVIEW_SPACING), shape)
     mask = _head_mask(overview, known)
+    _check_size(mask, corner, _head_center(mask, corner))
     low, high = torch.quantile(overview[mask > 0.5], torch.tensor([0.05, 0.95], device=image.device)).tolist()
     if not high > low:
         raise NoHeadError(f"no head found: the foreground is uniform, every voxel is {low:.6g}")

@@ -74,8 +74,8 @@ def test_all_channels_tell_together_and_their_order_does_not_matter(brain):
     image, affine = brain
     motion = turned(12, -8, 3, (6, 2, 0))
     generator = torch.Generator().manual_seed(1)
-    noisy = image + 400 * torch.randn(image.shape, generator=generator)
-    inverted = torch.where(image > 0, 1200 - image, 0.0)
+    noisy = image + 150 * torch.randn(image.shape, generator=generator)
+    inverted = torch.where(image > 150, 1200 - image, 0.0)
     inverted[20:40, 40:70, 40:65] = 100
     empty = torch.zeros_like(image)
     first = estimate_plane(torch.stack([noisy, inverted, empty]), motion @ affine)
@@ -86,6 +86,17 @@ def test_all_channels_tell_together_and_their_order_does_not_matter(brain):
     assert offset < 0.2
     alone = errors(estimate_plane(noisy, motion @ affine), motion)
     assert angle + offset < sum(alone)
+
+
+def test_a_channel_that_shows_no_head_does_not_matter(brain):
+    """Noise everywhere, larger than a head, and a map of a lesion."""
+    image, affine = brain
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    lesion = torch.zeros_like(image)
+    lesion[20:26, 40:50, 40:50] = 1
+    with pytest.raises(ValueError, match="no head found"):
+        estimate_plane(noise, affine)
+    assert estimate_plane(torch.stack([noise, image, lesion]), affine) == estimate_plane(image, affine)
 
 
 def test_a_channel_twice_is_that_channel(brain):
@@ -107,7 +118,7 @@ def test_a_plane_set_by_hand_is_where_it_was_set_and_has_its_quality(brain):
     x, y, z = beside.normal
     assert math.degrees(math.atan2(y, x)) == pytest.approx(10)
     assert z == 0
-    assert beside.offset == pytest.approx(6)  # the array's middle is the world's origin, but for z
+    assert beside.offset == pytest.approx(6 - 17 * math.sin(math.radians(10)))  # the array's middle is at y = -17 mm
     assert beside.similarity < 0.5 * right.similarity
     nothing = set_plane(torch.zeros(10, 10, 10), IDENTITY, 0, 0, 1)
     assert nothing.offset == 5.5
