@@ -7,6 +7,8 @@ Writes `<folder>/<task>.json`: a list of checks, each with its name, what it fou
 
 import csv
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,16 +18,18 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from custom.support.errors import root_cause
 from custom.support.files import write_whole
+from custom.training.preemption import REQUEUE
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 WORKFLOWS = {"train": ("train",), "evaluate": ("train", "evaluate"), "inference": ("inference",)}
 SIZES = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 64], "num_workers": 2}
 TRAINING = {"batch_size": 2, "warmup_epochs": 0, "val_interval": 1, "cache_rate": 1.0, "align": False}
-EPOCHS = 2
+EPOCHS, STOP_AT = 2, 8  # of two times six iterations
 FIGURES = {"pretrain": "asymmetry", "classify": "probability_1", "segment": "predicted_ml"}
 """Column of an evaluation's table that is compared between devices."""
 INFERRED = {"pretrain": "asymmetry", "classify": "probability_1", "segment": "volume_ml"}
@@ -67,8 +71,11 @@ BUNDLE_LABELS: Mapping[str, Callable[[str, bool], Row]] = {
 }
 
 
-def run(task: str, workflow: str, folder: Path, device: str, output: str, **changes: Any) -> Path:
-    """One workflow of a bundle, as `python -m monai.bundle run` does it; returns its output folder."""
+def run(task: str, workflow: str, folder: Path, device: str, output: str, stop_at: int = 0, **changes: Any) -> Path:
+    """One workflow of a bundle, as `python -m monai.bundle run` does it; returns its output folder.
+
+    A training with `stop_at` gets a SIGTERM in that iteration.
+    """
     configs = [str(BUNDLES / f"sa_swin_{task}" / "configs" / f"{name}.yaml") for name in WORKFLOWS[workflow]]
     data, home = folder / "cohort", folder / task / output
     settings: Row = SIZES | {"bundle_root": str(BUNDLES / f"sa_swin_{task}"), "dataset_dir": str(data)}
@@ -81,7 +88,14 @@ def run(task: str, workflow: str, folder: Path, device: str, output: str, **chan
     kind = "infer" if workflow == "inference" else "train"
     bundle = ConfigWorkflow(configs, logging_file=False, workflow_type=kind, **{**settings, **changes})
     bundle.initialize()
-    bundle.run()
+    if stop_at:
+        trainer = bundle.parser.get_parsed_content("train::trainer")
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=stop_at), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        bundle.run()
+    except SystemExit as end:
+        if not stop_at or end.code != REQUEUE:
+            raise
     bundle.finalize()
     return home
 
@@ -133,12 +147,12 @@ def state(folder: Path) -> Row:
 
 
 def trained(task: str, folder: Path, device: str) -> str:
-    """Train with validation, stop after an epoch, go on; compare with a training that was not stopped."""
+    """Train with validation, stop inside an epoch, go on; compare with a training that was not stopped."""
     whole = folder / "uninterrupted"
     run(task, "train", whole, device, "train", max_epochs=EPOCHS, dataset_dir=str(folder / "cohort"))
-    steps = len(json.loads((folder / "cohort" / "datalists" / f"{task}.json").read_text())["training"]) // 2
-    whole_schedule = {"lr_scheduler::t_total": EPOCHS * steps}  # as if it had been stopped, not planned shorter
-    run(task, "train", folder, device, "train", max_epochs=1, **whole_schedule)
+    run(task, "train", folder, device, "train", max_epochs=EPOCHS, stop_at=STOP_AT)
+    if state(folder / task)["trainer"]["iteration"] != STOP_AT:
+        raise CheckError(f"stopped in iteration {STOP_AT}, the checkpoint is of another")
     run(task, "train", folder, device, "train", max_epochs=EPOCHS, resume=True)
     one, other = state(folder / task), state(whole / task)
     epochs = one["trainer"]["iteration"] / one["trainer"]["epoch_length"]
@@ -152,8 +166,7 @@ def trained(task: str, folder: Path, device: str) -> str:
 def check_bundle(task: str, device: str, folder: Path) -> None:
     """All checks of a bundle."""
     checks = Checks(folder / f"{task}.json")
-    if not checks(f"{task}: train, validate, stop, resume", lambda: trained(task, folder, device)):
-        return
+    checks(f"{task}: train, validate, stop, resume", lambda: trained(task, folder, device))
     for workflow, column in (("evaluate", FIGURES[task]), ("inference", INFERRED[task])):
         references: list[np.ndarray] = []
 
@@ -173,8 +186,18 @@ def check_bundle(task: str, device: str, folder: Path) -> None:
                 f"{task}: {workflow} in {precision}",
                 lambda p=precision, m=measured, r=references: compared(m(p, device, "_device"), r[0], WITHIN[p]),
             )
+    if device == "cuda":
+        checks(f"{task}: train in fp16, with a loss scale", lambda: scaled(task, folder))
     if task == "segment":
         checks("segment: mirrored windows, probabilities, asymmetry", lambda: options(folder, device))
+
+
+def scaled(task: str, folder: Path) -> str:
+    """An epoch in fp16: its weights are finite, or no checkpoint is written; and how many steps were skipped."""
+    home = folder / "fp16"
+    run(task, "train", home, "cuda", "train", precision="fp16", max_epochs=1, dataset_dir=str(folder / "cohort"))
+    content = state(home / task)
+    return f"{content['trainer']['iteration']} steps, {content['step_guard']['skipped']} skipped"
 
 
 def options(folder: Path, device: str) -> str:

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -33,8 +34,8 @@ def measure(cell: Cell, repeats: int) -> dict[str, Any]:
     row: dict[str, Any] = asdict(cell)
     clean()
     before = torch.cuda.memory_allocated()
+    row["flops"] = flops(cell)
     try:
-        row["flops"] = flops(cell)
         step = build(cell, *([torch.compile] if "compiled" in cell.implementation else []))
         for _ in range(PLAIN_STEPS + 2 if not cell.task.startswith("infer") else 1):
             step()
@@ -52,7 +53,8 @@ def measure(cell: Cell, repeats: int) -> dict[str, Any]:
 
 def clean() -> None:
     """Give all memory back that the cell before has left."""
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -112,7 +112,11 @@ class FusedStage(nn.Module):
 
     def run(self, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A step of a block, recomputed in the backward pass if memory is short."""
-        return checkpoint(step, *inputs, use_reentrant=False) if self.use_checkpoint else step(*inputs)
+        return (
+            checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
+            if self.use_checkpoint
+            else step(*inputs)
+        )
 
 
 def reordered(tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from types import TracebackType
 _GO_ON = "a training goes on from its last checkpoint with --resume True"
 _ADVICE = (
     (
-        r"OutOfMemoryError|out of memory|not enough memory|can't allocate memory|MemoryError",
+        r"OutOfMemoryError|out of memory|not enough memory|can't allocate memory|MemoryError|STATUS_ALLOC_FAILED",
         "the memory is full: make batch_size, num_samples, roi_size or feature_size smaller, or let the activations be "
         "recomputed (--use_checkpoint True); in the host's memory, lower cache_rate or num_workers; on a "
         f"GPU half precision is the default already; {_GO_ON}",

@@ -162,11 +162,12 @@ class Recording:
 def run_and_watch(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Any, list[str]]:
     """The result of a function, and torch's words on each place where it waited for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             result = function(*inputs)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    return result, [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    messages = [str(warning.message) for warning in caught]
+    return result, [message for message in messages if "called a synchronizing" in message]
