@@ -24,7 +24,15 @@ from tqdm import tqdm
 
 from custom.evaluation.metrics import auc
 from custom.symmetry import mirror
-from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map, head_mask, offsets, smooth, tolerant_difference
+from custom.transforms.asymmetry_map import (
+    AsymmetryMap,
+    asymmetry_map,
+    head_mask,
+    offsets,
+    smooth,
+    strangeness,
+    tolerant_difference,
+)
 from custom.transforms.intensity import standardize_mr
 from custom.volumes.loading import load_volume
 from sa_swin.asymmetry.norm import Norm, make_norm
@@ -44,14 +52,6 @@ class Head:
     head: Tensor
     lesion: Tensor
     seconds: float
-
-    @property
-    def inside(self) -> Tensor:
-        return self.found.inside[0, 0]
-
-    def known(self) -> Tensor:
-        """The difference, not a number outside the brain."""
-        return torch.where(self.inside, self.found.difference[0, 0], torch.nan)
 
 
 def read_head(folder: Path, case: Mapping[str, Any], tolerances: Sequence[float] = ()) -> Head:
@@ -77,20 +77,24 @@ def read_cohort(folder: str, tolerances: Sequence[float] = ()) -> list[Head]:
     return [h for h, case in zip(heads, cases, strict=True) if "label" not in case or h.lesion.any()]
 
 
-def figures(score: Tensor, head: Head) -> dict[str, float]:
+def figures(score: Tensor, strange: Tensor, head: Head) -> dict[str, float]:
     """AUC of the lesion's voxels in the volume and in the head; whether the peak is in the lesion or its mirror.
 
-    What lies outside the brain's mask scores least, of a lesion, too.
+    What lies outside the brain's mask scores least, of a lesion, too. The side is nan where the peak is elsewhere.
+
+    Args:
+        score: `(X, Y, Z)`.
+        strange: `(X, Y, Z)`, above 0 where a place is the abnormal one.
+        head: whose lesion it is.
     """
-    score = torch.where(head.inside, score, score[head.inside].min() - 1)
-    lesion = head.lesion
+    inside, lesion = head.found.inside[0, 0], head.lesion
+    score = torch.where(inside, score, score[inside].min() - 1)
     areas = {"volume": torch.ones_like(lesion), "head": head.head | lesion}
     row = {name: auc(lesion[area].numpy(), score[area].numpy()) for name, area in areas.items()}
-    peak = score.argmax()
-    either = lesion | mirror(lesion)
-    own = float(head.found.share.flatten()[peak]) > 0.5
-    told = lesion.flatten()[peak] if own else mirror(lesion).flatten()[peak]
-    return row | {"peak": float(either.flatten()[peak]), "side": float(told)}
+    peak = int(score.argmax())
+    own, other = bool(lesion.flatten()[peak]), bool(mirror(lesion).flatten()[peak])
+    told = (own if strange.flatten()[peak] > 0 else other) if own or other else float("nan")
+    return row | {"peak": float(own or other), "side": float(told)}
 
 
 def patients(heads: Sequence[Head], norms: Mapping[str, Norm]) -> dict[str, dict[str, dict[str, float]]]:
@@ -100,29 +104,31 @@ def patients(heads: Sequence[Head], norms: Mapping[str, Norm]) -> dict[str, dict
         heads: of the patients.
         norms: further norms by name; one of each half of the patients is made for the other half.
     """
-    halves = [make_norm([h.known() for h in heads[half::2]], {"spacing": SPACING}) for half in (0, 1)]
+    halves = [make_norm([h.found for h in heads[half::2]], {"spacing": SPACING}) for half in (0, 1)]
     rows: dict[str, list[dict[str, float]]] = {}
     for i, head in enumerate(tqdm(heads, "figures", disable=None)):
-        difference = head.found.difference[0, 0]
+        found = head.found
+        alone = strangeness(found.level, found.inside, SPACING)[0, 0]
         scores = {f"most alike within {mm:g} mm" if mm else "same place": plain for mm, plain in head.plain.items()}
-        scores["map"] = difference
-        others = {"other patients": halves[1 - i % 2], **norms}
-        scores |= {f"map, norm of {name}": norm.z_map(difference, head.inside) for name, norm in others.items()}
+        scores |= {"map": found.difference[0, 0]}
         for name, score in scores.items():
-            rows.setdefault(name, []).append(figures(score, head))
+            rows.setdefault(name, []).append(figures(score, alone, head))
+        for name, norm in {"other patients": halves[1 - i % 2], **norms}.items():
+            row = figures(norm.z_map(found)[0, 0], norm.strangeness(found)[0, 0], head)
+            rows.setdefault(f"map, norm of {name}", []).append(row)
     parts = {"developed": slice(0, None, 2), "held out": slice(1, None, 2), "all": slice(None)}
     return {name: {part: means(found[where]) for part, where in parts.items()} for name, found in rows.items()}
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure, and the number of patients."""
-    return {"n": len(rows)} | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {"n": len(rows)} | {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
 
 
 def alarms(heads: Sequence[Head], norm: Norm) -> dict[str, float]:
     """How many heads have a peak above the norm's threshold."""
-    peaks = [float(norm.z_map(h.found.difference[0, 0], h.inside).max()) for h in heads]
-    return {"n": len(peaks), "alarms": sum(peak > norm.threshold for peak in peaks), "median peak": np.median(peaks)}
+    peaks = [float(norm.z_map(head.found).max()) for head in heads]
+    return {"n": len(peaks), "alarms": sum(p > norm.threshold for p in peaks), "median peak": float(np.median(peaks))}
 
 
 def as_markdown(content: Mapping[str, Any]) -> str:
@@ -144,7 +150,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
 
 def result(flair: Sequence[Head], t1: Sequence[Head], healthy: Sequence[Head], other: Sequence[Head]) -> dict[str, Any]:
     """All figures."""
-    norm = make_norm([head.known() for head in healthy], {"spacing": SPACING})
+    norm = make_norm([head.found for head in healthy], {"spacing": SPACING})
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     seconds = np.median([head.seconds for head in (*flair, *t1)])
     about = (

@@ -15,7 +15,6 @@ from itertools import product
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.layers import GaussianFilter
 from scipy import ndimage
 from torch import Tensor
 
@@ -23,10 +22,8 @@ from custom.symmetry import mirror
 
 TOLERANCE_MM = 4.5
 """How far from its counterpart a patch is looked for: what alignment and healthy asymmetry leave."""
-FAR_MM, FAR_STEP_MM = 12.0, 6.0
-"""The neighbourhood, and its step, that tells the sides apart: beside a lesion there is tissue like its counterpart."""
-TEXTURE_MM, SMOOTHING_MM, SIDE_MM = 4.5, 7.5, 12.0
-"""Standard deviations of the Gaussian filters of texture, difference and the choice of a side."""
+TEXTURE_MM, SMOOTHING_MM, LEVEL_MM, SIDE_MM = 4.5, 7.5, 9.0, 6.0
+"""Standard deviations of the Gaussian filters of texture, difference, intensity and the choice of a side."""
 SMOOTHEST = 0.03
 """Texture, as a share of the brain's mean, that any place has at least: noise is no perfect fit."""
 BRAIN_LEVEL = 0.55
@@ -45,18 +42,17 @@ class AsymmetryMap:
     Args:
         difference: `(B, 1, X, Y, Z)`, to the most alike place near the counterpart, in units of local texture; 0
             outside the brain.
-        share: `(B, 1, X, Y, Z)`, from 0 to 1: how much of the strangeness of a place and its mirrored one is its own;
-            a place and its mirrored one add up to 1.
+        level: `(B, C, X, Y, Z)`, smoothed intensity: distance from the brain's median in its interquartile ranges.
         inside: `(B, 1, X, Y, Z)` bool, the brain as far as both sides of it are in the field of view.
     """
 
     difference: Tensor
-    share: Tensor
+    level: Tensor
     inside: Tensor
 
 
 def asymmetry_map(image: Tensor, spacing: Sequence[float], counterpart: Tensor | None = None) -> AsymmetryMap:
-    """How far each place of the brain differs from everything near its counterpart, and on which side that is strange.
+    """How far each place of the brain differs from everything near its counterpart, and how bright it is.
 
     Args:
         image: `(B, C, X, Y, Z)`.
@@ -67,13 +63,30 @@ def asymmetry_map(image: Tensor, spacing: Sequence[float], counterpart: Tensor |
     inside = brain(image[:, :1], spacing)
     textures = texture(image) + texture(counterpart)
     unit = smooth(textures / 2, inside, TEXTURE_MM, spacing)
-    unit = unit + SMOOTHEST * mean_inside(unit, inside)
+    unit = (unit + SMOOTHEST * mean_inside(unit, inside)).clamp_min(1e-12)
     near = tolerant_difference(image, counterpart, offsets(TOLERANCE_MM, spacing))
-    far = tolerant_difference(image, counterpart, offsets(FAR_MM, spacing, FAR_STEP_MM))
-    strange = smooth(far, inside, SIDE_MM, spacing)
-    both = strange + mirror(strange)
-    share = torch.where(both > 0, strange / both.clamp_min(1e-12), 0.5)
-    return AsymmetryMap(smooth(near / unit, inside, SMOOTHING_MM, spacing), share, inside)
+    level = smooth(in_quartiles(image, inside), inside, LEVEL_MM, spacing)
+    return AsymmetryMap(smooth(near / unit, inside, SMOOTHING_MM, spacing), level, inside)
+
+
+def strangeness(
+    level: Tensor, inside: Tensor, spacing: Sequence[float], usual: Tensor | float = 0.0, spread: Tensor | float = 1.0
+) -> Tensor:
+    """How much stranger the intensity of a place is than that of its mirrored counterpart; antisymmetric.
+
+    Args:
+        level: `(B, C, X, Y, Z)`, of `AsymmetryMap`.
+        inside: `(B, 1, X, Y, Z)` bool.
+        spacing: mm per voxel.
+        usual: level of healthy heads at that place; by default the brain's own median.
+        spread: its standard deviation; by default the brain's interquartile range.
+
+    Returns:
+        `(B, 1, X, Y, Z)`, in spreads: above 0 this place is the abnormal one, below 0 its counterpart.
+    """
+    distance = ((level - usual) / spread).abs().mean(1, keepdim=True)
+    distance = smooth(distance, inside, SIDE_MM, spacing)
+    return distance - mirror(distance)
 
 
 def tolerant_difference(image: Tensor, counterpart: Tensor, places: Iterable[tuple[int, int, int]]) -> Tensor:
@@ -97,21 +110,18 @@ def tolerant_difference(image: Tensor, counterpart: Tensor, places: Iterable[tup
     return least.clamp_min(0).sqrt()
 
 
-def offsets(tolerance: float, spacing: Sequence[float], step: float = 0.0) -> list[tuple[int, int, int]]:
-    """Offsets in voxels within a distance, with none between them but multiples of a step.
+def offsets(tolerance: float, spacing: Sequence[float]) -> list[tuple[int, int, int]]:
+    """Offsets in voxels within a distance.
 
     Args:
         tolerance: mm.
         spacing: mm per voxel.
-        step: mm; below a voxel's, every voxel counts.
 
     Examples:
-        >>> len(offsets(3, (3, 3, 3))), len(offsets(4.5, (3, 3, 3))), len(offsets(12, (3, 3, 3), 6))
-        (7, 19, 33)
+        >>> len(offsets(3, (3, 3, 3))), len(offsets(4.5, (3, 3, 3)))
+        (7, 19)
     """
-    steps = [max(1, round(step / side)) for side in spacing]
-    reach = [int(tolerance / (n * side)) for n, side in zip(steps, spacing, strict=True)]
-    grid = product(*(range(-n * k, n * k + 1, n) for n, k in zip(steps, reach, strict=True)))
+    grid = product(*(range(-int(tolerance / side), int(tolerance / side) + 1) for side in spacing))
     return [o for o in grid if sum((k * side) ** 2 for k, side in zip(o, spacing, strict=True)) <= tolerance**2]
 
 
@@ -134,16 +144,33 @@ def texture(volume: Tensor) -> Tensor:
 
 
 def smooth(volume: Tensor, inside: Tensor, sigma: float, spacing: Sequence[float]) -> Tensor:
-    """Gaussian mean over what is inside, `(B, 1, X, Y, Z)`; 0 outside.
+    """Gaussian mean over what is inside, `(B, C, X, Y, Z)`; 0 outside.
+
+    By SciPy: on a CPU, a convolution with so wide a kernel takes torch many times as long.
 
     Args:
-        volume: `(B, 1, X, Y, Z)`.
-        inside: bool, of the same shape.
+        volume: `(B, C, X, Y, Z)`.
+        inside: bool, `(B, 1, X, Y, Z)`.
         sigma: mm.
         spacing: mm per voxel.
     """
-    gauss = GaussianFilter(3, [sigma / side for side in spacing])
+    widths = (0, 0, *(sigma / side for side in spacing))
+
+    def gauss(values: Tensor) -> Tensor:
+        return torch.from_numpy(ndimage.gaussian_filter(values.cpu().numpy(), widths, mode="constant")).to(values)
+
     return torch.where(inside, gauss(volume * inside) / gauss(inside.to(volume)).clamp_min(1e-6), 0.0)
+
+
+def in_quartiles(image: Tensor, inside: Tensor) -> Tensor:
+    """Each volume's distance from its median inside, in interquartile ranges; 0 where nothing is inside."""
+    out = torch.zeros_like(image)
+    for volume, mask, target in zip(image, inside, out, strict=True):
+        for channel, place in zip(volume, target, strict=True):
+            values = channel[mask[0]].cpu().numpy()
+            low, median, high = np.percentile(values, (25, 50, 75)) if len(values) else (0, 0, 0)
+            place += (channel - median) / (high - low) if high > low else 0
+    return out
 
 
 def mean_inside(volume: Tensor, inside: Tensor) -> Tensor:

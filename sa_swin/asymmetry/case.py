@@ -15,15 +15,15 @@ from custom.data.case import image_paths
 from custom.support.errors import root_cause
 from custom.support.files import WriteError
 from custom.symmetry import mirror, split_pair
-from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map
+from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map, strangeness
 from custom.transforms.contract import InputContract
 from custom.transforms.findings import central_plane
 from custom.volumes.nifti import write_nifti
 from custom.volumes.saving import result_path
 from sa_swin.asymmetry.norm import Norm, NormError
 
-UNDECIDED = 0.03
-"""How far from a half a place's share must be for a side to be told."""
+UNDECIDED = 0.5
+"""How much stranger than its counterpart a place must be for a side to be told, in spreads."""
 POSTFIX = "asymmetry"
 
 
@@ -53,24 +53,30 @@ class Reading:
         )
 
     def __call__(self, case: Mapping[str, Any]) -> tuple[MetaTensor, AsymmetryMap]:
-        """The symmetric pair of a case, `(2C, X, Y, Z)`, and the map on its grid."""
+        """The symmetric pair of a case, `(2C, X, Y, Z)`, and the map on its grid.
+
+        Raises:
+            ValueError: the file or its plane cannot be used, or there is no brain.
+        """
         pair = self.contract(len(image_paths(case)))(dict(case))["image"]
         image, counterpart = split_pair(pair.as_subclass(Tensor)[None])
-        return pair, asymmetry_map(image, self.spacing, counterpart)
+        found = asymmetry_map(image, self.spacing, counterpart)
+        if not found.inside.any():
+            raise ValueError(f"{image_paths(case)[0]}: no brain found that has both its sides in the field of view")
+        return pair, found
 
 
 @dataclass(frozen=True)
 class HealthyMap:
-    """A head's part of the norm: `(X, Y, Z)`, not a number outside the brain; or why it has none."""
+    """A head's part of the norm, or why it has none."""
 
     reading: Reading
 
-    def __call__(self, case: Mapping[str, Any]) -> Tensor | str:
+    def __call__(self, case: Mapping[str, Any]) -> AsymmetryMap | str:
         try:
-            _, found = self.reading(case)
+            return self.reading(case)[1]
         except (ValueError, RuntimeError, OSError, MemoryError) as error:
             return reason_of(error)
-        return torch.where(found.inside, found.difference, torch.nan)[0, 0]
 
 
 @dataclass(frozen=True)
@@ -106,19 +112,21 @@ class ReadCase:
     def read(self, case: Mapping[str, Any]) -> dict[str, Any]:
         """Write the map and return the figures of its peak."""
         channels = len(image_paths(case))
-        if self.norm and channels != self.norm.settings["channels"]:
-            raise NormError(f"the norm is of {self.norm.settings['channels']} channel(s), the case has {channels}")
+        if self.norm and channels != len(self.norm.level):
+            raise NormError(f"the norm is of {len(self.norm.level)} channel(s), the case has {channels}")
         pair, found = self.reading(case)
-        score = found.difference[0, 0]
-        if self.norm:
-            score = self.norm.z_map(score, found.inside[0, 0])
-        if not found.inside.any():
-            raise ValueError("no brain found that has both its sides in the field of view")
+        score, strange = self.scores(found)
         path = result_path(image_paths(case)[0], self.dataset_dir, self.output, POSTFIX)
-        back = self.on_file(signed(score, found.share[0, 0]), pair, channels)
+        back = self.on_file(signed(score, strange), pair, channels)
         write_nifti(path, back.as_tensor().numpy()[0], back.affine.numpy())
-        row = peak_row(torch.where(found.inside[0, 0], score, -torch.inf), found.share[0, 0], pair, back.affine)
+        row = peak_row(score.where(found.inside[0, 0], -torch.inf), strange, pair, back.affine)
         return row | ({"alarm": int(row["peak"] > self.norm.threshold)} if self.norm else {}) | {"map": str(path)}
+
+    def scores(self, found: AsymmetryMap) -> tuple[Tensor, Tensor]:
+        """Each place's z-score, or its difference where there is no norm, and its strangeness, `(X, Y, Z)`."""
+        if self.norm:
+            return self.norm.z_map(found)[0, 0], self.norm.strangeness(found)[0, 0]
+        return found.difference[0, 0], strangeness(found.level, found.inside, self.reading.spacing)[0, 0]
 
     def on_file(self, values: Tensor, pair: MetaTensor, channels: int) -> MetaTensor:
         """A map `(X, Y, Z)` of the aligned grid, on the grid of the file, `(1, X, Y, Z)`."""
@@ -126,40 +134,37 @@ class ReadCase:
         return self.reading.contract(channels).inverse({"image": aligned})["image"]
 
 
-def signed(score: Tensor, share: Tensor) -> Tensor:
+def signed(score: Tensor, strange: Tensor) -> Tensor:
     """The score where a place is the stranger of the two, or neither is; minus the score where its counterpart is.
 
     Args:
         score: `(X, Y, Z)`; what is below 0, and so less than usual, becomes 0.
-        share: `(X, Y, Z)`, of `AsymmetryMap`.
+        strange: `(X, Y, Z)`, see `custom.asymmetry_map.strangeness`.
     """
-    return score.clamp_min(0) * torch.where(share < 0.5 - UNDECIDED, -1.0, 1.0)
+    return score.clamp_min(0) * torch.where(strange < -UNDECIDED, -1.0, 1.0)
 
 
-def peak_row(score: Tensor, share: Tensor, pair: MetaTensor, file_affine: Tensor) -> dict[str, Any]:
+def peak_row(score: Tensor, strange: Tensor, pair: MetaTensor, file_affine: Tensor) -> dict[str, Any]:
     """The highest peak: its score, its side, and its place in the world (RAS, mm) and in the file (voxels).
 
     Where the counterpart of the peak is the stranger place, that is the place given.
 
     Args:
         score: `(X, Y, Z)` on the aligned grid, minus infinity outside the brain.
-        share: `(X, Y, Z)`, of `AsymmetryMap`.
+        strange: `(X, Y, Z)`, see `custom.asymmetry_map.strangeness`.
         pair: the aligned volume.
         file_affine: voxel-to-world of the file.
     """
-    height = float(score.max())
-    if float(share.flatten()[score.argmax()]) < 0.5:
-        score = mirror(score)  # the stranger place of the two is the peak's counterpart
-    place = np.unravel_index(int(score.argmax()), score.shape)
-    own = float(share[place])
+    height, margin = float(score.max()), float(strange.flatten()[score.argmax()])
+    place = np.unravel_index(int((mirror(score) if margin < 0 else score).argmax()), score.shape)
     world = pair.affine.numpy() @ [*place, 1]
     plane = central_plane(pair)
     right = plane.normal @ world[:3] > plane.offset
     voxel = np.linalg.inv(file_affine.numpy()) @ world
     names = ("x_mm", "y_mm", "z_mm", "voxel_i", "voxel_j", "voxel_k")
-    side = "undecided" if abs(own - 0.5) < UNDECIDED else "right" if right else "left"
+    side = "undecided" if abs(margin) < UNDECIDED else "right" if right else "left"
     places = [round(float(v), 1) for v in world[:3]] + [round(float(v)) for v in voxel[:3]]
-    return {"peak": height, "side": side, "share": own, **dict(zip(names, places, strict=True))}
+    return {"peak": height, "side": side, "margin": abs(margin), **dict(zip(names, places, strict=True))}
 
 
 def reason_of(error: Exception) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = (
-    "subject", "image", "status", "peak", "alarm", "side", "share", "x_mm", "y_mm", "z_mm",
+    "subject", "image", "status", "peak", "alarm", "side", "margin", "x_mm", "y_mm", "z_mm",
     "voxel_i", "voxel_j", "voxel_k", "threshold", "norm", "map", "reason",
 )  # fmt: skip
 SPACING, SPATIAL_SIZE = 3.0, (64, 80, 64)
@@ -61,12 +61,7 @@ def norm_command(
     maps = [found[i] for i in sorted(found) if not isinstance(found[i], str)]
     failures = {image_paths(cases[i])[0]: found[i] for i in sorted(found) if isinstance(found[i], str)}
     name_failures(failures)
-    settings = {
-        "spacing": sides,
-        "spatial_size": size,
-        "channels": len(image_paths(cases[0])),
-        "sequence": str(sequence),
-    }
+    settings = {"spacing": sides, "spatial_size": size, "sequence": str(sequence)}
     norm = make_norm(maps, settings, alarm_rate)
     norm.save(Path(output))
     print(f"{output}: norm {norm.digest()} of {len(maps)} heads; an alarm is a peak above {norm.threshold:.2f}")
@@ -91,8 +86,8 @@ def map_command(
 
     A map is positive where a place is the stranger of the two, or neither can be told, and negative where its
     counterpart is. With a norm its values are z-scores, and a peak above the threshold of the norm is an alarm; without
-    one they are differences in units of the brain's texture. A head that cannot be read is named, and the exit code is
-    1 then. For research, not for clinical use.
+    one they are differences in units of the brain's texture, and the side is a guess. A head that cannot be read is
+    named, and the exit code is 1 then. For research, not for clinical use.
 
     Args:
         dataset_dir: folder with NIfTI files.

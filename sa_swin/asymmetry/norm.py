@@ -1,4 +1,4 @@
-"""The norm: how far each place of a healthy head differs from its counterpart, and the threshold of an alarm.
+"""The norm: how far each place of a healthy head differs from its counterpart, how bright it is, and what is alarming.
 
 It rests on medians: a few heads with lesions, in different places, hardly move it.
 """
@@ -6,17 +6,19 @@ It rests on medians: a few heads with lesions, in different places, hardly move 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from custom.support.errors import UserError
 from custom.support.files import write_whole
-from custom.transforms.asymmetry_map import smooth
+from custom.symmetry import mirror
+from custom.transforms.asymmetry_map import AsymmetryMap, smooth, strangeness
 
 FEWEST = 8
 """Heads that a norm needs."""
@@ -24,10 +26,10 @@ MOST_MISSING = 0.5
 """Share of the heads whose brain may lack a place that has a norm of its own; elsewhere that of the whole brain."""
 SMOOTHING_MM = 6.0
 """Standard deviation of the Gaussian filter on median and spread: heads are aligned by their planes alone."""
-FLOOR = 0.25
-"""Of the spread of a place, as a share of its median over the brain."""
+FLOOR, LEVEL_FLOOR = 0.25, 0.05
+"""Of the spread of a place: a share of the median difference over the brain, and interquartile ranges."""
 FOLDS = 5
-NAMES = ("median", "spread", "present")
+NAMES = ("median", "spread", "level", "level_spread")
 
 
 class NormError(UserError):
@@ -36,30 +38,31 @@ class NormError(UserError):
 
 @dataclass(frozen=True)
 class Norm:
-    """What is usual at each place, and what is not.
+    """What is usual at each place, and what is not. Spreads are standard deviations, by median absolute deviations.
 
     Args:
-        median: of the difference of healthy heads, `(X, Y, Z)`.
-        spread: 1.4826 x the median absolute deviation from it, the standard deviation were it normal; `(X, Y, Z)`.
-        present: share of the heads whose brain has the place, `(X, Y, Z)`.
+        median: of the difference, `(1, X, Y, Z)`.
+        spread: of the difference.
+        level: median of the intensity's level, `(C, X, Y, Z)`, the same on both sides.
+        level_spread: of the level.
         threshold: z-score above which the highest peak of a head is an alarm.
-        settings: `spacing`, `spatial_size`, `channels`, `sequence`, `heads`, `alarm_rate`.
+        settings: `spacing`, `spatial_size`, `sequence`, `heads`, `alarm_rate`.
     """
 
     median: Tensor
     spread: Tensor
-    present: Tensor
+    level: Tensor
+    level_spread: Tensor
     threshold: float
     settings: Mapping[str, Any]
 
-    def z_map(self, difference: Tensor, inside: Tensor) -> Tensor:
-        """How many spreads each place's difference lies above the healthy median, `(X, Y, Z)`; 0 outside.
+    def z_map(self, found: AsymmetryMap) -> Tensor:
+        """How many spreads each place's difference lies above the healthy median, `(B, 1, X, Y, Z)`; 0 outside."""
+        return torch.where(found.inside, (found.difference - self.median) / self.spread, 0.0)
 
-        Args:
-            difference: `(X, Y, Z)`, of `custom.transforms.asymmetry_map`.
-            inside: bool, the brain.
-        """
-        return torch.where(inside, (difference - self.median) / self.spread, 0.0)
+    def strangeness(self, found: AsymmetryMap) -> Tensor:
+        """`custom.asymmetry_map.strangeness`, against healthy heads."""
+        return strangeness(found.level, found.inside, self.settings["spacing"], self.level, self.level_spread)
 
     def digest(self) -> str:
         """SHA-256 of all of it, its first 12 digits."""
@@ -100,43 +103,51 @@ def load_norm(path: str | Path) -> Norm:
     return Norm(**tensors, threshold=about.pop("threshold"), settings=about)
 
 
-def make_norm(maps: Sequence[Tensor], settings: Mapping[str, Any], alarm_rate: float = 0.05) -> Norm:
+def make_norm(heads: Sequence[AsymmetryMap], settings: Mapping[str, Any], alarm_rate: float = 0.05) -> Norm:
     """The norm of healthy heads; the threshold is set on heads that were held out of the norm they are measured by.
 
     Args:
-        maps: of each head, `(X, Y, Z)`, not a number outside the brain.
+        heads: of one subject each.
         settings: what the maps were made with; `spacing` is needed.
         alarm_rate: share of healthy heads that shall raise an alarm.
 
     Raises:
         NormError: with fewer than `FEWEST` heads, or another rate than one between 0 and 1.
     """
-    if len(maps) < FEWEST:
-        raise NormError(f"a norm needs {FEWEST} healthy heads or more, got {len(maps)}")
+    if len(heads) < FEWEST:
+        raise NormError(f"a norm needs {FEWEST} healthy heads or more, got {len(heads)}")
     if not 0 < alarm_rate < 1:
         raise NormError(f"alarm_rate must lie between 0 and 1, got {alarm_rate}")
-    spacing, folds = settings["spacing"], min(FOLDS, len(maps))
+    settings = {**settings, "heads": len(heads), "alarm_rate": alarm_rate}
     peaks: list[float] = []
-    for fold in range(folds):
-        rest = _norm([m for i, m in enumerate(maps) if i % folds != fold], spacing, {})
-        peaks += [float(rest.z_map(m, ~m.isnan()).max()) for m in maps[fold::folds]]
-    settings = {**settings, "heads": len(maps), "alarm_rate": alarm_rate}
-    found = _norm(maps, spacing, settings)
-    return Norm(found.median, found.spread, found.present, float(np.quantile(peaks, 1 - alarm_rate)), settings)
+    for fold in range(FOLDS):
+        rest = _norm([head for i, head in enumerate(heads) if i % FOLDS != fold], settings)
+        peaks += [float(rest.z_map(head).max()) for head in heads[fold::FOLDS]]
+    return replace(_norm(heads, settings), threshold=float(np.quantile(peaks, 1 - alarm_rate)))
 
 
-def _norm(maps: Sequence[Tensor], spacing: Sequence[float], settings: Mapping[str, Any]) -> Norm:
-    stacked = torch.stack(list(maps))
-    present = 1 - stacked.isnan().float().mean(0)
-    median = stacked.nanmedian(0).values
-    spread = 1.4826 * (stacked - median).abs().nanmedian(0).values
-    usual = (present >= MOST_MISSING) & median.isfinite()
-    level = float(median[usual].median()) if usual.any() else float(stacked.nanmedian())
-    wide = float(spread[usual].median()) if usual.any() else level
-    median, spread = (_spread_out(v, usual, fill, spacing) for v, fill in ((median, level), (spread, wide)))
-    return Norm(median, spread + FLOOR * level, present, 0.0, settings)
+def _norm(heads: Sequence[AsymmetryMap], settings: Mapping[str, Any]) -> Norm:
+    spacing = settings["spacing"]
+    inside = torch.cat([head.inside for head in heads])
+    median, spread = _usual(torch.cat([head.difference for head in heads]), inside, spacing)
+    level, level_spread = _usual(torch.cat([head.level for head in heads]), inside, spacing)
+    level, level_spread = (v + mirror(v) for v in (level / 2, level_spread / 2))
+    floor = FLOOR * float(median.median())
+    return Norm(median, spread + floor, level, level_spread + LEVEL_FLOOR, 0.0, settings)
 
 
-def _spread_out(values: Tensor, usual: Tensor, fill: float, spacing: Sequence[float]) -> Tensor:
-    values = torch.where(usual, values, fill)[None, None]
-    return smooth(values, torch.ones_like(values, dtype=torch.bool), SMOOTHING_MM, spacing)[0, 0]
+def _usual(values: Tensor, inside: Tensor, spacing: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Median and spread of each place, `(N, C, X, Y, Z)` to twice `(C, X, Y, Z)`, smoothed.
+
+    Where too few heads have brain, those of the nearest place that enough have.
+    """
+    values = values.where(inside, torch.nan)
+    median = values.nanmedian(0).values
+    spread = 1.4826 * (values - median).abs().nanmedian(0).values
+    common = inside.float().mean(0)[0] >= 1 - MOST_MISSING
+    if not common.any():
+        raise NormError("the brains of these heads have no place in common; are they of one sequence, and aligned?")
+    nearest = ndimage.distance_transform_edt(~common.numpy(), spacing, return_distances=False, return_indices=True)
+    everywhere = torch.ones_like(median[None, :1], dtype=torch.bool)
+    places = (slice(None), *torch.from_numpy(nearest))
+    return tuple(smooth(found[places][None], everywhere, SMOOTHING_MM, spacing)[0] for found in (median, spread))

@@ -3,14 +3,16 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from asymmetric_heads import SPACING, head, radius
+from asymmetric_heads import SIZE, SPACING, head, radius
 
 from custom.symmetry import mirror
 from custom.transforms.asymmetry_map import (
     asymmetry_map,
     brain,
+    in_quartiles,
     offsets,
     smooth,
+    strangeness,
     texture,
     tolerant_difference,
 )
@@ -19,7 +21,6 @@ from custom.transforms.asymmetry_map import (
 def test_the_offsets_within_a_distance_are_those_of_a_ball_in_mm():
     assert offsets(3.0, SPACING) == [o for o in product((-1, 0, 1), repeat=3) if sum(map(abs, o)) <= 1]
     assert offsets(3.0, (3.0, 3.0, 6.0)) == [(-1, 0, 0), (0, -1, 0), (0, 0, 0), (0, 1, 0), (1, 0, 0)]
-    assert {k for o in offsets(12.0, SPACING, 6.0) for k in o} == {-4, -2, 0, 2, 4}
 
 
 def test_the_difference_is_that_to_the_best_of_the_patches_one_by_one():
@@ -69,7 +70,7 @@ def test_the_brain_of_what_has_none_is_empty():
     assert not brain(torch.zeros(1, 1, 8, 8, 8), SPACING).any()
     found = asymmetry_map(torch.zeros(1, 1, 8, 8, 8), SPACING)
     assert not found.difference.any()
-    assert (found.share == 0.5).all()
+    assert not found.level.any()
 
 
 def test_where_the_other_side_is_out_of_view_there_is_no_map():
@@ -85,28 +86,47 @@ def test_the_peak_is_in_the_lesion_and_its_side_is_told(lesion, side):
     found = asymmetry_map(image, SPACING)
     ball, twin = (radius((30.0 * s, 0.0, 0.0)) < 18 for s in (side, -side))
     assert (ball | twin).flatten()[found.difference.argmax()]
-    assert found.share[0, 0][ball].mean() > 0.55
-    assert found.share[0, 0][twin].mean() < 0.45
+    side = strangeness(found.level, found.inside, SPACING)[0, 0]
+    assert side[ball].min() > 0
+    assert side[twin].max() < 0
 
 
 def test_a_symmetric_head_has_no_asymmetry_and_no_side():
     image = head(noise=0.0)
     found = asymmetry_map(image, SPACING)
     assert found.difference.max() < 1e-3
-    torch.testing.assert_close(found.share[found.inside], torch.full_like(found.share[found.inside], 0.5))
+    assert strangeness(found.level, found.inside, SPACING).abs().max() < 1e-4
 
 
 def test_the_map_of_a_mirror_image_is_the_mirror_image_of_the_map():
     image = head(lesion=2.0)
     one, other = asymmetry_map(image, SPACING), asymmetry_map(mirror(image), SPACING)
     torch.testing.assert_close(other.difference, mirror(one.difference))
-    torch.testing.assert_close(other.share, mirror(one.share))
+    torch.testing.assert_close(other.level, mirror(one.level), atol=1e-4, rtol=1e-4)
 
 
 def test_the_map_does_not_depend_on_the_scale_of_intensities():
     image = head(lesion=2.0)
     one, other = asymmetry_map(image, SPACING), asymmetry_map(5 * image - 7, SPACING)
     torch.testing.assert_close(other.difference, one.difference, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(other.level, one.level, atol=1e-3, rtol=1e-3)
+
+
+def test_a_level_is_counted_in_quartiles_of_the_inside():
+    image = torch.tensor([0.0, 1, 2, 3, 4, 100, -100]).reshape(1, 1, 7, 1, 1)
+    found = in_quartiles(image, image.abs() < 50)
+    assert found.flatten()[:5].tolist() == [-1, -0.5, 0, 0.5, 1]
+
+
+def test_the_strange_side_is_the_one_that_is_not_as_usual():
+    level = torch.zeros(1, 1, *SIZE)
+    right = radius((30.0, 0.0, 0.0))[None, None] < 15
+    inside = torch.ones_like(right)
+    found = strangeness(level + 2.0 * right, inside, SPACING)
+    usual = strangeness(level, inside, SPACING, usual=2.0 * mirror(right), spread=0.5)
+    assert found[right].min() > 0
+    torch.testing.assert_close(usual, -2 * found)
+    torch.testing.assert_close(mirror(found), -found)
 
 
 def test_another_counterpart_takes_the_place_of_the_mirror_image():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from asymmetric_heads import SIZE, SPACING, head, radius
 
-from custom.transforms.asymmetry_map import asymmetry_map
+from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map
 from sa_swin.__main__ import main
-from sa_swin.asymmetry.norm import FEWEST, NormError, load_norm, make_norm
+from sa_swin.asymmetry.norm import FEWEST, FLOOR, NormError, load_norm, make_norm
 
 GRID = ("--spatial_size", ",".join(map(str, SIZE)), "--align", "False")
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
@@ -99,18 +99,24 @@ def test_a_norm_comes_back_as_it_was(norm, tmp_path):
 
 
 def test_a_few_lesions_hardly_move_a_norm():
-    maps = [inside_only(head(seed)) for seed in range(12)]
-    few = [inside_only(head(seed, lesion=3.0)) if seed < 2 else found for seed, found in enumerate(maps)]
+    maps = [asymmetry_map(head(seed), SPACING) for seed in range(12)]
+    few = [asymmetry_map(head(seed, lesion=3.0), SPACING) for seed in range(2)] + maps[2:]
     clean, mixed = (make_norm(heads, {"spacing": SPACING}) for heads in (maps, few))
-    ball = radius((30.0, 0.0, 0.0)) < 15
-    patient = inside_only(head(30, lesion=3.0))
-    one, other = (norm.z_map(patient, ~patient.isnan())[ball].mean() for norm in (clean, mixed))
-    assert other > 0.7 * one > 1
+    ball = radius((30.0, 0.0, 0.0))[None, None] < 15
+    patient = asymmetry_map(head(30, lesion=3.0), SPACING)
+    for figure in ("z_map", "strangeness"):
+        one, other = (getattr(norm, figure)(patient)[ball].mean() for norm in (clean, mixed))
+        assert other > 0.7 * one > 1
 
 
-def inside_only(image):
-    found = asymmetry_map(image, SPACING)
-    return torch.where(found.inside, found.difference, torch.nan)[0, 0]
+def test_z_scores_are_distances_from_the_median_in_spreads():
+    shape = (1, 1, 6, 6, 6)
+    inside = torch.ones(shape, dtype=torch.bool)
+    heads = [AsymmetryMap(torch.full(shape, float(v)), torch.zeros(shape), inside) for v in range(1, 10)]
+    found = make_norm(heads, {"spacing": SPACING})
+    patient = AsymmetryMap(torch.full(shape, 12.0), torch.zeros(shape), inside)
+    by_hand = (12 - 5) / (1.4826 * 2 + FLOOR * 5)  # of 1 to 9, the median is 5 and the median deviation from it 2
+    torch.testing.assert_close(found.z_map(patient), torch.full(shape, by_hand))
 
 
 @pytest.mark.parametrize(
@@ -139,4 +145,4 @@ def test_channels_other_than_the_norms_are_refused(norm, patients, tmp_path):
 
 def test_an_alarm_rate_is_a_share():
     with pytest.raises(NormError, match="between 0 and 1, got 5"):
-        make_norm([torch.zeros(4, 4, 4)] * FEWEST, {"spacing": SPACING}, alarm_rate=5)
+        make_norm([asymmetry_map(torch.zeros(1, 1, 8, 8, 8), SPACING)] * FEWEST, {"spacing": SPACING}, alarm_rate=5)
