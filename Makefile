@@ -23,8 +23,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/demo.py --output demo
 
+# Two processes of one thread each: small tensors lose by more threads.
+TWICE = --numprocesses 2 --dist worksteal
+test: export OMP_NUM_THREADS = 1
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(TWICE)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

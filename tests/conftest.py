@@ -26,6 +26,22 @@ def _seeded():
 
 
 @pytest.fixture
+def convolved_in(monkeypatch):
+    """The dtypes that autocast asks convolutions for; all run in fp32: in bf16 some CPUs take minutes."""
+    asked = set()
+    for kind in (torch.nn.Conv3d, torch.nn.ConvTranspose3d):
+
+        def noted(layer, image, convolve=kind.forward):
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else image.dtype
+            asked.add(dtype)
+            with torch.autocast("cpu", enabled=False):
+                return convolve(layer, image.float()).to(dtype)
+
+        monkeypatch.setattr(kind, "forward", noted)
+    return asked
+
+
+@pytest.fixture
 def small():
     """Arguments of a small network."""
     return {"feature_size": 12, "window_size": 4}

@@ -62,21 +62,13 @@ def test_a_step_trains_and_the_mirrored_inference_is_stocks():
     torch.testing.assert_close(ours, stock, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("implementation", ["ours", "stock", "stock best"])
+@pytest.mark.parametrize(
+    "implementation", ["ours", *(pytest.param(f"stock{s}", marks=pytest.mark.slow) for s in ("", " best"))]
+)
 @pytest.mark.parametrize("task", ["infer", "infer_mirrored", "segment"])
-def test_every_cell_runs_in_the_precision_that_its_row_names(implementation, task, monkeypatch):
-    computed = set()
-    convolve = torch.nn.Conv3d.forward
-
-    def noted(layer, image):  # a CPU without bf16 instructions takes minutes for what autocast asks of it
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else image.dtype
-        computed.add(dtype)
-        with torch.autocast("cpu", enabled=False):
-            return convolve(layer, image.float()).to(dtype)
-
-    monkeypatch.setattr(torch.nn.Conv3d, "forward", noted)
+def test_every_cell_runs_in_the_precision_that_its_row_names(implementation, task, convolved_in):
     build(replace(CELL, task=task, implementation=implementation, dtype="bf16"))()
-    assert computed == {torch.bfloat16}
+    assert convolved_in == {torch.bfloat16}
 
 
 def test_the_report_compares_each_in_its_best_dtype():

@@ -37,7 +37,7 @@ def test_without_a_home_no_folder_of_that_name_is_made(tmp_path):
     assert os.path.isabs(done.stdout.strip()), done
 
 
-@pytest.mark.parametrize("place", [{"HOME": "/nowhere"}, {"MPLCONFIGDIR": "/proc/none"}, {"TMPDIR": "/nowhere"}])
+@pytest.mark.parametrize("place", [{"HOME": "/proc/none"}, {"MPLCONFIGDIR": "/proc/none"}, {"TMPDIR": "/proc/none"}])
 def test_nowhere_to_write_is_no_hindrance(place):
     code = "import custom, matplotlib, tempfile; tempfile.gettempdir()"
     done = import_in({"USER": "x", **place}, "-c", code)
