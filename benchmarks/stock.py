@@ -76,7 +76,7 @@ class StockPretrainer(StockEncoding, SASwinPretrainer):
 
     def pretext(self, pair: Tensor) -> dict[str, Tensor]:
         views = pair.chunk(2) if self.separate else [pair]
-        encoded = [self.encode_scales(view, self.scales)[0] for view in views]
+        encoded = [self.encode_scales(view, self.symmetry_head.scales)[0] for view in views]
         joined = [self.join(*halves) for halves in encoded]
         pooled = torch.cat([pool(features) for features in joined])
         decoded = [nn.Sequential.forward(self.decoder, features) for features in joined]
@@ -85,7 +85,7 @@ class StockPretrainer(StockEncoding, SASwinPretrainer):
             "inpainting": torch.cat(decoded),
             "rotation": self.rotation_head(pooled),
             "contrastive": self.contrastive_head(pooled),
-            "asymmetry": self.asymmetry([halves]),
+            "asymmetry": self.symmetry_head([halves]),
         }
 
 

@@ -1,11 +1,14 @@
 """The symmetry-aware Swin encoder that the three networks share.
 
 Every network takes a symmetric pair `(B, 2C, X, Y, Z)`: C channels of the image, then C of its mirrored counterpart.
-The constructors' defaults are the paper's sizes. Parameter names under `swinViT` and in the decoder are those of
-MONAI's `SwinUNETR`, so its published weights load; `symmetry` is the cross-attention, under the same name in all three.
+All take
+the options of the encoder (`EncoderOptions`), whose defaults are the paper's sizes. Parameter names under `swinViT` and
+in the decoder are those of MONAI's `SwinUNETR`, so its published weights load; `symmetry` is the cross-attention, under
+the same name in all three.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from monai.data import MetaTensor
@@ -21,13 +24,59 @@ SYMMETRY_VARIANTS = ("saca", "channel", "none")
 """How a network uses the mirrored counterpart: cross-attention at the bottleneck (the paper), as extra input channels,
 or not at all. All three take the same symmetric pair."""
 
-READOUTS = ("places", "paper")
-"""What is said of a whole brain: what stands out at any of its places, or the mean over all of them (the paper)."""
-
-SCALES = (1, 2, 3, 4)
-"""Whose places are read: features of X/4 to X/32."""
-
 BOTTLENECK = 4  # index of the coarsest features, (B, 16 x feature_size, X/32, Y/32, Z/32)
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Sizes of the encoder, and what it does with the counterpart: what all three networks can be told.
+
+    Args:
+        in_channels: channels C of the image, without its mirrored counterpart.
+        feature_size: channels of the first stage, a multiple of 12.
+        window_size: of the window attention, in tokens.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        symmetry: one of `SYMMETRY_VARIANTS`.
+        use_checkpoint: recompute activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: when `symmetry` is unknown.
+    """
+
+    in_channels: int = 1
+    feature_size: int = 48
+    window_size: int = 7
+    depths: Sequence[int] = (2, 2, 2, 2)
+    num_heads: Sequence[int] = (3, 6, 12, 24)
+    symmetry: str = "saca"
+    use_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        look_up_option(self.symmetry, SYMMETRY_VARIANTS)
+
+    @property
+    def channels_seen(self) -> int:
+        """Channels that the encoder sees of each half of the pair."""
+        return self.in_channels * (2 if self.symmetry == "channel" else 1)
+
+    @property
+    def width(self) -> int:
+        """Channels of the bottleneck."""
+        return 16 * self.feature_size
+
+    def encoder(self) -> SwinEncoder:
+        """The encoder of `monai.networks.nets.SwinUNETR`, by itself."""
+        swin = SwinTransformer(
+            in_chans=self.channels_seen,
+            embed_dim=self.feature_size,
+            window_size=(self.window_size,) * 3,
+            patch_size=(2, 2, 2),
+            depths=self.depths,
+            num_heads=self.num_heads,
+            use_checkpoint=self.use_checkpoint,
+        )
+        return SwinEncoder(swin)
 
 
 class SymmetryAwareEncoding(nn.Module):
@@ -36,6 +85,12 @@ class SymmetryAwareEncoding(nn.Module):
     swinViT: SwinEncoder  # noqa: N815  MONAI's name
     symmetry: SymmetryAwareCrossAttention | None
     variant: str
+
+    def set_encoder(self, options: EncoderOptions, encoder: SwinEncoder) -> None:
+        """Take an encoder, and the cross-attention that goes with it, if any."""
+        self.variant = options.symmetry
+        self.swinViT = encoder
+        self.symmetry = SymmetryAwareCrossAttention(options.width) if options.symmetry == "saca" else None
 
     def encoder_input(self, image: Tensor, mirrored: Tensor) -> Tensor:
         """What the shared encoder sees of one half of the pair, `(B, C or 2C, X, Y, Z)`."""
@@ -77,38 +132,6 @@ class SymmetryAwareEncoding(nn.Module):
 def halves(pair: Tensor) -> tuple[Tensor, Tensor]:
     """`split_pair` without MONAI's metadata, which would be sliced along with every slice of the features."""
     return split_pair(pair.as_tensor() if isinstance(pair, MetaTensor) else pair)
-
-
-def swin_encoder(
-    in_channels: int,
-    feature_size: int,
-    window_size: int,
-    depths: Sequence[int],
-    num_heads: Sequence[int],
-    symmetry: str,
-    use_checkpoint: bool,
-) -> SwinEncoder:
-    """The encoder of `monai.networks.nets.SwinUNETR`, by itself."""
-    swin = SwinTransformer(
-        in_chans=in_channels * (2 if symmetry == "channel" else 1),
-        embed_dim=feature_size,
-        window_size=(window_size,) * 3,
-        patch_size=(2, 2, 2),
-        depths=depths,
-        num_heads=num_heads,
-        use_checkpoint=use_checkpoint,
-    )
-    return SwinEncoder(swin)
-
-
-def known_variant(symmetry: str) -> str:
-    """The variant, if it is one of `SYMMETRY_VARIANTS`."""
-    return look_up_option(symmetry, SYMMETRY_VARIANTS)
-
-
-def read_scales(readout: str) -> tuple[int, ...]:
-    """The scales whose features a readout needs."""
-    return SCALES if look_up_option(readout, READOUTS) == "places" else (BOTTLENECK,)
 
 
 def _check_size(pair: Tensor, multiple: int) -> None:

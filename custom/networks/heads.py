@@ -1,10 +1,9 @@
-"""Heads on the encoder's features: on their mean, on each place, and the decoder of inpainting.
+"""Parts of heads: the mean, the peak over places, the normed linear layer, and the decoder of inpainting.
 
 Shapes: B batch, C channels, K classes; features are `(B, C, X, Y, Z)`.
 """
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -48,29 +47,6 @@ def mean_of_scales(values: Tensor) -> Tensor:
 def at_least_float(values: Tensor) -> Tensor:
     """Half precision as single precision; all else as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class PlaceReadout(nn.ModuleList):
-    """Class evidence of each place, by a normed linear layer per scale; a scale's logit is the peak over its places.
-
-    A mean over the brain dilutes what is in one place, and tells brains apart by their shape; a place cannot.
-
-    Args:
-        widths: channels C of each scale.
-        num_classes: K.
-
-    Shape:
-        - scales: features of each scale, `(B, C, X, Y, Z)`; output: `(B, K, S)` logits of S scales
-    """
-
-    def __init__(self, widths: Sequence[int], num_classes: int) -> None:
-        super().__init__(
-            nn.Sequential(GlobalBatchNorm(width), Conv[Conv.CONV, 3](width, num_classes, kernel_size=1))
-            for width in widths
-        )
-
-    def forward(self, scales: Sequence[Tensor]) -> Tensor:
-        return torch.stack([peak(layer(x).flatten(2)) for layer, x in zip(self, scales, strict=True)], -1)
 
 
 class PooledHead(nn.Sequential):

@@ -1,6 +1,7 @@
 """The segmenter: MONAI's Swin UNETR whose bottleneck goes through the cross-attention."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets import SwinUNETR
@@ -8,8 +9,7 @@ from torch import Tensor
 
 from custom.networks.channels_last import channels_last, use_channels_last
 from custom.networks.encoder import SwinEncoder
-from custom.networks.encoding import BOTTLENECK, SymmetryAwareEncoding, halves, known_variant
-from custom.networks.saca import SymmetryAwareCrossAttention
+from custom.networks.encoding import BOTTLENECK, EncoderOptions, SymmetryAwareEncoding, halves
 
 
 class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
@@ -19,35 +19,24 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
 
     Args:
         out_channels: width of the output.
-        in_channels, feature_size, window_size, depths, num_heads, symmetry, use_checkpoint: as in `SASwinPretrainer`.
+        encoder: `EncoderOptions`.
 
     Shape:
         - pair: `(B, 2C, X, Y, Z)`; output: `(B, out_channels, X, Y, Z)` logits
     """
 
-    def __init__(
-        self,
-        out_channels: int = 1,
-        in_channels: int = 1,
-        feature_size: int = 48,
-        window_size: int = 7,
-        depths: Sequence[int] = (2, 2, 2, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        symmetry: str = "saca",
-        use_checkpoint: bool = False,
-    ) -> None:
+    def __init__(self, out_channels: int = 1, **encoder: Any) -> None:
+        options = EncoderOptions(**encoder)
         super().__init__(
-            in_channels=in_channels * (2 if symmetry == "channel" else 1),
+            in_channels=options.channels_seen,
             out_channels=out_channels,
-            feature_size=feature_size,
-            window_size=window_size,
-            depths=depths,
-            num_heads=num_heads,
-            use_checkpoint=use_checkpoint,
+            feature_size=options.feature_size,
+            window_size=options.window_size,
+            depths=options.depths,
+            num_heads=options.num_heads,
+            use_checkpoint=options.use_checkpoint,
         )
-        self.variant = known_variant(symmetry)
-        self.swinViT = SwinEncoder(self.swinViT)
-        self.symmetry = SymmetryAwareCrossAttention(16 * feature_size) if symmetry == "saca" else None
+        self.set_encoder(options, SwinEncoder(self.swinViT))
         use_channels_last(self)
 
     def forward(self, pair: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def ids(config: Any, place: str = "") -> Iterator[str]:
 
 def arguments(place: str, config: Mapping[str, Any]) -> list[str]:
     """What could be given to the component that an id would be an argument of, as ids; none where it is of none."""
-    from inspect import signature
+    from inspect import Parameter, signature
     from pydoc import locate
 
     owner = place.rpartition("::")[0]
@@ -163,7 +163,8 @@ def arguments(place: str, config: Mapping[str, Any]) -> list[str]:
     if not ConfigComponent.is_instantiable(component):
         return []
     target = locate(str(ConfigComponent(component, locator=parser.locator).resolve_module_name()))
-    names = [*(signature(target).parameters if callable(target) else ()), *ConfigComponent.non_arg_keys]
+    taken = signature(target).parameters.values() if callable(target) else ()
+    names = [*(p.name for p in taken if p.kind is not Parameter.VAR_KEYWORD), *ConfigComponent.non_arg_keys]
     return [f"{owner}::{argument}" for argument in names]
 
 

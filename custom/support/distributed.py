@@ -50,11 +50,11 @@ def previous_rows(local: Tensor, block: int = 1) -> Tensor:
 
 
 class GlobalBatchLoss(nn.Module):
-    """A loss over the batches of all processes, where it is not the mean of the losses of cases.
+    """A loss of classes over the batches of all processes, where it is not the mean of the losses of cases.
 
     Args:
-        loss: of prediction and target, for example cross-entropy with class weights. Of logits at several scales,
-            `(B, K, S)` with labels `(B,)`, it is the mean over the scales: each learns by itself.
+        loss: of logits and labels `(B,)`, for example cross-entropy with class weights. Of logits at several scales,
+            `(B, K, S)`, it is the mean over the scales: each learns by itself.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -63,6 +63,5 @@ class GlobalBatchLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         pred, target = gather_batch(pred), gather_batch(target)
-        if pred.ndim == 3 and target.ndim == 1:
-            target = target.unsqueeze(1).expand(-1, pred.shape[2])
-        return self.loss(pred, target)
+        scales = pred.shape[2:]
+        return self.loss(pred, target.view(-1, *[1] * len(scales)).expand(-1, *scales))

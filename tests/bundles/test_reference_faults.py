@@ -153,8 +153,11 @@ def test_4_heads_take_the_mean_of_all_tokens():
 @pytest.mark.parametrize("readout", ["places", "paper"])
 def test_4_every_token_reaches_the_heads(small, readout):
     network = SASwinClassifier(symmetry="none", readout=readout, **small).eval()
-    scales = [torch.randn(1, 12 * 2**scale, 2, 1, 1) for scale in network.scales]
-    read = (lambda x: network.head(x)) if readout == "places" else (lambda x: network.head(pool(x[-1])))
+    scales = [torch.randn(1, 12 * 2**scale, 2, 1, 1) for scale in network.head.scales]
+
+    def read(features):
+        return network.head([(x, None) for x in features], features[-1])
+
     for scale, place in itertools.product(range(len(scales)), (0, 1)):
         changed = [features.clone() for features in scales]
         changed[scale][:, :, place] += 1
