@@ -13,6 +13,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd
 from torch import nn
 
+from custom.training.best_weights import BestWeights
 from custom.training.checkpoints import Checkpoints, find_last
 from custom.training.progress import LossParts, StopEarly
 from custom.training.randomness import ReproducibleLoader
@@ -84,7 +85,11 @@ class Training:
                 self.network,
                 self.evaluator,
                 {"optimizer": optimizer, "lr_scheduler": schedule, "train_loss": means},
-                {"step_guard": StepGuard(self.network, **guard), "stop_early": StopEarly(self.evaluator, patience)},
+                {
+                    "step_guard": StepGuard(self.network, **guard),
+                    "stop_early": StopEarly(self.evaluator, patience),
+                    "best_weights": BestWeights(folder, self.network, self.evaluator),
+                },
                 find_last(folder, resume),
             ),
         ]

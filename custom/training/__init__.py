@@ -5,6 +5,7 @@ from custom.support.rooms import opened
 __getattr__, __all__ = opened(
     __name__,
     {
+        "best_weights": ["BestWeights"],
         "checkpoints": ["Checkpoints", "find_last", "starting_weights"],
         "preemption": ["Preemption", "leave", "shield_worker"],
         "progress": ["LossParts", "StopEarly"],

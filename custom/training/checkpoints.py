@@ -1,8 +1,6 @@
-"""Checkpoints of a training: the last states to go on from, exactly, and the best weights to use."""
+"""Checkpoints of a training: the last states, to go on from exactly."""
 
-import json
 import logging
-import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -10,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from custom.support.files import write_whole
+from custom.training.best_weights import write_checkpoint
 from custom.training.preemption import Preemption
 from custom.training.randomness import SampleOrder, Seedable, SeedSteps
 from custom.training.step_guard import check_weights
-from custom.weights.provenance import Record
-from custom.weights.settings import CONTRACT, ENCODER, Weights, carrying
+from custom.weights.settings import CONTRACT, ENCODER, Weights
 from custom.weights.transfer import WeightsError, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -98,13 +94,11 @@ def check_whole(path: Path) -> None:
 
 
 class Checkpoints:
-    """Write `last.ckpt` after every epoch and `model.pt` whenever the key metric improves; resume from the former.
+    """Write `last.ckpt` after every epoch, and resume from it.
 
-    `last.ckpt` holds the network, the further objects, and the progress of trainer and evaluator; `model.pt` the
-    network's weights alone, flat, as `monai.bundle.load` reads them. Each is written under a temporary name first, and
-    the last state but one is kept as `previous.ckpt`. Weights that are not finite are not written. If no validation
-    ever gave a finite key metric, `model.pt` holds the final weights, and a warning says so. Attach it behind all
-    others.
+    It holds the network, the further objects, and the progress of the trainer. It is written under a temporary name
+    first, and the last state but one is kept as `previous.ckpt`. Weights that are not finite are not written. Attach it
+    behind all others.
 
     When the run is asked to leave, the state after the current step is written, or where a validation runs, that before
     it; with several processes a validation is finished first. A resumed training goes on with the next step.
@@ -112,13 +106,11 @@ class Checkpoints:
     Args:
         save_dir: the bundle's `models` folder.
         network: its weights, without a distributed wrapper.
-        evaluator: its key metric decides what is best; higher is better.
+        evaluator: a validation of it may be left where the run is asked to leave.
         objects: further things with a state: optimiser, schedule.
         handlers: of the trainer, with a state: attached here, so that a config can name them once.
         resume_from: state to go on from (`find_last`); empty starts anew.
-        seen: what the weights have seen (`custom.weights.record_training`), to be saved with them.
-        settings: of this training (`custom.support.of_weights`), to be saved with the weights; `settings.json`
-            tells people.
+        carried: what goes with the weights, as in `BestWeights`.
         seed: of the training; every step draws from it, the process and the iteration.
         others: what has a generator of its own (`custom.training.randomness.SeedSteps`).
 
@@ -135,8 +127,7 @@ class Checkpoints:
         objects: Mapping[str, Any],
         handlers: Mapping[str, Any] | None = None,
         resume_from: str | Path = "",
-        seen: Sequence[Record] = (),
-        settings: Mapping[str, Any] | None = None,
+        carried: Mapping[str, Any] | None = None,
         seed: int = 0,
         others: Sequence[Seedable] = (),
     ) -> None:
@@ -146,11 +137,9 @@ class Checkpoints:
         self.handlers = dict(handlers or {})
         self.objects = {**objects, **self.handlers}
         self.resume_from = resume_from
-        self.seen = list(seen)
-        self.settings = dict(settings or {})
+        self.carried = dict(carried or {})
         self.steps = SeedSteps(seed, others)
         self.preemption = Preemption()
-        self.best = -math.inf
         self.validation_cut = False
         self.last_is_own = Path(resume_from).name == LAST
 
@@ -161,9 +150,7 @@ class Checkpoints:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
-        engine.add_event_handler(Events.COMPLETED, self.ensure_best)
         self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.cut_validation)
-        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
 
     def start(self, trainer: Engine) -> None:
         if idist.get_rank() == 0:
@@ -180,8 +167,6 @@ class Checkpoints:
         self.load_progress(trainer, state)
         if trainer.scaler and state["scaler"]:  # the run before may have had another precision
             trainer.scaler.load_state_dict(state["scaler"])
-        self.best = state["best"]
-        self.evaluator.state.best_metric, self.evaluator.state.best_metric_epoch = state["best"], state["best_epoch"]
         done = trainer.state.iteration % trainer.state.epoch_length
         if isinstance(sampler := getattr(trainer.data_loader, "sampler", None), SampleOrder):
             sampler.skip(done)
@@ -241,12 +226,9 @@ class Checkpoints:
             "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
             "trainer": trainer.state_dict(),
             "epoch_ended": epoch_ended,
-            "best": self.best,
-            "best_epoch": self.evaluator.state.best_metric_epoch,
-            "seen": self.seen,
-            "settings": self.settings,
+            **self.carried,
         }
-        self.write(NEXT, state)
+        write_checkpoint(self.save_dir / NEXT, state)
         if idist.get_rank() == 0:
             self.rotate()
 
@@ -259,35 +241,6 @@ class Checkpoints:
         os.replace(self.save_dir / NEXT, self.save_dir / LAST)
         self.last_is_own = True
 
-    def save_best(self, evaluator: Engine) -> None:
-        value = evaluator.state.metrics[evaluator.state.key_metric_name]
-        if math.isfinite(value) and value > self.best:
-            self.best = value
-            self.write_best()
-
-    def ensure_best(self, trainer: Engine) -> None:
-        if self.best == -math.inf:
-            logger.warning(
-                "no validation gave a finite %s; model.pt holds the last weights", self.evaluator.state.key_metric_name
-            )
-            self.write_best()
-
-    def write_best(self) -> None:
-        """The network's weights as they are, and the settings that go with them."""
-        check_weights(self.network)
-        self.write("model.pt", carrying(self.network.state_dict(), seen=self.seen, settings=self.settings))
-        if self.settings:
-            self.write("settings.json", self.settings)
-
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write on rank 0; the file of that name is always whole."""
-        if idist.get_rank() > 0:
-            return
-        if name.endswith(".json"):
-            write_whole(self.save_dir / name, json.dumps(dict(content), indent=2) + "\n")
-        else:
-            write_whole(self.save_dir / name, lambda path: save_to(path, content))
-
 
 def adapted(saved: Mapping[str, Any], item: Any) -> dict[str, Any]:
     """A saved state with what this run decides: how far a schedule goes, and an optimiser's implementation."""
@@ -296,9 +249,3 @@ def adapted(saved: Mapping[str, Any], item: Any) -> dict[str, Any]:
         return {**saved, **horizon}
     own = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in item.param_groups]
     return {**saved, "param_groups": [old | new for old, new in zip(saved["param_groups"], own, strict=True)]}
-
-
-def save_to(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save` without the file's name in the content."""
-    with path.open("wb") as file:
-        torch.save(content, file)

@@ -73,7 +73,7 @@ def progress(output):
     state = torch.load(output / "models" / "last.ckpt", weights_only=True)
     length = state["trainer"]["epoch_length"]
     steps, scheduled = state["trainer"]["iteration"], state["lr_scheduler"]["last_epoch"]
-    return steps / length, state["best"], state["best_epoch"], scheduled / length
+    return steps / length, *state["best_weights"].values(), scheduled / length
 
 
 @pytest.fixture(scope="session", params=TASKS)

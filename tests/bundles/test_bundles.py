@@ -16,7 +16,7 @@ from custom.evaluation.case_table import CalibrationFit, CaseTable
 from custom.evaluation.inferers import MirroredSlidingWindow
 from custom.support.errors import advice, root_cause
 from custom.support.run_record import of_weights
-from custom.training.checkpoints import Checkpoints
+from custom.training.best_weights import BestWeights
 from custom.weights.settings import carrying
 
 SCHEMA = Path(os.environ.get("SA_SWIN_SCHEMA", ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"))
@@ -107,7 +107,9 @@ def test_training_and_inference_build_the_same_network_and_the_same_input(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_and_validation_run_in_the_precision_that_is_asked_for(task, tiny_cohort, tmp_path, monkeypatch):
+def test_training_and_validation_run_in_the_precision_that_is_asked_for(
+    task, tiny_cohort, tmp_path, monkeypatch, convolved_in
+):
     computed = {True: set(), False: set()}
     linear = torch.nn.Linear.forward
 
@@ -122,6 +124,7 @@ def test_training_and_validation_run_in_the_precision_that_is_asked_for(task, ti
     bundle.initialize()
     bundle.run()
     assert computed == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+    assert convolved_in == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in bundle.parser.get_parsed_content("network_def").parameters())
 
 
@@ -178,7 +181,7 @@ def test_a_classifier_is_calibrated_on_each_validation_before_its_weights_are_sa
     evaluator = parser.get_parsed_content("validate::evaluator")
     owners = [getattr(handler, "__self__", None) for handler, *_ in evaluator._event_handlers[Events.EPOCH_COMPLETED]]
     kinds = [type(owner) for owner in owners]
-    assert kinds.index(CaseTable) < kinds.index(CalibrationFit) < kinds.index(Checkpoints)
+    assert kinds.index(CaseTable) < kinds.index(CalibrationFit) < kinds.index(BestWeights)
     fit = owners[kinds.index(CalibrationFit)]
     assert bool(fit.enabled) == enabled
     assert fit.network is parser.get_parsed_content("network_def")

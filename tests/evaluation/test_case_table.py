@@ -19,6 +19,7 @@ from custom.evaluation.case_table import CaseTable, PredictionGuard, gathered, w
 from custom.evaluation.metrics import classification_row, classification_summary
 from custom.losses import PretextLoss
 from custom.support.errors import NumbersError
+from custom.training.best_weights import BestWeights
 from custom.training.checkpoints import Checkpoints, find_last
 from custom.training.progress import LossParts, StopEarly
 from custom.training.step_guard import StepGuard
@@ -240,11 +241,12 @@ def training(tmp_path, scores, max_epochs, resume=False, network=None, extra=())
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=2 * max_epochs)
     objects = {"optimizer": optimizer, "lr_scheduler": schedule}
+    best = {"best_weights": BestWeights(tmp_path, network, judge)}
     handlers = [
         LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
         ValidationHandler(1, judge, epoch_level=True),
         *(make(judge) for make in extra),
-        Checkpoints(tmp_path, network, judge, objects, resume_from=find_last(tmp_path, resume)),
+        Checkpoints(tmp_path, network, judge, objects, best, find_last(tmp_path, resume)),
     ]
     engine = trainer(network, max_epochs, handlers, optimizer=optimizer)
     return engine, judge, network, schedule
@@ -260,7 +262,7 @@ def test_the_best_weights_are_kept_and_the_last_state(tmp_path):
     assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=True)["weight"], weights[2])
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert torch.equal(last["network"]["weight"], weights[3])
-    assert (last["best"], last["best_epoch"], last["trainer"]["iteration"]) == (0.9, 2, 6)
+    assert (last["best_weights"], last["trainer"]["iteration"]) == ({"best": 0.9, "epoch": 2}, 6)
     assert not list(tmp_path.glob(".partial*"))
 
 
@@ -276,7 +278,7 @@ def test_without_a_finite_metric_the_final_weights_are_kept_with_a_warning(tmp_p
 def test_a_metric_that_is_not_finite_never_counts_as_best(tmp_path):
     engine, _, _, _ = training(tmp_path, [0.4, float("nan"), float("inf")], 3)
     engine.run()
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["best"] == 0.4
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["best_weights"]["best"] == 0.4
 
 
 def test_one_epoch_and_a_resumed_second_are_two_epochs(tmp_path):
@@ -294,7 +296,7 @@ def test_one_epoch_and_a_resumed_second_are_two_epochs(tmp_path):
     torch.testing.assert_close(network.state_dict(), expected.state_dict())
     assert resumed.last_epoch == schedule.last_epoch
     assert (judge.state.best_metric, judge.state.best_metric_epoch) == (0.5, 1)
-    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["best"] == 0.5
+    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["best_weights"]["best"] == 0.5
 
 
 def test_going_on_beyond_the_first_plan_follows_the_schedule_of_the_new_one(tmp_path):

@@ -90,8 +90,7 @@ def test_the_training_records_every_knob_as_the_run_has_it(task):
     parser = ConfigParser(yaml.safe_load(text))
     parser["train"]["dataset"]["data"] = ["case"] * 3
     parser["max_epochs"] = "$3 * 7"
-    index = next(i for i, handler in enumerate(config["train"]["handlers"]) if "settings" in handler)
-    recorded = parser.get_parsed_content(f"train::handlers::{index}::settings")
+    recorded = parser.get_parsed_content("train::carried::settings")
     names = list(config)
     knobs = {name: config[name] for name in names[: names.index("bundle_root")]} | defaults(text)
     del knobs["resume"]
