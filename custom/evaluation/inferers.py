@@ -20,6 +20,7 @@ from torch import Tensor
 from custom.losses import PretextLoss
 from custom.networks.heads import SHARPNESS, peak
 from custom.networks.pretrainer import SASwinPretrainer
+from custom.support.errors import UserError
 from custom.support.precision import autocast
 from custom.symmetry import mirror
 from custom.transforms.views import PrepareViews
@@ -130,7 +131,11 @@ class MirroredSlidingWindow(Inferer):
 
 
 def sliding_window(
-    roi_size: Sequence[int], overlap: float = 0.5, mirror_tta: bool = False, sw_batch_size: int = 2
+    roi_size: Sequence[int],
+    overlap: float = 0.5,
+    mirror_tta: bool = False,
+    counterpart: str = "mirror",
+    sw_batch_size: int = 2,
 ) -> Inferer:
     """The segmenter's windows: MONAI's, or with mirror test-time augmentation those of `MirroredSlidingWindow`.
 
@@ -138,8 +143,17 @@ def sliding_window(
         roi_size: window in voxels, X Y Z.
         overlap: of neighbouring windows, as a share of the ROI.
         mirror_tta: take the mean with the prediction of the mirrored brain.
+        counterpart: of the contract: the halves of a pair are each other's mirror image only with `mirror`.
         sw_batch_size: windows at once.
+
+    Raises:
+        UserError: mirror test-time augmentation with another counterpart than the mirror image.
     """
+    if mirror_tta and counterpart != "mirror":
+        raise UserError(
+            f"mirror_tta needs pairs of an image and its mirror image, but counterpart is {counterpart}; "
+            "leave --mirror_tta out"
+        )
     kind = MirroredSlidingWindow if mirror_tta else SlidingWindowInferer
     return kind(roi_size, sw_batch_size, overlap, mode="gaussian")
 

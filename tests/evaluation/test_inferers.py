@@ -8,11 +8,18 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from custom.evaluation.case_table import CaseTable
-from custom.evaluation.inferers import MirroredSlidingWindow, PretextEvaluation, WindowedEmbedding, symmetric_starts
+from custom.evaluation.inferers import (
+    MirroredSlidingWindow,
+    PretextEvaluation,
+    WindowedEmbedding,
+    sliding_window,
+    symmetric_starts,
+)
 from custom.evaluation.metrics import pretext_row, pretext_summary
 from custom.losses import PretextLoss
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
+from custom.support.errors import UserError
 from custom.support.precision import MixedPrecision
 from custom.symmetry import mirror, symmetric_pair
 from custom.transforms.views import PrepareViews
@@ -190,3 +197,10 @@ def test_without_labels_the_label_free_objective_is_evaluated(pretraining):
     engine = pretraining[2]("label_free", labelled=False)
     assert all("healthy" not in row for row in engine.state.cases)
     assert engine.state.metrics["neg_loss"] < 0
+
+
+def test_mirrored_windows_are_refused_where_the_counterpart_is_no_mirror_image():
+    with pytest.raises(UserError, match="needs pairs of an image and its mirror image, but counterpart is homologous"):
+        sliding_window((64, 64, 64), mirror_tta=True, counterpart="homologous")
+    assert isinstance(sliding_window((64, 64, 64), mirror_tta=True), MirroredSlidingWindow)
+    assert isinstance(sliding_window((64, 64, 64), counterpart="homologous"), SlidingWindowInferer)
