@@ -14,116 +14,102 @@ from pathlib import Path
 from sa_swin import commands
 
 ROOT = Path(__file__).resolve().parents[1]
+SPACING, SPATIAL_SIZE = 5, [32, 64, 64]  # mm, voxels
 SIZES = {
-    "spacing": 3.0,  # mm
-    "spatial_size": [64, 64, 64],
+    "spacing": SPACING,
+    "spatial_size": SPATIAL_SIZE,
     "feature_size": 12,
     "window_size": 4,
     "depths": [1, 1, 1, 1],
     "num_heads": [1, 2, 4, 8],
-    "num_workers": 0,
 }
+TRAINING = {"learning_rate": 2e-3, "warmup_epochs": 1, "num_workers": 0, "align": False}
 TRAININGS = {
     "pretrain": {
+        **SIZES,
         "max_epochs": 8,
-        "warmup_epochs": 1,
         "batch_size": 6,
-        "learning_rate": 2e-3,
         "weight_decay": 0.01,
         # The steps are few, and the zero-shot score is what the table shows of them.
         "loss_weights": {"inpainting": 0.1, "rotation": 0.1, "contrastive": 0.1, "symmetry": 10.0},
-        "roi_size": [32, 64, 64],  # one hemisphere's width
+        "roi_size": SPATIAL_SIZE,
         "num_samples": 1,
         "val_interval": 4,
     },
-    "classify": {"max_epochs": 6, "warmup_epochs": 1, "batch_size": 6, "learning_rate": 2e-3, "val_interval": 2},
-    "segment": {
-        "max_epochs": 9,
-        "warmup_epochs": 1,
-        "batch_size": 2,
-        "learning_rate": 2e-3,
-        "roi_size": [64, 64, 64],
-        "num_samples": 1,
-        "val_interval": 3,
-    },
+    "classify": {"max_epochs": 6, "batch_size": 6, "val_interval": 2},
+    "segment": {"max_epochs": 12, "batch_size": 2, "roi_size": SPATIAL_SIZE, "num_samples": 1, "val_interval": 3},
 }
 COHORT = {
-    "spacing": 3,
+    "spacing": SPACING,
     "modality": "FLAIR",
     "skull": "false",
     "findings": "tumour,infarct,haemorrhage",
     "lesion_ml": "30,90",
     "workers": 2,
 }
-FINE_TUNED = ("classify", "segment")
+NEW = "sub-00[0-7]*_FLAIR.nii.gz"
+"""Heads of the cohort that are segmented as a folder of new files is."""
 
 
-def demo(output: str = "demo", subjects: int = 160, seed: int = 0, align: bool = True) -> None:
+def demo(output: str = "demo", subjects: int = 160, seed: int = 0) -> None:
     """Run the demonstration.
 
     Args:
         output: folder of cohort, weights, tables, masks and reports.
         subjects: of the built-in cohort.
         seed: of the cohort and of every training.
-        align: find the midsagittal plane of every head; False takes heads as they lie, to see what alignment is worth.
     """
     out = Path(output).resolve()
-    step(
+    cohort, prepared = out / "cohort", out / "prepared"
+    sa_swin(
         "a cohort of synthetic FLAIR brains, half of them with a one-sided lesion",
-        out / "cohort" / "participants.tsv",
-        ["sa_swin", "phantom", *options(output=out / "cohort", subjects=subjects, seed=seed, **COHORT)],
+        cohort / "participants.tsv",
+        "phantom",
+        **{"output": cohort, "subjects": subjects, "seed": seed},
+        **COHORT,
     )
-    if align:  # once, so that no training does it again; evaluation and inference start from the raw files
-        sizes = {"spacing": SIZES["spacing"], "spatial_size": ",".join(map(str, SIZES["spatial_size"]))}
-        settings = options(dataset_dir=out / "cohort", output=out / "prepared", workers=2, **sizes)
-        step(
-            "midsagittal alignment", out / "prepared" / "datalists" / "segment.json", ["sa_swin", "prepare", *settings]
-        )
-    for task in TRAININGS:
-        for workflow in ("train", "evaluate", "inference"):
-            run(out, task, workflow, seed, align)
-            folder = out / task / workflow
-            step(f"{task}: report of {workflow}", folder / "report.html", ["sa_swin", "report", str(folder)])
+    sa_swin(
+        "midsagittal alignment",
+        prepared / "datalists" / "segment.json",
+        "prepare",
+        **{"dataset_dir": cohort, "output": prepared, "workers": 2},
+        **{"spacing": SPACING, "spatial_size": SPATIAL_SIZE},
+    )
+    pretrained = {}
+    for task, training in TRAININGS.items():
+        run(out, task, "train", dataset_dir=prepared, seed=seed, **TRAINING, **training, **pretrained)
+        pretrained = {"pretrained": out / "pretrain" / "models" / "model.pt"}
+        # The masks of a segmentation are measured on the voxel grid of the file as it lies.
+        aligned = {"dataset_dir": cohort} if task == "segment" else {"dataset_dir": prepared, "align": False}
+        run(out, task, "evaluate", **aligned)
+    run(out, "segment", "predict", dataset_dir=cohort, images=NEW)
     sys.stdout.write(table(out, seed))
 
 
-def run(out: Path, task: str, workflow: str, seed: int, align: bool) -> None:
-    """One workflow of a bundle, as a user would run it."""
-    bundle = ROOT / "bundles" / f"sa_swin_{task}"
-    config = str(bundle / "configs" / f"{workflow}.yaml")
-    settings = {**SIZES, "bundle_root": bundle, "dataset_dir": out / "cohort", "ckpt_dir": out / task / "models"}
-    settings |= {"output_dir": out / task / workflow, "align": align}
-    if "roi_size" in TRAININGS[task]:
-        settings["roi_size"] = TRAININGS[task]["roi_size"]
-    if workflow == "train" and align:
-        settings |= {"dataset_dir": out / "prepared", "align": False}
-    if workflow == "inference":
-        settings["datalist"] = out / "cohort" / "datalists" / "segment.json"
-    else:
-        settings |= {**TRAININGS[task], "seed": seed}
-        if task in FINE_TUNED:
-            settings["pretrained"] = out / "pretrain" / "models" / "model.pt"
-    if workflow == "evaluate":
-        config = f"['{bundle / 'configs' / 'train.yaml'}','{config}']"
-    done = out / task / "models" / "done" if workflow == "train" else out / task / workflow / "cases.csv"
-    step(f"{task}: {workflow}", done, ["monai.bundle", "run", *options(config_file=config, **settings)])
+def run(out: Path, task: str, workflow: str, **settings: object) -> None:
+    """One workflow of a bundle and its report, as a user would run them."""
+    folder, models = out / task / workflow, out / task / "models"
+    done = models / "done" if workflow == "train" else folder / "cases.csv"
+    sa_swin(f"{task}: {workflow}", done, workflow, task, output_dir=folder, ckpt_dir=models, **settings)
     done.touch()
+    sa_swin(f"{task}: report of {workflow}", folder / "report.html", "report", str(folder))
 
 
 def options(**values: object) -> list[str]:
     """Command line options from names and values."""
-    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    return [text for name, value in values.items() for text in (f"--{name}", str(value).replace(" ", ""))]
 
 
-def step(title: str, done: Path, command: list[str]) -> None:
-    """Run a command unless its result is there; stop the demonstration if it fails."""
+def sa_swin(title: str, done: Path, *words: str, **values: object) -> None:
+    """Run a command of `sa-swin` unless its result is there; stop the demonstration if it fails."""
     if done.exists():
         sys.stdout.write(f"== {title}: there already\n")
         return
     sys.stdout.write(f"== {title}\n")
     sys.stdout.flush()
     start = time.monotonic()
-    subprocess.run([sys.executable, "-W", "ignore", "-m", *command], check=True, cwd=ROOT)
+    command = [sys.executable, "-W", "ignore", "-m", "sa_swin", *words, *options(**values)]
+    subprocess.run(command, check=True, cwd=ROOT)
     sys.stdout.write(f"== {title}: {time.monotonic() - start:.0f} s\n")
 
 
