@@ -16,8 +16,7 @@ from torch import Tensor
 
 from custom.evaluation.calibration import calibration_error
 from custom.losses import PRETEXT_TASKS
-
-Row = dict[str, Any]
+from custom.transforms.findings import Row
 
 logger = logging.getLogger(__name__)
 

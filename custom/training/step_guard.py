@@ -44,7 +44,7 @@ class StepGuard:
         self.max_skipped = max_skipped
         self.skipped = 0
         self.buffers: list[Tensor] = []
-        self.unread: Finding | None = None
+        self.unread: StepFigures | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
@@ -72,7 +72,7 @@ class StepGuard:
             norm = torch.where(scaler.scale(torch.ones_like(norm)) > 1, torch.zeros_like(norm), norm)
         faulty = idist.all_reduce((~(loss.isfinite() & norm.isfinite())).float(), "MAX")
         self.skip(engine.optimizer, faulty, scaled=scaler is not None)
-        before, self.unread = self.unread, Finding(torch.stack([faulty, loss.float(), norm.float()]), engine)
+        before, self.unread = self.unread, StepFigures(torch.stack([faulty, loss.float(), norm.float()]), engine)
         self.tell(before)
         if loss.device.type == "cpu":
             self.read()
@@ -92,7 +92,7 @@ class StepGuard:
         before, self.unread = self.unread, None
         self.tell(before)
 
-    def tell(self, finding: "Finding | None") -> None:
+    def tell(self, finding: "StepFigures | None") -> None:
         """Count and name a step that was skipped, if it was; all processes must ask together."""
         if finding is None or not (figures := finding.figures())[0]:
             return
@@ -108,7 +108,7 @@ class StepGuard:
         logger.warning("step %d of %d that may be skipped, %s", self.skipped, self.max_skipped, where)
 
 
-class Finding:
+class StepFigures:
     """What was found in a step, on its way to the host.
 
     Args:

@@ -17,7 +17,7 @@ from custom.networks.heads import asymmetry_of_places
 from custom.symmetry import split_pair
 
 
-def asymmetry_map(network: SymmetryAwareEncoding, pair: Tensor) -> Tensor:
+def feature_asymmetry(network: SymmetryAwareEncoding, pair: Tensor) -> Tensor:
     """`1 - cos` of the features of each place and of its mirrored counterpart, the mean over the encoder's five scales.
 
     Each scale is brought to the size of the pair by linear interpolation first. A place and its counterpart have nearly
@@ -69,7 +69,7 @@ class AsymmetryMapd(MapTransform):
             pair = d[key]
             batch = pair.as_subclass(Tensor)[None].to(next(self.network.parameters()).device)
             with eval_mode(self.network):
-                difference = self.inferer(batch, partial(asymmetry_map, self.network))[0]
+                difference = self.inferer(batch, partial(feature_asymmetry, self.network))[0]
             d[self.output_key] = MetaTensor(
                 difference.to(pair.device), meta=pair.meta, applied_operations=pair.applied_operations
             )

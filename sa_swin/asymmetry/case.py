@@ -139,7 +139,7 @@ def signed(score: Tensor, strange: Tensor) -> Tensor:
 
     Args:
         score: `(X, Y, Z)`; what is below 0, and so less than usual, becomes 0.
-        strange: `(X, Y, Z)`, see `custom.asymmetry_map.strangeness`.
+        strange: `(X, Y, Z)`, see `custom.transforms.asymmetry_map.strangeness`.
     """
     return score.clamp_min(0) * torch.where(strange < -UNDECIDED, -1.0, 1.0)
 
@@ -151,7 +151,7 @@ def peak_row(score: Tensor, strange: Tensor, pair: MetaTensor, file_affine: Tens
 
     Args:
         score: `(X, Y, Z)` on the aligned grid, minus infinity outside the brain.
-        strange: `(X, Y, Z)`, see `custom.asymmetry_map.strangeness`.
+        strange: `(X, Y, Z)`, see `custom.transforms.asymmetry_map.strangeness`.
         pair: the aligned volume.
         file_affine: voxel-to-world of the file.
     """

@@ -61,7 +61,7 @@ class Norm:
         return torch.where(found.inside, (found.difference - self.median) / self.spread, 0.0)
 
     def strangeness(self, found: AsymmetryMap) -> Tensor:
-        """`custom.asymmetry_map.strangeness`, against healthy heads."""
+        """`custom.transforms.asymmetry_map.strangeness`, against healthy heads."""
         return strangeness(found.level, found.inside, self.settings["spacing"], self.level, self.level_spread)
 
     def digest(self) -> str:

@@ -45,7 +45,7 @@ STROKES = ("infarct", "haemorrhage")
 
 
 @dataclass(frozen=True)
-class Plan:
+class LesionPlan:
     """A lesion before it is drawn.
 
     Args:
@@ -107,7 +107,7 @@ def plan_lesion(
     masks: list[str] | None = None,
     volume_ml: tuple[float, float] | None = None,
     place: str = "one-sided",
-) -> Plan:
+) -> LesionPlan:
     """Choose where in the brain a lesion grows and how large it becomes.
 
     Args:
@@ -133,7 +133,7 @@ def plan_lesion(
         mask, millilitres = choose_mask(generator, masks, side)
         centre = mask_centre(mask, points, anatomy, deformation)
     stretch = torch.tensor(stretch, dtype=torch.float32)
-    return Plan(finding, side, centre, millilitres, stretch, texture, mask, place)
+    return LesionPlan(finding, side, centre, millilitres, stretch, texture, mask, place)
 
 
 def choose_site(
@@ -213,7 +213,7 @@ def mask_centre(mask: tuple[Tensor, np.ndarray], points: Tensor, anatomy: Anatom
 
 
 def draw_mask(
-    plan: Plan, points: Tensor, tissue: np.ndarray, half: np.ndarray, standard: Tensor, spacing: float
+    plan: LesionPlan, points: Tensor, tissue: np.ndarray, half: np.ndarray, standard: Tensor, spacing: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The lesion's mask, `(X, Y, Z)` bool, and each voxel's rank in it, 0 at its core to 1 at its edge.
 

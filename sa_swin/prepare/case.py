@@ -49,7 +49,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Case:
+class CaseFiles:
     """What is aligned together: images (channels of one grid) and, if it has one, a mask; paths relative to `root`."""
 
     root: str
@@ -57,11 +57,11 @@ class Case:
     label: str | None
 
 
-def case_of(entry: dict[str, Any], dataset_dir: Path) -> Case:
+def case_of(entry: dict[str, Any], dataset_dir: Path) -> CaseFiles:
     """The files of a datalist's entry."""
     images = tuple(os.path.normpath(path) for path in image_paths(entry))
     label = entry.get("label")
-    return Case(str(dataset_dir), images, os.path.normpath(label) if isinstance(label, str) else None)
+    return CaseFiles(str(dataset_dir), images, os.path.normpath(label) if isinstance(label, str) else None)
 
 
 def aligned_path(path: str, root: str) -> str:
@@ -76,23 +76,23 @@ def aligned_path(path: str, root: str) -> str:
     return str(relative.with_name(f"{name}.nii"))
 
 
-def label_path(case: Case) -> str:
+def label_path(case: CaseFiles) -> str:
     """Where a case's aligned label lies: beside its image, as two images with one label lie on different grids."""
     return aligned_path(case.images[0], case.root).removesuffix(".nii") + "_label.nii"
 
 
-def aligned_paths(case: Case) -> list[str]:
+def aligned_paths(case: CaseFiles) -> list[str]:
     """Every NIfTI file that a case is written to."""
     return [aligned_path(path, case.root) for path in case.images] + ([label_path(case)] if case.label else [])
 
 
-def record_path(case: Case, output: Path) -> Path:
+def record_path(case: CaseFiles, output: Path) -> Path:
     """Where a case's plane, quality and grids are kept."""
     path = output / aligned_path(case.images[0], case.root)
     return path.with_name(path.name.removesuffix(".nii") + ".json")
 
 
-def align_case(case: Case, output: Path, grid: Grid) -> dict[str, Any]:
+def align_case(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
     """Align one case and write its files; returns its record.
 
     The plane is found on all images together; every image and the label are resampled onto the same grid, once. The

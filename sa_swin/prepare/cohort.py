@@ -31,7 +31,7 @@ from sa_swin.prepare.case import (
     FAILED,
     LEFT_OUT,
     TRUSTED,
-    Case,
+    CaseFiles,
     Grid,
     align_case,
     aligned_path,
@@ -50,7 +50,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-Result = tuple[Case, dict[str, Any]]
+Result = tuple[CaseFiles, dict[str, Any]]
 DOUBTFUL = (LEFT_OUT, "found, not trusted", "as it lies")
 
 
@@ -108,13 +108,13 @@ def _sections(content: Any) -> dict[str, list[dict[str, Any]]]:
     return {n: e for n, e in lists.items() if e and all(isinstance(case, dict) and "image" in case for case in e)}
 
 
-def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dict[str, Case]:
+def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dict[str, CaseFiles]:
     """The cases of all datalists by their first image: each with every channel and the mask that any list gives it.
 
     Raises:
         ValueError: when an image has two masks, or a file would be written twice.
     """
-    cases: dict[str, Case] = {}
+    cases: dict[str, CaseFiles] = {}
     for entry in [entry for content in contents for entries in _sections(content).values() for entry in entries]:
         new = case_of(entry, dataset_dir)
         if not new.images:
@@ -123,7 +123,7 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
         if old.label and new.label and old.label != new.label:
             raise ValueError(f"{new.images[0]} has two masks, {old.label} and {new.label}; prepare one list at a time")
         images = tuple(dict.fromkeys(old.images + new.images))
-        cases[images[0]] = Case(new.root, images, old.label or new.label)
+        cases[images[0]] = CaseFiles(new.root, images, old.label or new.label)
     written: dict[str, str] = {}
     for first, case in cases.items():
         for path in aligned_paths(case):
@@ -135,7 +135,7 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
     return cases
 
 
-def attempt(case: Case, output: Path, grid: Grid) -> dict[str, Any]:
+def attempt(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
     """`align_case`, with an error as a record: one bad file never loses the others. A full disk is none of a file's.
 
     Raises:
@@ -150,7 +150,9 @@ def attempt(case: Case, output: Path, grid: Grid) -> dict[str, Any]:
         return {"image": case.images[0], "status": FAILED, "reason": reason[:300]}
 
 
-def run_all(cases: Sequence[Case], work: Callable[[Case], dict[str, Any]], workers: int) -> Iterator[tuple[Case, dict]]:
+def run_all(
+    cases: Sequence[CaseFiles], work: Callable[[CaseFiles], dict[str, Any]], workers: int
+) -> Iterator[tuple[CaseFiles, dict]]:
     """Do the work on every case, in this process or in several."""
     if workers == 1:
         yield from ((case, work(case)) for case in cases)
@@ -186,7 +188,9 @@ def followed(results: Iterable[Result], total: int, seconds: float = 60.0) -> It
         yield result
 
 
-def new_datalist(content: dict[str, Any], records: dict[Case, dict[str, Any]], dataset_dir: Path) -> dict[str, Any]:
+def new_datalist(
+    content: dict[str, Any], records: dict[CaseFiles, dict[str, Any]], dataset_dir: Path
+) -> dict[str, Any]:
     """The datalist with aligned paths, relative to the output folder, without the cases that were left out."""
     usable = {case.images[0]: case for case, record in records.items() if record["status"] not in (LEFT_OUT, FAILED)}
     lists = {}
@@ -217,7 +221,7 @@ def pose(record: dict[str, Any]) -> str:
     return "yaw {yaw_deg:+.1f}, roll {roll_deg:+.1f} degrees, offset {offset_mm:+.1f} mm: ".format(**record)
 
 
-def tile(case: Case, record: dict[str, Any], output: Path) -> Tile:
+def tile(case: CaseFiles, record: dict[str, Any], output: Path) -> Tile:
     """A case's place on the contact sheet."""
     name = "/".join(Path(aligned_path(case.images[0], case.root).removesuffix(".nii")).parts[-2:])
     lines = [name]
@@ -322,11 +326,11 @@ class Work:
     output: Path
     grid: Grid
 
-    def __call__(self, case: Case) -> dict[str, Any]:
+    def __call__(self, case: CaseFiles) -> dict[str, Any]:
         return attempt(case, self.output, self.grid)
 
 
-def report(folder: Path, records: dict[Case, dict[str, Any]]) -> None:
+def report(folder: Path, records: dict[CaseFiles, dict[str, Any]]) -> None:
     """Write the table and the contact sheets, list what went wrong, and exit with 1 when a case failed."""
     order = lambda record: (record["status"] in TRUSTED, record.get("similarity", -1))  # noqa: E731
     ranked = sorted(records.items(), key=lambda item: order(item[1]))

@@ -32,7 +32,7 @@ _CODE = (".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".pth", ".egg",
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
+class Runnable:
     """One thing that a config runs, or that runs without one.
 
     Args:
@@ -49,7 +49,7 @@ class Finding:
     id: str
 
 
-def inspect(files: Mapping[str, bytes]) -> list[Finding]:
+def inspect(files: Mapping[str, bytes]) -> list[Runnable]:
     """All that the configs of a package would run, in order of kind and value.
 
     Args:
@@ -98,7 +98,7 @@ def _parsed(name: str, content: bytes) -> Any:
         raise ReleaseError(f"{name} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def _walk(content: Any, file: str) -> Iterator[Finding]:
+def _walk(content: Any, file: str) -> Iterator[Runnable]:
     """Expressions, callables, files and URLs of a config; keys name places, as `a::b` and `a#b` do in MONAI."""
     left = MOST_VALUES
     waiting = [(content, "")]
@@ -109,7 +109,7 @@ def _walk(content: Any, file: str) -> Iterator[Finding]:
         if isinstance(value, Mapping):
             for key, own in value.items():
                 if isinstance(own, str) and re.split("::|#", str(key))[-1] == "_target_":
-                    yield Finding("callable", own, file, "::".join(filter(None, [place, *_parents(str(key))])))
+                    yield Runnable("callable", own, file, "::".join(filter(None, [place, *_parents(str(key))])))
                 waiting.append((own, f"{place}::{key}" if place else str(key)))
         elif isinstance(value, list):
             waiting += [(own, f"{place}::{index}" if place else str(index)) for index, own in enumerate(value)]
@@ -121,17 +121,17 @@ def _parents(key: str) -> list[str]:
     return re.split("::|#", key)[:-1]
 
 
-def _text(value: str, file: str, place: str) -> Iterator[Finding]:
+def _text(value: str, file: str, place: str) -> Iterator[Runnable]:
     if value.startswith("$"):
         is_import = value[1:].lstrip().startswith(("import ", "from "))
-        yield Finding("import" if is_import else "expression", value[1:], file, place)
+        yield Runnable("import" if is_import else "expression", value[1:], file, place)
     if _FILE.match(value):
-        yield Finding("file", value[1:], file, place)
+        yield Runnable("file", value[1:], file, place)
     if _URL.search(value):
-        yield Finding("url", value, file, place)
+        yield Runnable("url", value, file, place)
 
 
-def _logging(text: str, file: str) -> Iterator[Finding]:
+def _logging(text: str, file: str) -> Iterator[Runnable]:
     """What `logging.config.fileConfig` evaluates, as its own parser reads it."""
     parser = configparser.ConfigParser(strict=False)
     try:
@@ -145,20 +145,20 @@ def _logging(text: str, file: str) -> Iterator[Finding]:
                     value = parser.get(section, name)
                 except configparser.Error:
                     value = parser.get(section, name, raw=True)
-                yield Finding("logging", f"{name}={value}", file, section)
+                yield Runnable("logging", f"{name}={value}", file, section)
 
 
-def _code(files: Mapping[str, bytes]) -> Iterator[Finding]:
+def _code(files: Mapping[str, bytes]) -> Iterator[Runnable]:
     """Code beside the configs: where a package lies, Python looks for every module, also for those it has already."""
     own = {name.removeprefix("custom/"): content for name, content in files.items() if name.startswith("custom/")}
     for name in files:
         if name.lower().endswith(_CODE) and not (name.startswith("custom/") and name.endswith(".py")):
-            yield Finding("code", name, PurePosixPath(name).name, "")
+            yield Runnable("code", name, PurePosixPath(name).name, "")
     if own and code_digest(own) != installed_digest():
-        yield Finding("code", "custom/, which is not the code of this installation", "custom", "")
+        yield Runnable("code", "custom/, which is not the code of this installation", "custom", "")
 
 
-def is_familiar(finding: Finding) -> bool:
+def is_familiar(finding: Runnable) -> bool:
     """Whether a callable is of MONAI (a bare name, but no builtin), torch, ignite, numpy or the package's `custom`.
 
     Not so what they import from elsewhere (`torch.os.system`), or what unpickles, runs or fetches what it is given.
@@ -175,11 +175,11 @@ def is_familiar(finding: Finding) -> bool:
     return top in FAMILIAR and not any(part in sys.stdlib_module_names or part.startswith("__") for part in rest)
 
 
-def report(findings: list[Finding]) -> str:
+def report(findings: list[Runnable]) -> str:
     """A table for people: each value once, with the places where it stands; what a terminal would obey is escaped."""
     lines = []
     for kind in KINDS:
-        places: dict[str, list[Finding]] = {}
+        places: dict[str, list[Runnable]] = {}
         for finding in (f for f in findings if f.kind == kind):
             places.setdefault(finding.value, []).append(finding)
         if places or kind in ("callable", "expression", "import", "logging"):

@@ -19,8 +19,8 @@ from custom.support.errors import UserError
 from custom.symmetry import mirror
 from custom.volumes.loading import load_volume
 from custom.volumes.saving import result_path
+from sa_swin.report.privacy import Row
 
-Row = dict[str, str]
 FIELD_MM = (192.0, 224.0, 192.0)
 """Of the pictures: what the networks' aligned volume holds by default."""
 SHOWN = 3

@@ -17,10 +17,10 @@ from monai.utils import ensure_tuple_rep
 from custom.support.errors import UserError, root_cause
 from custom.support.files import write_whole
 from custom.support.run_record import commit
-from custom.transforms.normative import NormativeAsymmetry
 from custom.weights.transfer import load_checkpoint
 from sa_swin.study.cohort import read_lists
 from sa_swin.study.controls import ControlledContract
+from sa_swin.study.normative import NormativeAsymmetry
 from sa_swin.study.plan import BUNDLES, Cell
 
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate")}

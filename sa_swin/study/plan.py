@@ -36,7 +36,7 @@ class Arm:
 
     Args:
         task: `classify`, `segment`, `pretrain` for the zero-shot score of a pretrained network, or `normative` for
-            that of `custom.transforms.normative`, which trains nothing.
+            that of `sa_swin.study.normative`, which trains nothing.
         variant: name of a variant of the network.
         pretraining: name of a pretraining, or `none`.
         control: name of a control, or `none`.

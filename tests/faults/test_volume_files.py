@@ -23,7 +23,7 @@ from custom.volumes.loading import load_volume
 from custom.volumes.nifti import VolumeFileError, open_volume, read_volume
 from custom.volumes.saving import SaveVolumed
 from sa_swin.cohort.voxels import Expected, check_case
-from sa_swin.prepare.case import Case, Grid
+from sa_swin.prepare.case import CaseFiles, Grid
 from sa_swin.prepare.cohort import attempt
 
 SHAPE, AFFINE = (12, 14, 10), np.diag([-8.0, -8.0, 8.0, 1.0])
@@ -119,7 +119,9 @@ def is_left_out(path, folder):
     cases = [{"image": str(path), "subject": "bad"}, {"image": str(good), "subject": "good"}]
     assert [case["subject"] for case in TolerantDataset(cases, contract)] == ["good"]
     record = attempt(
-        Case(str(folder), (path.name,), None), folder / "out", Grid((8.0,) * 3, (32, 32, 32), untrusted="as_it_lies")
+        CaseFiles(str(folder), (path.name,), None),
+        folder / "out",
+        Grid((8.0,) * 3, (32, 32, 32), untrusted="as_it_lies"),
     )
     assert record["status"] == "failed"
     assert not (folder / "out").exists()
@@ -305,7 +307,7 @@ def test_nothing_of_the_sources_text_is_in_masks_and_probability_maps(planted):
 
 
 def test_nothing_of_the_sources_text_is_in_a_prepared_cohort(planted):
-    case = Case(str(planted), ("T1w.nii.gz",), "mask.nii.gz")
+    case = CaseFiles(str(planted), ("T1w.nii.gz",), "mask.nii.gz")
     record = attempt(case, planted / "out", Grid((8.0,) * 3, (32, 32, 32), untrusted="as_it_lies"))
     assert record["status"] == "as it lies", record
     assert {path.name for path in (planted / "out").iterdir()} >= {"T1w.nii", "T1w_label.nii", "T1w.json"}

@@ -8,7 +8,7 @@ from monai.transforms import Invertd
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.segmenter import SASwinUNETR
 from custom.symmetry import symmetric_pair
-from custom.transforms.asymmetry import AsymmetryMapd, asymmetry_map
+from custom.transforms.asymmetry import AsymmetryMapd, feature_asymmetry
 from custom.transforms.contract import InputContract
 
 
@@ -24,7 +24,7 @@ def symmetric_volume():
 
 @torch.no_grad()
 def test_a_symmetric_volume_has_no_asymmetry_anywhere(network):
-    difference = asymmetry_map(network, symmetric_pair(symmetric_volume()))
+    difference = feature_asymmetry(network, symmetric_pair(symmetric_volume()))
     assert difference.shape == (1, 1, 64, 32, 32)
     assert difference.abs().max() < 1e-4
 
@@ -33,7 +33,7 @@ def test_a_symmetric_volume_has_no_asymmetry_anywhere(network):
 def test_the_map_is_largest_where_one_half_was_changed_and_at_its_mirrored_place(network):
     volume = symmetric_volume()
     volume[:, :, 6:14, 10:18, 10:18] += 4 * torch.randn(1, 1, 8, 8, 8)
-    difference = asymmetry_map(network, symmetric_pair(volume))[0, 0]
+    difference = feature_asymmetry(network, symmetric_pair(volume))[0, 0]
     changed, counterpart = difference[6:14, 10:18, 10:18].mean(), difference[50:58, 10:18, 10:18].mean()
     elsewhere = difference[20:28, 10:18, 10:18].mean()  # the same box in the middle of the same half
     assert min(changed, counterpart) > 1.5 * elsewhere
@@ -43,7 +43,7 @@ def test_the_map_is_largest_where_one_half_was_changed_and_at_its_mirrored_place
 @torch.no_grad()
 def test_every_variant_and_network_has_a_map(small, pair, symmetry):
     for kind in (SASwinUNETR, SASwinClassifier):
-        assert asymmetry_map(kind(**small, symmetry=symmetry).eval(), pair).shape == (2, 1, 64, 32, 32)
+        assert feature_asymmetry(kind(**small, symmetry=symmetry).eval(), pair).shape == (2, 1, 64, 32, 32)
 
 
 def test_the_map_comes_back_on_the_grid_of_the_file(network, write_volume, tmp_path):

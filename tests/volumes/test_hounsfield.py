@@ -10,7 +10,7 @@ import pytest
 from custom.transforms.contract import CheckUnitsd, InputContract, VolumeError
 from custom.volumes.hounsfield import hounsfield_problem, modality_of, units_problem
 from sa_swin.cohort.voxels import Expected, check_case
-from sa_swin.prepare.case import Case, Grid, align_case
+from sa_swin.prepare.case import CaseFiles, Grid, align_case
 
 SHARED = Path(os.environ.get("SA_SWIN_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 REAL_CT = SHARED / "real" / "d4_ct_pycerr" / "ct.nii.gz"
@@ -167,9 +167,9 @@ def test_check_finds_it_by_the_files_name_or_by_the_modality_that_is_given(files
 def test_prepare_refuses_it_before_it_aligns(files, tmp_path):
     grid = Grid((4.0, 4.0, 4.0), (48, 56, 48))
     with pytest.raises(ValueError, match=r"bad_ct.nii.gz: no CT in Hounsfield units: .* -1024 to all values"):
-        align_case(Case(str(files), ("bad_ct.nii.gz",), None), tmp_path / "out", grid)
+        align_case(CaseFiles(str(files), ("bad_ct.nii.gz",), None), tmp_path / "out", grid)
     with pytest.raises(ValueError, match=r"good.nii.gz: a CT in Hounsfield units, to be taken for MR"):
-        align_case(Case(str(files), ("good.nii.gz",), None), tmp_path / "out", replace(grid, modality="MR"))
+        align_case(CaseFiles(str(files), ("good.nii.gz",), None), tmp_path / "out", replace(grid, modality="MR"))
 
 
 def test_the_input_contract_refuses_it_with_its_file(files):

@@ -7,7 +7,7 @@ from custom.transforms.contract import InputContract
 from custom.volumes.loading import as_classes
 from custom.volumes.masks import mask_problem
 from sa_swin.cohort.voxels import mask_findings
-from sa_swin.prepare.case import Case, Grid, align_case
+from sa_swin.prepare.case import CaseFiles, Grid, align_case
 
 
 @pytest.mark.parametrize("stored", [1.00000006, 0.99999994, 1.0005, 0.9995])
@@ -55,11 +55,11 @@ def test_training_reads_such_a_mask_as_whole_numbers(files):
 
 def test_prepare_writes_such_a_mask_as_whole_numbers_and_refuses_others(files):
     grid = Grid((4.0, 4.0, 4.0), (32, 32, 32), untrusted="as_it_lies")
-    record = align_case(Case(str(files), ("a.nii.gz",), "m.nii.gz"), files / "out", grid)
+    record = align_case(CaseFiles(str(files), ("a.nii.gz",), "m.nii.gz"), files / "out", grid)
     assert record["status"] == "as it lies"
     written = nib.load(files / "out" / "a_label.nii").get_fdata()
     assert set(np.unique(written)) == {0.0, 1.0}
     mask = nib.load(files / "m.nii.gz").get_fdata() / 2
     nib.save(nib.Nifti1Image(mask, np.diag([4.0, 4.0, 4.0, 1.0])), files / "half.nii.gz")
     with pytest.raises(ValueError, match=r"half.nii.gz: a mask holds whole numbers from 0, found 0, 0.5"):
-        align_case(Case(str(files), ("a.nii.gz",), "half.nii.gz"), files / "out", grid)
+        align_case(CaseFiles(str(files), ("a.nii.gz",), "half.nii.gz"), files / "out", grid)

@@ -13,7 +13,7 @@ from custom.transforms.contract import InputContract
 from custom.volumes.loading import load_volume
 from custom.volumes.nifti import open_volume, read_volume
 from sa_swin.cohort.voxels import Expected, check_case
-from sa_swin.prepare.case import Case, Grid, align_case
+from sa_swin.prepare.case import CaseFiles, Grid, align_case
 
 SHAPE, AFFINE = (32, 36, 30), np.array([[-4.0, 0, 0, 60], [0, 4.0, 0, -70], [0, 0, 4.0, -50], [0, 0, 0, 1]])
 
@@ -74,7 +74,7 @@ def test_prepare_aligns_it_as_the_3d_file(tmp_path):
     nib.save(nib.Nifti1Image(head[..., None], AFFINE), tmp_path / "image.nii")
     nib.save(nib.Nifti1Image((head > 120).astype(np.uint8), AFFINE), tmp_path / "mask.nii")
     grid = Grid((4.0, 4.0, 4.0), (32, 64, 32), untrusted="as_it_lies")
-    record = align_case(Case(str(tmp_path), ("image.nii",), "mask.nii"), tmp_path / "out", grid)
+    record = align_case(CaseFiles(str(tmp_path), ("image.nii",), "mask.nii"), tmp_path / "out", grid)
     assert record["source_size"] == list(SHAPE)
     assert nib.load(tmp_path / "out" / "image.nii").shape == grid.spatial_size
 

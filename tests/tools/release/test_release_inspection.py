@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sa_swin.release.errors import ReleaseError
-from sa_swin.release.inspection import Finding, inspect, is_familiar, report
+from sa_swin.release.inspection import Runnable, inspect, is_familiar, report
 
 CONFIG = {
     "imports": ["$import os", "$from pathlib import Path"],
@@ -25,15 +25,15 @@ def files(config, name="configs/train.yaml"):
 def test_every_callable_and_expression_is_found_with_its_place():
     assert inspect(files(CONFIG)) == sorted(
         [
-            Finding("callable", "custom.networks.SASwinUNETR", "configs/train.yaml", "network_def"),
-            Finding("callable", "StatsHandler", "configs/train.yaml", "handlers::0"),
-            Finding("callable", "os.system", "configs/train.yaml", "handlers::0::inner::deep::0"),
-            Finding("callable", "$__import__('os').system", "configs/train.yaml", "handlers::1"),
-            Finding("expression", "__import__('os').system", "configs/train.yaml", "handlers::1::_target_"),
-            Finding("expression", "not @in_channels", "configs/train.yaml", "handlers::1::_disabled_"),
-            Finding("expression", "1 + 1", "configs/train.yaml", "network_def::size"),
-            Finding("import", "import os", "configs/train.yaml", "imports::0"),
-            Finding("import", "from pathlib import Path", "configs/train.yaml", "imports::1"),
+            Runnable("callable", "custom.networks.SASwinUNETR", "configs/train.yaml", "network_def"),
+            Runnable("callable", "StatsHandler", "configs/train.yaml", "handlers::0"),
+            Runnable("callable", "os.system", "configs/train.yaml", "handlers::0::inner::deep::0"),
+            Runnable("callable", "$__import__('os').system", "configs/train.yaml", "handlers::1"),
+            Runnable("expression", "__import__('os').system", "configs/train.yaml", "handlers::1::_target_"),
+            Runnable("expression", "not @in_channels", "configs/train.yaml", "handlers::1::_disabled_"),
+            Runnable("expression", "1 + 1", "configs/train.yaml", "network_def::size"),
+            Runnable("import", "import os", "configs/train.yaml", "imports::0"),
+            Runnable("import", "from pathlib import Path", "configs/train.yaml", "imports::1"),
         ]
     )
 
@@ -54,7 +54,7 @@ def test_a_json_twin_is_listed_once_and_one_that_differs_is_listed_too():
     both = {**files(CONFIG), "configs/train.json": json.dumps(CONFIG).encode()}
     assert inspect(both) == inspect(files(CONFIG))
     both["configs/train.json"] = json.dumps({**CONFIG, "more": "$exit()"}).encode()
-    assert Finding("expression", "exit()", "configs/train.json", "more") in inspect(both)
+    assert Runnable("expression", "exit()", "configs/train.json", "more") in inspect(both)
     alone = {"configs/train.json": json.dumps(CONFIG).encode()}
     assert len(inspect(alone)) == len(inspect(files(CONFIG)))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from custom.symmetry import mirror, symmetric_pair
-from custom.transforms.normative import FLOOR, NormativeAsymmetry, asymmetry_map
+from sa_swin.study.normative import FLOOR, NormativeAsymmetry, smoothed_difference
 
 SPACING = (5.0, 5.0, 5.0)
 
@@ -24,18 +24,18 @@ def norm():
 
 def test_a_mirror_image_of_itself_has_no_asymmetry():
     image = brain(0)[:1]
-    assert asymmetry_map(symmetric_pair(image + mirror(image)), SPACING).abs().max() < 1e-6
+    assert smoothed_difference(symmetric_pair(image + mirror(image)), SPACING).abs().max() < 1e-6
 
 
 def test_the_map_is_the_same_on_both_sides():
-    found = asymmetry_map(brain(1, lesion=2.0), SPACING)
+    found = smoothed_difference(brain(1, lesion=2.0), SPACING)
     torch.testing.assert_close(found, mirror(found), atol=1e-5, rtol=0)
 
 
 def test_channels_are_averaged():
     pair = brain(2)
     twice = torch.cat([pair[:1], pair[:1], pair[1:], pair[1:]])
-    torch.testing.assert_close(asymmetry_map(twice, SPACING), asymmetry_map(pair, SPACING))
+    torch.testing.assert_close(smoothed_difference(twice, SPACING), smoothed_difference(pair, SPACING))
 
 
 def test_a_lesion_on_either_side_scores_above_every_healthy_brain(norm):
@@ -51,7 +51,7 @@ def test_a_lesion_with_a_twin_does_not(norm):
 
 def test_the_z_map_is_the_distance_from_the_mean_in_deviations(norm):
     pair = brain(3)
-    by_hand = (asymmetry_map(pair, SPACING) - norm.mean) / (norm.deviation + FLOOR)
+    by_hand = (smoothed_difference(pair, SPACING) - norm.mean) / (norm.deviation + FLOOR)
     torch.testing.assert_close(norm.z_map(pair), by_hand)
     assert norm.score(pair) == pytest.approx(float(by_hand.quantile(0.99)), abs=0.02)
 
@@ -59,7 +59,7 @@ def test_the_z_map_is_the_distance_from_the_mean_in_deviations(norm):
 def test_the_norm_is_that_of_its_subjects():
     pairs = [brain(seed) for seed in range(3)]
     norm = NormativeAsymmetry.of(pairs, SPACING)
-    stacked = torch.stack([asymmetry_map(pair, SPACING) for pair in pairs])
+    stacked = torch.stack([smoothed_difference(pair, SPACING) for pair in pairs])
     torch.testing.assert_close(norm.mean, stacked.mean(0))
     torch.testing.assert_close(norm.deviation, stacked.std(0))
     assert norm.healthy == 3

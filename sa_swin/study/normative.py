@@ -21,7 +21,7 @@ PEAK = 0.99
 """The score is this quantile of a case's z-scores: a small lesion is not diluted, one voxel decides nothing."""
 
 
-def asymmetry_map(pair: Tensor, spacing: tuple[float, float, float]) -> Tensor:
+def smoothed_difference(pair: Tensor, spacing: tuple[float, float, float]) -> Tensor:
     """How far each place of an image differs from its mirrored counterpart, after smoothing; `(X, Y, Z)`.
 
     Args:
@@ -56,7 +56,7 @@ class NormativeAsymmetry:
         Raises:
             ValueError: with fewer than two.
         """
-        maps = [asymmetry_map(pair, spacing) for pair in pairs]
+        maps = [smoothed_difference(pair, spacing) for pair in pairs]
         if len(maps) < 2:
             raise ValueError(f"a norm needs two healthy subjects or more, got {len(maps)}")
         stacked = torch.stack(maps)
@@ -64,7 +64,7 @@ class NormativeAsymmetry:
 
     def z_map(self, pair: Tensor) -> Tensor:
         """How many standard deviations each place's asymmetry lies above the healthy mean, `(X, Y, Z)`."""
-        return (asymmetry_map(pair, self.spacing) - self.mean) / (self.deviation + FLOOR)
+        return (smoothed_difference(pair, self.spacing) - self.mean) / (self.deviation + FLOOR)
 
     def score(self, pair: Tensor) -> float:
         """The `PEAK` quantile of the z-map: how unusual the most unusual places of a case are."""
