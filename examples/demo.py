@@ -6,11 +6,14 @@ on patients.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from custom.support.errors import UserError
 from sa_swin import commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +39,8 @@ TRAININGS = {
         "num_samples": 1,
         "val_interval": 4,
     },
-    "classify": {"max_epochs": 6, "batch_size": 6, "val_interval": 2},
-    "segment": {"max_epochs": 12, "batch_size": 2, "roi_size": SPATIAL_SIZE, "num_samples": 1, "val_interval": 3},
+    "classify": {"max_epochs": 8, "batch_size": 6, "val_interval": 8},
+    "segment": {"max_epochs": 12, "batch_size": 2, "roi_size": [32, 64, 32], "num_samples": 1, "val_interval": 4},
 }
 COHORT = {
     "spacing": SPACING,
@@ -51,7 +54,7 @@ NEW = "sub-00[0-7]*_FLAIR.nii.gz"
 """Heads of the cohort that are segmented as a folder of new files is."""
 
 
-def demo(output: str = "demo", subjects: int = 160, seed: int = 0) -> None:
+def demo(output: str = "demo", subjects: int = 80, seed: int = 0) -> None:
     """Run the demonstration.
 
     Args:
@@ -75,24 +78,36 @@ def demo(output: str = "demo", subjects: int = 160, seed: int = 0) -> None:
         **{"dataset_dir": cohort, "output": prepared, "workers": 2},
         **{"spacing": SPACING, "spatial_size": SPATIAL_SIZE},
     )
-    pretrained = {}
-    for task, training in TRAININGS.items():
-        run(out, task, "train", dataset_dir=prepared, seed=seed, **TRAINING, **training, **pretrained)
-        pretrained = {"pretrained": out / "pretrain" / "models" / "model.pt"}
-        # The masks of a segmentation are measured on the voxel grid of the file as it lies.
-        aligned = {"dataset_dir": cohort} if task == "segment" else {"dataset_dir": prepared, "align": False}
-        run(out, task, "evaluate", **aligned)
-    run(out, "segment", "predict", dataset_dir=cohort, images=NEW)
+    train = {"dataset_dir": prepared, "seed": seed, **TRAINING}
+    run(out, "pretrain", "train", **train, **TRAININGS["pretrain"])
+    train["pretrained"] = out / "pretrain" / "models" / "model.pt"
+
+    def segment() -> None:
+        run(out, "segment", "train", **train, **TRAININGS["segment"])
+        # On the files as they lie: the masks are measured, and written, on their voxel grids.
+        run(out, "segment", "evaluate", dataset_dir=cohort)
+        run(out, "segment", "predict", dataset_dir=cohort, images=NEW)
+
+    def classify() -> None:
+        run(out, "pretrain", "evaluate", dataset_dir=prepared, align=False)
+        run(out, "classify", "train", **train, **TRAININGS["classify"])
+        run(out, "classify", "evaluate", dataset_dir=prepared, align=False)
+
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))  # for each of two processes
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(segment), pool.submit(classify)]:
+            done.result()
     sys.stdout.write(table(out, seed))
 
 
 def run(out: Path, task: str, workflow: str, **settings: object) -> None:
-    """One workflow of a bundle and its report, as a user would run them."""
+    """One workflow of a bundle and, of what it found, the report, as a user would run them."""
     folder, models = out / task / workflow, out / task / "models"
     done = models / "done" if workflow == "train" else folder / "cases.csv"
     sa_swin(f"{task}: {workflow}", done, workflow, task, output_dir=folder, ckpt_dir=models, **settings)
     done.touch()
-    sa_swin(f"{task}: report of {workflow}", folder / "report.html", "report", str(folder))
+    if workflow != "train":
+        sa_swin(f"{task}: report of {workflow}", folder / "report.html", "report", str(folder))
 
 
 def options(**values: object) -> list[str]:
@@ -101,16 +116,26 @@ def options(**values: object) -> list[str]:
 
 
 def sa_swin(title: str, done: Path, *words: str, **values: object) -> None:
-    """Run a command of `sa-swin` unless its result is there; stop the demonstration if it fails."""
+    """Run a command of `sa-swin` unless its result is there; its output is kept in a log beside the result's folder.
+
+    Raises:
+        UserError: when it fails, with the end of the log.
+    """
     if done.exists():
         sys.stdout.write(f"== {title}: there already\n")
         return
-    sys.stdout.write(f"== {title}\n")
+    log = done.parent.parent / f"{words[0]}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(f"== {title} ...\n")
     sys.stdout.flush()
     start = time.monotonic()
     command = [sys.executable, "-W", "ignore", "-m", "sa_swin", *words, *options(**values)]
-    subprocess.run(command, check=True, cwd=ROOT)
+    with log.open("w") as file:
+        failed = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode
+    if failed:
+        raise UserError(f"{log.read_text()[-2000:]}\n{title} failed with exit code {failed}; all it said is in {log}")
     sys.stdout.write(f"== {title}: {time.monotonic() - start:.0f} s\n")
+    sys.stdout.flush()
 
 
 def table(out: Path, seed: int) -> str:
