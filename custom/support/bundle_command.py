@@ -17,9 +17,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
 from custom.support.errors import UserError
+from custom.support.startup import PATHS
 
-PATHS = ("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "checkpoint", "pretrained")
-"""Settings that are paths."""
 RUNNER = (
     "config_file", "run_id", "init_id", "final_id", "meta_file", "logging_file", "args_file", "tracking",
     "tracking_uri", "experiment_name", "run_name", "save_execute_config", "workflow_name", "workflow_type",
