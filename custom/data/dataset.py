@@ -99,28 +99,35 @@ class TolerantDataset(IterableDataset):
         for case in self.data[first::step]:
             problems = case_problems(case, "none", self.in_channels, None)
             try:
-                item = None if problems else self.transform(case)
+                item = FailedCase(image_paths(case)[0], "; ".join(problems)) if problems else self.transform(case)
             except (ValueError, RuntimeError, OSError, MemoryError) as error:
-                problems = [str(root_cause(error)) or type(root_cause(error)).__name__]
-            if problems:
-                item = FailedCase(image_paths(case)[0], "; ".join(problems))
+                item = failed_case(image_paths(case)[0], error)
+            if isinstance(item, FailedCase):
                 logger.error("left out: %s", item)
             yield item
 
 
 @dataclass(frozen=True)
 class FailedCase:
-    """What stands for a case that cannot be taken: its first image, and why."""
+    """What stands for a case that has no result: its first image, why, and what helps where that is known."""
 
     image: str
     reason: str
+    remedy: str = ""
 
     def __str__(self) -> str:
         return self.reason if self.image in self.reason else f"{self.image}: {self.reason}"
 
 
+def failed_case(image: str, error: Exception) -> FailedCase:
+    """A case that failed of an error."""
+    cause = root_cause(error)
+    remedy = getattr(cause, "remedy", "")
+    return FailedCase(image, str(cause).removesuffix(f"; {remedy}") or type(cause).__name__, remedy)
+
+
 def collate_cases(items: Sequence[Any]) -> dict[str, Any]:
-    """MONAI's `list_data_collate` of the cases that could be taken; under `failed` why the others could not."""
-    failed = {item.image: item.reason for item in items if isinstance(item, FailedCase)}
+    """MONAI's `list_data_collate` of the cases that could be taken; under `failed` the others, by their first image."""
+    failed = {item.image: item for item in items if isinstance(item, FailedCase)}
     taken = [item for item in items if not isinstance(item, FailedCase)]
     return (list_data_collate(taken) if taken else {}) | ({"failed": failed} if failed else {})

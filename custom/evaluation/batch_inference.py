@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from custom.data.case import Case, image_paths
+from custom.data.dataset import FailedCase
 from custom.evaluation.case_table import CaseTable, check_complete, write_csv
 from custom.evaluation.metrics import Row
 from custom.support.bundle_command import typed
@@ -186,9 +187,9 @@ class InferenceTable(CaseTable):
             write_csv(self.output_dir / "findings.csv", findings_of(rows))
         if any("embedding" in row for row in rows):
             write_embeddings(self.output_dir / "embeddings.npz", rows)
-        reasons = getattr(engine, "failed", {})
-        logger.info("%s", overview(self.finished.cases, flat, self.finished.found, reasons))
-        check_complete(self.finished.cases, rows, reasons)
+        failed = getattr(engine, "failed", {})
+        logger.info("%s", overview(self.finished.cases, flat, self.finished.found, failed))
+        check_complete(self.finished.cases, rows, failed)
 
 
 def findings_of(rows: Sequence[Row]) -> list[Row]:
@@ -210,7 +211,7 @@ def written_files(output: Mapping[str, Any]) -> list[str]:
 
 
 def overview(
-    cases: Sequence[Case], rows: Sequence[Row], found: set[str], reasons: Mapping[str, str] = MappingProxyType({})
+    cases: Sequence[Case], rows: Sequence[Row], found: set[str], failed: Mapping[str, FailedCase] = MappingProxyType({})
 ) -> str:
     """A text table of all cases: done now, done before, or failed, with the first figures and the plane of each.
 
@@ -218,19 +219,19 @@ def overview(
         cases: of the run.
         rows: of those that are done.
         found: first images of those that were done before.
-        reasons: why others failed, by their first image.
+        failed: the others, by their first image.
     """
     by_image = {row["image"]: row for row in rows}
     known = dict.fromkeys(name for row in rows for name in row)
     figures = [name for name in known if name not in ("subject", "image") and not name.startswith("plane")][:5]
     names = figures + [name for name in PLANE if name in known]
-    lines = [["case", "state", *names, *(["why_failed"] if reasons else [])]]
+    lines = [["case", "state", *names, *(["why_failed"] if failed else [])]]
     folder = common_folder([case_key(case) for case in cases])
     for case in cases:
         key = case_key(case)
         row = by_image.get(key)
         state = "failed" if row is None else "done before" if key in found else "done"
-        why = [reasons.get(key, "").removeprefix(f"{key}: ")] if reasons else []
+        why = [failed[key].reason.removeprefix(f"{key}: ") if key in failed else ""] if failed else []
         values = [_short((row or {}).get(name, "")) for name in names]
         lines.append([os.path.relpath(key, folder), state, *values, *why])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -154,7 +154,7 @@ def leakage(engine: Engine) -> dict[str, Any]:
 
 
 def check_complete(
-    expected: Sequence[Case] | None, rows: Sequence[Row], reasons: Mapping[str, str] = MappingProxyType({})
+    expected: Sequence[Case] | None, rows: Sequence[Row], failed: Mapping[str, FailedCase] = MappingProxyType({})
 ) -> None:
     """Name the expected cases that have no row, if any, with their reasons as far as these are known.
 
@@ -164,9 +164,11 @@ def check_complete(
     done = {row["image"] for row in rows}
     missing = [paths[0] for case in expected or [] if (paths := image_paths(case)) and paths[0] not in done]
     if missing:
+        known = [failed.get(path, FailedCase(path, "the log says why")) for path in missing]
+        remedies = dict.fromkeys(case.remedy for case in known if case.remedy)
         others = ", the results of the others are written" if rows else ""
-        lines = [str(FailedCase(path, reasons.get(path, "the log says why"))) for path in missing]
-        raise CohortError("\n  ".join([f"{len(missing)} of {len(expected)} cases failed{others}:", *lines]))
+        first = f"{len(missing)} of {len(expected)} cases failed{others}:"
+        raise CohortError("\n  ".join([first, *map(str, known), *remedies]))
 
 
 def case_identity(item: Mapping[str, Any]) -> Row:

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 
-from custom.data.dataset import FailedCase
+from custom.data.dataset import FailedCase, failed_case
 from custom.support.errors import root_cause
 from custom.support.files import WriteError
 
@@ -23,8 +23,8 @@ class TolerantEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` that leaves out a batch in which something fails, with an error in the log.
 
     So the other cases get their results. For handlers such a batch is one without cases: `engine.state.batch` and
-    `engine.state.output` are empty lists; so is one of cases that the data loader could not take. `failed` has the
-    reason of each, by its first image, for `custom.evaluation.InferenceTable`. The traceback is in the log at the level
+    `engine.state.output` are empty lists; so is one of cases that the data loader could not take. `failed` has them,
+    by their first image, for `custom.evaluation.InferenceTable`. The traceback is in the log at the level
     `DEBUG`.
 
     Raises:
@@ -33,7 +33,7 @@ class TolerantEvaluator(SupervisedEvaluator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, FailedCase] = {}
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> Any:
         self.failed |= batchdata.pop("failed", {})
@@ -45,9 +45,9 @@ class TolerantEvaluator(SupervisedEvaluator):
             cause = root_cause(error)
             if isinstance(cause, WriteError) and cause.errno in OF_THE_PLACE:
                 raise
-            files, reason = _files(batchdata), str(cause) or type(cause).__name__
-            self.failed |= dict.fromkeys(files, reason)
-            logger.error("left out: %s", FailedCase(", ".join(files), reason))
+            files = _files(batchdata)
+            self.failed |= {file: failed_case(file, error) for file in files}
+            logger.error("left out: %s", failed_case(", ".join(files), error))
             logger.debug("its traceback", exc_info=error)
         if torch.cuda.is_available():  # what did not fit must not stay in the way of the next case
             torch.cuda.empty_cache()

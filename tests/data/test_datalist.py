@@ -283,9 +283,9 @@ def test_bad_cases_are_passed_over_and_named_and_the_others_come_once(tmp_path, 
 def test_a_batch_holds_the_cases_that_could_be_taken_and_tells_why_the_others_could_not():
     good, bad = {"image": torch.ones(1, 2), "subject": "a"}, FailedCase("/d/b.nii", "/d/b.nii: damaged")
     batch = collate_cases([good, bad, good])
-    assert batch.pop("failed") == {"/d/b.nii": "/d/b.nii: damaged"}
+    assert batch.pop("failed") == {"/d/b.nii": bad}
     assert (batch["image"].shape, batch["subject"]) == ((2, 1, 2), ["a", "a"])
-    assert collate_cases([bad]) == {"failed": {"/d/b.nii": "/d/b.nii: damaged"}}
+    assert collate_cases([bad]) == {"failed": {"/d/b.nii": bad}}
     assert collate_cases([good]).keys() == good.keys()
 
 

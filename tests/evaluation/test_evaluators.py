@@ -82,12 +82,15 @@ def test_a_case_that_could_not_be_loaded_is_named_with_its_reason_and_the_others
     class Cases(IterableDataset):
         def __iter__(self):
             yield {"image": MetaTensor(torch.ones(1, 2, 2, 2), meta={"filename_or_obj": "a.nii.gz"})}
-            yield FailedCase("b.nii.gz", "b.nii.gz: damaged")
+            yield FailedCase("b.nii.gz", "b.nii.gz: too steep", "look at it")
+            yield FailedCase("c.nii.gz", "too flat", "look at it")
 
-    table = CaseTable(lambda output: {}, expected=[{"image": "a.nii.gz"}, {"image": "b.nii.gz"}])
+    table = CaseTable(lambda output: {}, expected=[{"image": f"{name}.nii.gz"} for name in "abc"])
     loader = DataLoader(Cases([]), batch_size=1, collate_fn=collate_cases)
     evaluator = TolerantEvaluator(torch.device("cpu"), loader, Fragile(), val_handlers=[table])
-    with pytest.raises(CohortError, match=r"^1 of 2 cases failed, the results.*:\n  b.nii.gz: damaged$"):
+    with pytest.raises(
+        CohortError, match=r"^2 of 3 cases failed.*:\n  b.nii.gz: too steep\n  c.nii.gz: too flat\n  look at it$"
+    ):
         evaluator.run()
     assert [row["image"] for row in table.rows] == ["a.nii.gz"]
 
