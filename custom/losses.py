@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom.support.distributed import gather_batch
+from custom.support.errors import UserError
 
 PRETEXT_TASKS = ("inpainting", "rotation", "contrastive", "symmetry")
 
@@ -137,11 +138,11 @@ class PretextLoss(nn.Module):
 def pretext_weights(objective: str, weights: Mapping[str, float]) -> dict[str, float]:
     """Weights of the four tasks: those of a named objective, with `weights` on top."""
     if objective not in OBJECTIVES:
-        raise ValueError(f"unknown objective '{objective}', choose one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"unknown objective '{objective}', choose one of {', '.join(OBJECTIVES)}")
     unknown = set(weights) - set(PRETEXT_TASKS)
     if unknown:
-        raise ValueError(f"unknown pretext task {sorted(unknown)}, choose from {', '.join(PRETEXT_TASKS)}")
+        raise UserError(f"unknown pretext task {sorted(unknown)}, choose from {', '.join(PRETEXT_TASKS)}")
     merged = {**OBJECTIVES[objective], **weights}
     if min(merged.values()) < 0 or not any(merged.values()):
-        raise ValueError(f"weights must not be negative, and one must be positive, got {merged}")
+        raise UserError(f"weights must not be negative, and one must be positive, got {merged}")
     return merged

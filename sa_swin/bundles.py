@@ -6,10 +6,14 @@ in N processes of a CPU, by torchrun.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from custom.support.startup import referring
+from sa_swin.commands import say
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {"train": ("train",), "evaluate": ("train", "evaluate"), "predict": ("inference",)}
@@ -30,12 +34,26 @@ def bundle_folder(name: str) -> Path:
 
 def bundle_command(workflow: str, folder: Path, options: Sequence[str], processes: int = 1) -> list[str]:
     """The command that runs a workflow of a bundle, in MONAI's words."""
-    layers = [*CONFIGS[workflow], *(["multi_gpu_train"] if processes > 1 else [])]
-    files = [str(next(folder.glob(f"configs/{layer}.yaml"), folder / "configs" / f"{layer}.json")) for layer in layers]
+    files = [str(file) for file in config_files(workflow, folder, processes)]
     python = [sys.executable, "-m"]
     start = [*python, "torch.distributed.run", f"--nproc_per_node={processes}", "-m"] if processes > 1 else python
     config = files[0] if len(files) == 1 else repr(files)
     return [*start, "monai.bundle", "run", "--config_file", config, "--bundle_root", str(folder), *options]
+
+
+def config_files(workflow: str, folder: Path, processes: int = 1) -> list[Path]:
+    """The configs of a workflow, in the order that they are merged in."""
+    layers = [*CONFIGS[workflow], *(["multi_gpu_train"] if processes > 1 else [])]
+    return [next(folder.glob(f"configs/{layer}.yaml"), folder / "configs" / f"{layer}.json") for layer in layers]
+
+
+def knobs(workflow: str, folder: Path) -> str:
+    """What `--help` prints of a workflow: the knobs and paths on top of its configs, with their comments."""
+    parts = [f"sa-swin {workflow} {folder.name} [--option value ...]"]
+    for file in config_files(workflow, folder):
+        own = re.split(r"\n(?:#.*\n)*(?:\S+: *\{|\S+:\n)", file.read_text(), maxsplit=1)[0]
+        parts.append(f"{file}:\n\n{own.strip()}")
+    return "\n\n".join(parts)
 
 
 def take_processes(options: list[str]) -> tuple[list[str], int]:
@@ -56,18 +74,31 @@ def take_processes(options: list[str]) -> tuple[list[str], int]:
 def main(arguments: Sequence[str]) -> None:
     """Print and run the command; this process becomes it, so that its exit code is its own."""
     workflow, *rest = arguments
-    if not rest or {"--help", "-h"} & set(rest):
+    asked = {"--help", "-h"} & set(rest)
+    if not rest or rest[0] in asked:
         print(__doc__.strip())
         sys.exit(0 if rest else 2)
     try:
         folder = bundle_folder(rest[0])
+        if asked:
+            say(knobs(workflow, folder))
+            return
         options, processes = take_processes(rest[1:])
         if processes > 1 and workflow != "train":
             raise ValueError(f"--processes is for training; {workflow} runs in one process")
     except ValueError as error:
         sys.stderr.write(f"sa-swin {workflow}: {error}\n")
         sys.exit(2)
+    if sentence := referring(options):
+        sys.exit(f"error: {sentence}")
     command = bundle_command(workflow, folder, options, processes)
     sys.stderr.write(f"+ {shlex.join(command)}\n")
     sys.stderr.flush()
-    os.execv(command[0], command)
+    os.execve(command[0], command, dict(os.environ) | quick_start())
+
+
+def quick_start() -> dict[str, str]:
+    """What of the environment lets Python read this checkout's `sitecustomize.py`, with which MONAI starts sooner."""
+    if not (ROOT / "sitecustomize.py").is_file():
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -7,6 +7,7 @@ help and refusals come at once; the function's module is imported when there is 
 
 import ast
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,19 +168,28 @@ def run(
         code: exit code of what a user can mend.
     """
     words = list(words)
-    verb = "" if "" in targets else words.pop(0) if words and words[0] in targets else otherwise
-    if verb is None or (verb == otherwise and words[:1] in (["--help"], ["-h"])):
+    given = words.pop(0) if words and words[0] in targets else None
+    verb = "" if "" in targets else given or otherwise
+    if verb is None or (verb and not given and words[:1] in (["--help"], ["-h"])):
         _no_verb(words, name, targets)
         return
     command = command_of(targets[verb], f"{name} {verb}".rstrip())
     if set(HELP) & set(words):
-        print(command.help())
+        say(command.help())
         return
     with in_a_sentence(name, 2):
         arguments = command.arguments(words)
     module, _, function = targets[verb].partition(":")
     with in_a_sentence(name, code):
         getattr(import_module(module), function)(**arguments)
+
+
+def say(text: str) -> None:
+    """Print; to whoever reads the first lines only (`| head`) no more than these."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
 
 
 @contextmanager

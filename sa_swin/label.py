@@ -5,11 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sa_swin.commands import HELP, command_of, say
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Become the server; without its environment, say how it is made and end with exit code 2."""
+    if set(HELP) & set(arguments):
+        sys.path.append(str(ROOT))
+        say(command_of("label_app.serve:serve", "sa-swin label").help())
+        return
     python = Path(os.environ.get("LABEL_VENV", ROOT / ".venv-label")).absolute() / "bin" / "python"
     if not python.exists():
         sys.stderr.write(

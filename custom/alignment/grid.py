@@ -5,8 +5,9 @@ have made themselves. Volumes are MetaTensors `(C, X, Y, Z)`; affines are voxel-
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,10 +28,21 @@ ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
 UNTRUSTED = ("leave_out", "found", "as_it_lies")
 """What becomes of a head whose plane cannot be trusted: it is left out, the plane that was found is taken all the same,
 or the array's own central plane, as the head lies in the file."""
-REMEDY = (
-    "look at them; give them a plane by hand (--planes TABLE.csv with image,yaw_deg,roll_deg,offset_mm), take the "
-    "planes that were found (--untrusted found), or the heads as they lie (--untrusted as_it_lies)"
-)
+_BY_HAND = "look at them; give them a plane by hand (--planes TABLE.csv with image,yaw_deg,roll_deg,offset_mm)"
+_OTHERWISE = {
+    "leave_out": "leave them out (--untrusted leave_out)",
+    "found": "take the planes that were found (--untrusted found)",
+    "as_it_lies": "take the heads as they lie (--untrusted as_it_lies)",
+}
+
+
+def remedy(untrusted: str = "leave_out") -> str:
+    """What a user can do about planes that cannot be trusted, other than what was chosen."""
+    first, second = (what for name, what in _OTHERWISE.items() if name != untrusted)
+    return f"{_BY_HAND}, {first}, or {second}"
+
+
+REMEDY = remedy()
 MOST_LABELS = 512
 """Distinct values beyond which a volume is no label map."""
 RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
@@ -197,6 +209,13 @@ def _boxes(mask: Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
             low, high = (index.amin(0) - 1).clamp_min(0), index.amax(0) + 2
             ends = high.minimum(torch.tensor(part.shape, device=high.device))
             yield channel, tuple(slice(a, b) for a, b in zip(low.tolist(), ends.tolist(), strict=True))
+
+
+def pose(figures: Mapping[str, Any]) -> str:
+    """Angles and place of a plane from `plane_figures`, for the front of a sentence; empty where no plane was found."""
+    if "yaw_deg" not in figures:
+        return ""
+    return "yaw {yaw_deg:+.1f}, roll {roll_deg:+.1f} degrees, offset {offset_mm:+.1f} mm: ".format(**figures)
 
 
 def plane_figures(plane: MidsagittalPlane, image: MetaTensor) -> dict[str, float]:

@@ -7,7 +7,7 @@ __getattr__, __all__ = opened(
     {
         "case": ["Case", "CohortError", "image_paths"],
         "datalist": ["class_names", "find_cases", "load_datalist", "load_section", "read_json"],
-        "dataset": ["CachedDataset", "TolerantDataset", "loader_context"],
+        "dataset": ["CachedDataset", "FailedCase", "TolerantDataset", "collate_cases", "loader_context"],
         "headers": ["case_problems"],
     },
 )

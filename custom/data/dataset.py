@@ -7,15 +7,16 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import Any
 
-from monai.data import CacheDataset, IterableDataset
+from monai.data import CacheDataset, IterableDataset, list_data_collate
 from torch.utils.data import get_worker_info
-from tqdm import tqdm
 
 from custom.data.case import Case, CohortError, image_paths
 from custom.data.headers import case_problems
 from custom.support.errors import UserError, root_cause
+from custom.support.progress import followed
 
 MOST_NAMED = 20
 """Cases that cannot be taken, after which no further ones are tried."""
@@ -48,7 +49,8 @@ class CachedDataset(CacheDataset):
         with ThreadPoolExecutor(self.num_workers or 1) as pool:
             futures = {pool.submit(self._load_cache_item, index): index for index in wanted}
             try:
-                for future in tqdm(as_completed(futures), "load", len(futures), disable=not self.progress):
+                done = as_completed(futures)
+                for future in followed(done, len(futures), "load") if self.progress else done:
                     try:
                         items[futures[future]] = future.result()
                     except Exception as error:
@@ -77,10 +79,9 @@ def refused(errors: Sequence[UserError], number: int) -> UserError:
 
 
 class TolerantDataset(IterableDataset):
-    """MONAI's `IterableDataset` that passes over cases it cannot read or transform, each with an error in the log.
+    """MONAI's `IterableDataset` that gives a `FailedCase` for one it cannot read or transform, with a line in the log.
 
-    So one bad file does not lose the results of the others; `custom.evaluation.CaseTable` names the missing ones at the
-    end.
+    So one bad file does not lose the results of the others; `custom.evaluation.InferenceTable` names it at the end.
 
     Args:
         data: cases.
@@ -98,10 +99,35 @@ class TolerantDataset(IterableDataset):
         for case in self.data[first::step]:
             problems = case_problems(case, "none", self.in_channels, None)
             try:
-                item = None if problems else self.transform(case)
+                item = FailedCase(image_paths(case)[0], "; ".join(problems)) if problems else self.transform(case)
             except (ValueError, RuntimeError, OSError, MemoryError) as error:
-                problems = [f"{image_paths(case)[0]}: {root_cause(error)}"]
-            if problems:
-                logger.error("left out: %s", "; ".join(problems))
-            else:
-                yield item
+                item = failed_case(image_paths(case)[0], error)
+            if isinstance(item, FailedCase):
+                logger.error("left out: %s", item)
+            yield item
+
+
+@dataclass(frozen=True)
+class FailedCase:
+    """What stands for a case that has no result: its first image, why, and what helps where that is known."""
+
+    image: str
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return self.reason if self.image in self.reason else f"{self.image}: {self.reason}"
+
+
+def failed_case(image: str, error: Exception) -> FailedCase:
+    """A case that failed of an error."""
+    cause = root_cause(error)
+    remedy = getattr(cause, "remedy", "")
+    return FailedCase(image, str(cause).removesuffix(f"; {remedy}") or type(cause).__name__, remedy)
+
+
+def collate_cases(items: Sequence[Any]) -> dict[str, Any]:
+    """MONAI's `list_data_collate` of the cases that could be taken; under `failed` the others, by their first image."""
+    failed = {item.image: item for item in items if isinstance(item, FailedCase)}
+    taken = [item for item in items if not isinstance(item, FailedCase)]
+    return (list_data_collate(taken) if taken else {}) | ({"failed": failed} if failed else {})

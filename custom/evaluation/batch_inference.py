@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from custom.data.case import Case, image_paths
+from custom.data.dataset import FailedCase
 from custom.evaluation.case_table import CaseTable, check_complete, write_csv
 from custom.evaluation.metrics import Row
 from custom.support.bundle_command import typed
@@ -185,8 +187,9 @@ class InferenceTable(CaseTable):
             write_csv(self.output_dir / "findings.csv", findings_of(rows))
         if any("embedding" in row for row in rows):
             write_embeddings(self.output_dir / "embeddings.npz", rows)
-        logger.info("%s", overview(self.finished.cases, flat, self.finished.found))
-        check_complete(self.finished.cases, rows)
+        failed = getattr(engine, "failed", {})
+        logger.info("%s", overview(self.finished.cases, flat, self.finished.found, failed))
+        check_complete(self.finished.cases, rows, failed)
 
 
 def findings_of(rows: Sequence[Row]) -> list[Row]:
@@ -207,24 +210,30 @@ def written_files(output: Mapping[str, Any]) -> list[str]:
     return [str(meta["saved_to"]) for meta in metas if "saved_to" in meta]
 
 
-def overview(cases: Sequence[Case], rows: Sequence[Row], found: set[str]) -> str:
-    """A text table of all cases: done now, done before, or failed, with the first figures and the plane of each."""
+def overview(
+    cases: Sequence[Case], rows: Sequence[Row], found: set[str], failed: Mapping[str, FailedCase] = MappingProxyType({})
+) -> str:
+    """A text table of all cases: done now, done before, or failed, with the first figures and the plane of each.
+
+    Args:
+        cases: of the run.
+        rows: of those that are done.
+        found: first images of those that were done before.
+        failed: the others, by their first image.
+    """
     by_image = {row["image"]: row for row in rows}
     known = dict.fromkeys(name for row in rows for name in row)
     figures = [name for name in known if name not in ("subject", "image") and not name.startswith("plane")][:5]
     names = figures + [name for name in PLANE if name in known]
-    lines = [["case", "state", *names]]
+    lines = [["case", "state", *names, *(["why_failed"] if failed else [])]]
     folder = common_folder([case_key(case) for case in cases])
     for case in cases:
-        row = by_image.get(case_key(case))
-        state = "failed" if row is None else "done before" if case_key(case) in found else "done"
-        lines.append(
-            [
-                os.path.relpath(case_key(case), folder),
-                state,
-                *(_short(row.get(name, "")) if row else "" for name in names),
-            ]
-        )
+        key = case_key(case)
+        row = by_image.get(key)
+        state = "failed" if row is None else "done before" if key in found else "done"
+        why = [failed[key].reason.removeprefix(f"{key}: ") if key in failed else ""] if failed else []
+        values = [_short((row or {}).get(name, "")) for name in names]
+        lines.append([os.path.relpath(key, folder), state, *values, *why])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([f"{len(rows)} of {len(cases)} cases done", *text])

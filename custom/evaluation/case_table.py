@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ignite.distributed as idist
@@ -16,6 +17,7 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from custom.data.case import Case, CohortError, image_paths
+from custom.data.dataset import FailedCase
 from custom.evaluation.calibration import FEWEST, fit_calibration
 from custom.evaluation.metrics import Row, class_probabilities
 from custom.support.errors import NumbersError
@@ -89,7 +91,7 @@ class CaseTable:
                 write_json(
                     self.output_dir / f"{self.name}.json", {**self.context_now(), **leakage(engine), "metrics": summary}
                 )
-        check_complete(self.expected, rows)
+        check_complete(self.expected, rows, getattr(engine, "failed", {}))
 
 
 def named(row: Row, class_names: Sequence[str] | None) -> Row:
@@ -151,15 +153,22 @@ def leakage(engine: Engine) -> dict[str, Any]:
     return {"leakage": engine.state.leakage} if hasattr(engine.state, "leakage") else {}
 
 
-def check_complete(expected: Sequence[Case] | None, rows: Sequence[Row]) -> None:
-    """Name the expected cases that have no row, if any."""
+def check_complete(
+    expected: Sequence[Case] | None, rows: Sequence[Row], failed: Mapping[str, FailedCase] = MappingProxyType({})
+) -> None:
+    """Name the expected cases that have no row, if any, with their reasons as far as these are known.
+
+    Raises:
+        CohortError: naming them.
+    """
     done = {row["image"] for row in rows}
     missing = [paths[0] for case in expected or [] if (paths := image_paths(case)) and paths[0] not in done]
     if missing:
-        raise CohortError(
-            f"{len(missing)} of {len(expected)} cases failed, the results of the others are written; the log says why: "
-            + ", ".join(missing)
-        )
+        known = [failed.get(path, FailedCase(path, "the log says why")) for path in missing]
+        remedies = dict.fromkeys(case.remedy for case in known if case.remedy)
+        others = ", the results of the others are written" if rows else ""
+        first = f"{len(missing)} of {len(expected)} cases failed{others}:"
+        raise CohortError("\n  ".join([first, *map(str, known), *remedies]))
 
 
 def case_identity(item: Mapping[str, Any]) -> Row:

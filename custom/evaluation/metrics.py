@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.networks import one_hot
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss, roc_auc_score
 from torch import Tensor
 
 from custom.evaluation.calibration import calibration_error
@@ -38,6 +37,8 @@ def classification_summary(rows: Sequence[Row]) -> dict[str, float]:
     scikit-learn's, with two classes the squared error of one; `calibration_error` the mean over classes of the expected
     calibration error, ten bins.
     """
+    from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss  # as in `auc`
+
     probabilities, labels = class_probabilities(rows)
     predictions = np.array([row["prediction"] for row in rows])
     classes = range(probabilities.shape[1])
@@ -150,6 +151,8 @@ def pretext_summary(rows: Sequence[Row]) -> dict[str, float]:
 
 def auc(truth: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve; NaN where only one class is present."""
+    from sklearn.metrics import roc_auc_score  # the better part of a second, which a segmentation does not need
+
     return float(roc_auc_score(truth, score)) if len(np.unique(truth)) == 2 else float("nan")
 
 

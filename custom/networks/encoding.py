@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from custom.networks.encoder import SwinEncoder
 from custom.networks.saca import SymmetryAwareCrossAttention
+from custom.support.errors import UserError
 from custom.symmetry import split_pair
 
 SYMMETRY_VARIANTS = ("saca", "channel", "none")
@@ -139,7 +140,7 @@ def _check_size(pair: Tensor, multiple: int) -> None:
     if (
         any(side % multiple for side in size) or max(size) < 2 * multiple
     ):  # a single token has no spread to normalise by
-        raise ValueError(
+        raise UserError(
             f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more, got {size}; "
             "pad the volume or ROI"
         )

@@ -1,4 +1,4 @@
-"""What everything stands on: errors, files, processes, precision, the record of a run."""
+"""What everything stands on: errors, files, processes, precision, progress, the record of a run."""
 
 from custom.support.rooms import opened
 
@@ -10,6 +10,7 @@ __getattr__, __all__ = opened(
         "errors": ["UserError", "report_errors"],
         "files": ["write_whole"],
         "precision": ["MixedPrecision", "needs_loss_scale"],
+        "progress": ["Progress"],
         "run_record": ["of_weights", "record_run"],
     },
 )

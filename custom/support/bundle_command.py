@@ -7,6 +7,7 @@ such command line, and is not looked at.
 
 import re
 import sys
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,9 +18,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
 from custom.support.errors import UserError
+from custom.support.startup import PATHS
 
-PATHS = ("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "checkpoint", "pretrained")
-"""Settings that are paths."""
 RUNNER = (
     "config_file", "run_id", "init_id", "final_id", "meta_file", "logging_file", "args_file", "tracking",
     "tracking_uri", "experiment_name", "run_name", "save_execute_config", "workflow_name", "workflow_type",
@@ -115,7 +115,8 @@ def check_options(command: BundleCommand | None = None) -> None:
         command: by default that of this process, if it has one.
 
     Raises:
-        OptionError: an option that is no setting, with the nearest that is; a path that is not taken as it was typed.
+        OptionError: an option that is no setting, with the nearest that is; a path that is not taken as it was typed; a
+            value that is not of its setting's kind.
     """
     command = command or typed()
     if command is None or not command.files:
@@ -124,8 +125,9 @@ def check_options(command: BundleCommand | None = None) -> None:
     for name in PATHS:
         if name in command.options:
             check_path(name, command.options[name])
-    for name in command.overrides():
+    for name, value in command.overrides().items():
         check_name(name, config)
+        check_kind(name, value, config.get(name))
 
 
 def check_name(name: str, config: Mapping[str, Any]) -> None:
@@ -141,6 +143,29 @@ def check_name(name: str, config: Mapping[str, Any]) -> None:
     near = get_close_matches(place, [*known, *RUNNER], 1, 0.6)
     hint = f"did you mean --{near[0]}" if near else "the settings stand at the top of the bundle's configs"
     raise OptionError(f"--{name} is no setting of this bundle: {hint}")
+
+
+def check_kind(name: str, value: Any, default: Any) -> None:
+    """Refuse text where a truth value or numbers belong: the runner takes `false` for text, which is true.
+
+    Args:
+        name: of a setting.
+        value: as the runner reads it.
+        default: of the config; of an expression that asks the weights first, what it falls back on.
+
+    Raises:
+        OptionError: with what was expected.
+    """
+    if isinstance(default, str) and (fallback := re.fullmatch(r"\$@weights\.get\('\w+', (.*)\)", default)):
+        default = literal_eval(fallback[1])
+    numbers = default if isinstance(default, list) else [default]
+    parts = value if isinstance(value, list | tuple) else [value]
+    texts = [part for part in parts if isinstance(part, str) and part[:1] not in ("$", "@", "%")]
+    if isinstance(default, bool):
+        if texts and texts != ["auto"]:
+            raise OptionError(f"--{name} {value}: expected True or False, as Python writes them")
+    elif numbers and all(isinstance(number, int | float) for number in numbers) and texts:
+        raise OptionError(f"--{name} {value}: expected a number or numbers, such as {default}")
 
 
 def ids(config: Any, place: str = "") -> Iterator[str]:

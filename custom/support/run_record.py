@@ -71,10 +71,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def resolved(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the values that its knobs came to in place of expressions such as `$@weights.get(...)`."""
+    return {n: settings.get(n, v) if isinstance(v, str) and v.startswith("$") else v for n, v in config.items()}
+
+
 def record_run(workflow: str, settings: Mapping[str, Any], paths: Mapping[str, str | Path | None]) -> None:
     """Write `<output_dir>/run_<workflow>.json`; in a run over several processes the first one does.
 
-    `config` is the whole configuration of a run from the command line, and of one from Python its settings.
+    `config` is the whole configuration of a run from the command line, with the values that its knobs came to, those of
+    the weights included; of a run from Python its settings.
 
     Args:
         workflow: `train`, `evaluate` or `inference`.
@@ -94,6 +100,6 @@ def record_run(workflow: str, settings: Mapping[str, Any], paths: Mapping[str, s
         "settings": dict(settings),
         "versions": versions(),
         "machine": machine(),
-        "config": command.config() if command else dict(settings),
+        "config": resolved(command.config(), settings) if command else dict(settings),
     }
     write_whole(Path(paths["output_dir"]) / f"run_{workflow}.json", json.dumps(content, indent=2, default=str) + "\n")

@@ -33,6 +33,7 @@ from custom.alignment.grid import (
     central_affine,
     from_grid,
     plane_figures,
+    pose,
     to_grid,
 )
 from custom.alignment.homologous import distrust_counterpart, homologous_counterpart
@@ -139,7 +140,8 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         with naming(image):
             grid = aligned_grid(image, self.spacing, self.spatial_size, self.untrusted, by_hand)
         if grid.refused:
-            raise UntrustedPlaneError(f"{file_of(image)}: {grid.reason}; {REMEDY}")
+            found = pose(plane_figures(grid.plane, image)) if grid.plane else ""
+            raise UntrustedPlaneError(f"{file_of(image)}: {found}{grid.reason}; {REMEDY}")
         if grid.reason is not None:
             what = "the plane that was found is taken" if self.untrusted == "found" else "it is kept as it lies"
             warnings.warn(f"{file_of(image)}: {grid.reason}; {what}", stacklevel=2)

@@ -19,6 +19,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 from torch import Tensor
 
+from custom.support.errors import UserError
 from custom.symmetry import LATERAL_AXIS
 
 Row = dict[str, Any]
@@ -149,13 +150,13 @@ class RemoveSmallFindingsd(MapTransform):
         min_volume_ml: what is smaller becomes background; 0 keeps everything.
 
     Raises:
-        ValueError: when `min_volume_ml` is negative.
+        UserError: when `min_volume_ml` is negative.
     """
 
     def __init__(self, keys: KeysCollection, min_volume_ml: float = 0.0) -> None:
         super().__init__(keys)
         if not min_volume_ml >= 0:
-            raise ValueError(f"min_volume_ml must be 0 or more, got {min_volume_ml}")
+            raise UserError(f"min_volume_ml must be 0 or more, got {min_volume_ml}")
         self.min_volume_ml = min_volume_ml
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

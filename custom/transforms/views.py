@@ -13,6 +13,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from custom.support.distributed import own_rows, previous_rows
+from custom.support.errors import UserError
 from custom.symmetry import split_pair
 
 
@@ -26,10 +27,10 @@ def quarter_turns(volumes: Tensor, turns: Tensor) -> Tensor:
         turns: `(B,)` integers in 0-3.
 
     Raises:
-        ValueError: when Y and Z differ, so that a quarter turn would change the shape.
+        UserError: when Y and Z differ, so that a quarter turn would change the shape.
     """
     if volumes.shape[-1] != volumes.shape[-2]:
-        raise ValueError(f"quarter turns need Y = Z, got an ROI of {tuple(volumes.shape[-3:])}; change roi_size")
+        raise UserError(f"quarter turns need Y = Z, got an ROI of {tuple(volumes.shape[-3:])}; change roi_size")
     turns = turns.view(-1, 1, 1, 1, 1)
     # Chosen voxel by voxel: a GPU would have to wait for a choice of volumes.
     half = torch.where(turns >= 2, volumes.rot90(2, dims=(-2, -1)), volumes)
@@ -166,7 +167,7 @@ class PrepareViews(PrepareBatch):
             targets["healthy"] = torch.as_tensor(batchdata["healthy"]).to(device, non_blocking=non_blocking)
             targets["healthy"] = targets["healthy"].bool().repeat(2)
         elif self.needs_healthy:
-            raise ValueError(
+            raise UserError(
                 "the symmetry loss needs the key 'healthy' (true or false) in every entry of the datalist; "
                 "add it, or choose objective label_free, no_symmetry or reconstruction"
             )

@@ -141,6 +141,8 @@ def read_checkpoint(path: str | Path) -> Any:
         return _loaded(path)
     except Exception as error:  # a damaged file makes the unpickler stumble in many ways
         words = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or "it ends too early"
+        if words.startswith("Weights only load failed"):  # what torch then says of its options helps nobody here
+            words = "it is damaged, or was not written by torch.save; get the file anew"
         raise WeightsError(f"{path} is not a checkpoint of tensors: {words.splitlines()[0]}") from error
 
 

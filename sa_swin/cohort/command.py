@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -230,12 +231,14 @@ def numbers(value: Any) -> list[float]:
 def summary(built: Built, scans: list[Scan]) -> str:
     """The split in figures, and what is left out."""
     strata = sorted({stratum for counts in built.subjects.values() for stratum in counts}, key=str)
-    lines = [f"{'subjects':<14}" + "".join(f"{stratum!s:>14}" for stratum in strata)]
+    names = {stratum: stratum_name(stratum, built) for stratum in strata}
+    width = max(14, *(len(name) + 2 for name in names.values()))
+    lines = [f"{'subjects':<14}" + "".join(f"{name:>{width}}" for name in names.values())]
     for part, counts in built.subjects.items():
         name = f"fold {part}" if isinstance(part, int) else str(part)
-        lines.append(f"{name:<14}" + "".join(f"{counts[stratum]:>14}" for stratum in strata))
+        lines.append(f"{name:<14}" + "".join(f"{counts[stratum]:>{width}}" for stratum in strata))
     for part, counts in built.subjects.items():
-        if empty := [str(stratum) for stratum in strata if not counts[stratum]]:
+        if empty := [names[stratum] for stratum in strata if not counts[stratum]]:
             lines.append(f"note: nobody of {', '.join(empty)} in {part}")
     lines += notes(built)
     entries = Counter({name: sum(map(len, _sections(lists))) for name, lists in built.datalists.items()})
@@ -243,6 +246,18 @@ def summary(built: Built, scans: list[Scan]) -> str:
     if built.left_out:
         lines.append("left out of some or all lists:\n  " + reasons(built.left_out).replace("; ", "\n  "))
     return "\n".join(lines)
+
+
+def stratum_name(stratum: Hashable, built: Built) -> str:
+    """What the subjects of a stratum have in common: a class's name, health, or a mask."""
+    if isinstance(stratum, tuple):  # with the values of `stratify`
+        first, *others = stratum
+        return ", ".join([stratum_name(first, built), *map(str, others)])
+    if isinstance(stratum, bool):
+        lists = built.datalists.get("pretrain", {})
+        healthy = any("healthy" in entry for section in SECTIONS for entry in lists.get(section, []))
+        return ("" if stratum else "not " if healthy else "no ") + ("healthy" if healthy else "mask")
+    return built.datalists.get("classify", {}).get("labels", {}).get(str(stratum), str(stratum))
 
 
 def notes(built: Built) -> list[str]:

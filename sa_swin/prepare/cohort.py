@@ -7,11 +7,9 @@ the transform and its inverse. That file is written last, so that an interrupted
 """
 
 import json
-import math
 import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any
 
 import torch
 from monai.utils import ensure_tuple_rep
-from tqdm import tqdm
 
-from custom.alignment.grid import REMEDY, UNTRUSTED
+from custom.alignment.grid import UNTRUSTED, pose, remedy
 from custom.alignment.planes import HandPlane, plane_for, read_planes
 from custom.data.case import refuse_outside
 from custom.data.datalist import check_entries, read_json
 from custom.support.files import WriteError, write_rows, write_whole
+from custom.support.progress import followed
 from custom.transforms.contract import COUNTERPARTS, SPATIAL_SIZE
 from sa_swin.prepare.case import (
     FAILED,
@@ -167,27 +165,6 @@ def run_all(
             pool.shutdown(wait=False, cancel_futures=True)  # where one cannot be written, the others cannot either
 
 
-def followed(results: Iterable[Result], total: int, seconds: float = 60.0) -> Iterator[Result]:
-    """Results as they come, with a bar on a terminal, else with a line on stderr at the first and now and then.
-
-    Args:
-        results: one per case.
-        total: number of cases.
-        seconds: between lines.
-    """
-    if sys.stderr.isatty():
-        yield from tqdm(results, "align", total, unit="case")
-        return
-    told = -math.inf
-    for number, result in enumerate(results, 1):
-        now = time.monotonic()
-        if now - told >= seconds or number == total:
-            told = now
-            sys.stderr.write(f"align: {number} of {total} cases\n")
-            sys.stderr.flush()
-        yield result
-
-
 def new_datalist(
     content: dict[str, Any], records: dict[CaseFiles, dict[str, Any]], dataset_dir: Path
 ) -> dict[str, Any]:
@@ -212,13 +189,6 @@ def write_table(records: Sequence[dict[str, Any]], path: Path) -> None:
         COLUMNS,
         ({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in record.items()} for record in records),
     )
-
-
-def pose(record: dict[str, Any]) -> str:
-    """Angles and place of a case's plane, as far as one was found, for the front of a sentence."""
-    if not record.get("plane"):
-        return ""
-    return "yaw {yaw_deg:+.1f}, roll {roll_deg:+.1f} degrees, offset {offset_mm:+.1f} mm: ".format(**record)
 
 
 def tile(case: CaseFiles, record: dict[str, Any], output: Path) -> Tile:
@@ -290,11 +260,11 @@ def prepare_command(
     except ValueError as error:
         sys.exit(f"sa-swin prepare: {error}")
     try:
-        records = dict(followed(run_all(cases, work, workers), len(cases)))
+        records = dict(followed(run_all(cases, work, workers), len(cases), "align"))
         for name, content in contents.items():
             new = new_datalist(content, records, root)
             write_whole(work.output / "datalists" / name, json.dumps(new, indent=2) + "\n")
-        report(work.output, records)
+        report(work.output, records, untrusted)
     except WriteError as error:
         sys.exit(f"sa-swin prepare: {error}")
 
@@ -330,7 +300,7 @@ class Work:
         return attempt(case, self.output, self.grid)
 
 
-def report(folder: Path, records: dict[CaseFiles, dict[str, Any]]) -> None:
+def report(folder: Path, records: dict[CaseFiles, dict[str, Any]], untrusted: str = "leave_out") -> None:
     """Write the table and the contact sheets, list what went wrong, and exit with 1 when a case failed."""
     order = lambda record: (record["status"] in TRUSTED, record.get("similarity", -1))  # noqa: E731
     ranked = sorted(records.items(), key=lambda item: order(item[1]))
@@ -346,6 +316,6 @@ def report(folder: Path, records: dict[CaseFiles, dict[str, Any]]) -> None:
         if lines:
             print(f"{len(lines)} {status}:", *lines, sep="\n", file=sys.stderr)
     if any(by_status[status] for status in DOUBTFUL):
-        print(f"the first in red on {look}: {REMEDY}", file=sys.stderr)
+        print(f"the first in red on {look}: {remedy(untrusted)}", file=sys.stderr)
     if any(record["status"] == FAILED for record in records.values()):
         sys.exit(1)

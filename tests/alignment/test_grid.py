@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Affined, Compose, LoadImaged
 from nilearn.datasets import load_mni152_template
 
-from custom.alignment.grid import aligned_grid, central_affine, from_grid, plane_figures, to_grid
+from custom.alignment.grid import UNTRUSTED, aligned_grid, central_affine, from_grid, plane_figures, remedy, to_grid
 from custom.alignment.head import resample
 from custom.alignment.plane import estimate_plane
 from custom.transforms.contract import MidsagittalAlignd
@@ -222,3 +222,10 @@ def test_a_volume_on_the_grid_keeps_its_values_there_and_back(mode):
     moved = volume.affine.clone()
     moved[0, 3] += 1
     assert not torch.equal(to_grid(volume, moved, (6, 5, 4), mode).as_tensor(), volume.as_tensor())
+
+
+def test_the_remedy_offers_the_other_choices_alone():
+    for chosen in UNTRUSTED:
+        offered = {name for name in UNTRUSTED if f"--untrusted {name}" in remedy(chosen)}
+        assert offered == {*UNTRUSTED} - {chosen}
+        assert "--planes TABLE.csv" in remedy(chosen)

@@ -1,14 +1,16 @@
 import json
 import logging
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from custom.data.case import CohortError
 from custom.data.datalist import find_cases, load_datalist
-from custom.data.dataset import TolerantDataset
+from custom.data.dataset import FailedCase, TolerantDataset, collate_cases
 from custom.transforms.contract import VolumeError
 
 
@@ -267,12 +269,24 @@ def test_bad_cases_are_passed_over_and_named_and_the_others_come_once(tmp_path, 
     cases = [*find_cases(None, tmp_path), {"image": str(tmp_path / "f.nii.gz"), "subject": "f"}]
     with caplog.at_level(logging.ERROR):
         loader = DataLoader(TolerantDataset(cases, load), batch_size=None, num_workers=num_workers)
-        assert sorted(loader) == ["a", "e"]
-    if not num_workers:
-        assert "b.nii.gz: nothing in it" in caplog.text
-        assert "d.nii.gz: not a readable image" in caplog.text
-        assert "f.nii.gz: no such file" in caplog.text
-        assert "c.nii.gz" in caplog.text
+        items = list(loader)
+    failed = {Path(item.image).name[0]: str(item) for item in items if isinstance(item, FailedCase)}
+    assert sorted(item for item in items if not isinstance(item, FailedCase)) == ["a", "e"]
+    reasons = {"b": "nothing in it", "c": "Compressed file ended", "d": "not a readable image", "f": "no such file"}
+    assert failed.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in failed[name]
+        assert failed[name].count(f"{name}.nii.gz") == 1, "the file is named, and once"
+        assert num_workers or failed[name] in caplog.text
+
+
+def test_a_batch_holds_the_cases_that_could_be_taken_and_tells_why_the_others_could_not():
+    good, bad = {"image": torch.ones(1, 2), "subject": "a"}, FailedCase("/d/b.nii", "/d/b.nii: damaged")
+    batch = collate_cases([good, bad, good])
+    assert batch.pop("failed") == {"/d/b.nii": bad}
+    assert (batch["image"].shape, batch["subject"]) == ((2, 1, 2), ["a", "a"])
+    assert collate_cases([bad]) == {"failed": {"/d/b.nii": bad}}
+    assert collate_cases([good]).keys() == good.keys()
 
 
 def test_headers_alone_are_read(cohort, tmp_path, monkeypatch):

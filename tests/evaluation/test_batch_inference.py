@@ -6,6 +6,7 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
+from custom.data.dataset import FailedCase
 from custom.evaluation.batch_inference import FinishedCases, InferenceTable, overview
 from custom.evaluation.metrics import embedding_row
 
@@ -52,11 +53,13 @@ def test_the_closing_table_tells_cases_of_one_file_name_apart_and_has_their_plan
         {"subject": "b", "image": cases[1]["image"], "score": 0.5, "plane": "found, not trusted",
          "plane_yaw_deg": -20.25, "plane_reason": "margin 0.14"},
     ]  # fmt: skip
-    first, head, *lines = overview(cases, rows, {cases[0]["image"]}).splitlines()
-    columns = ["case", "state", "score", "plane", "plane_yaw_deg", "plane_reason"]
+    image = cases[2]["image"]
+    why = {image: FailedCase(image, f"{image}: yaw +3.0, not trusted", "look at it")}
+    first, head, *lines = overview(cases, rows, {cases[0]["image"]}, why).splitlines()
+    columns = ["case", "state", "score", "plane", "plane_yaw_deg", "plane_reason", "why_failed"]
     assert (first, head.split()) == ("2 of 3 cases done", columns)
     assert [line.split() for line in lines] == [
         ["a/anat/T1w.nii", "done", "before", "0.25", "estimated", "1.5"],
         ["b/anat/T1w.nii", "done", "0.5", "found,", "not", "trusted", "-20.2", "margin", "0.14"],
-        ["c/anat/T1w.nii", "failed"],
+        ["c/anat/T1w.nii", "failed", "yaw", "+3.0,", "not", "trusted"],
     ]

@@ -118,7 +118,7 @@ def test_missing_cases_are_named_when_the_results_of_the_others_are_written(tmp_
     ]
     table = CaseTable(classification_row, output_dir=tmp_path, expected=expected)
     engine = SupervisedEvaluator(CPU, DataLoader(Dataset(cases(3))), Guess(), val_handlers=[table])
-    with pytest.raises(CohortError, match=r"1 of 4 cases failed, .*: /data/gone.nii.gz$"):
+    with pytest.raises(CohortError, match=r"1 of 4 cases failed, .*:\n  /data/gone.nii.gz: the log says why$"):
         engine.run()
     assert len((tmp_path / "cases.csv").read_text().splitlines()) == 4
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import DataLoader, Dataset, IterableDataset, MetaTensor
 from monai.transforms import Lambdad
 from torch import nn
 
 from custom.data.case import CohortError
+from custom.data.dataset import FailedCase, collate_cases
 from custom.evaluation.case_table import CaseTable
 from custom.evaluation.evaluators import TolerantEvaluator
 from custom.support.errors import root_cause
@@ -57,7 +58,7 @@ def run(values, **options):
 
 def test_a_case_that_fails_in_the_network_or_in_saving_costs_no_other_case(caplog):
     evaluator, table = run([1.0, -1.0, 60.0, 30.0, 3.0])
-    missing = r"3 of 5 cases failed.*b.nii.gz, c.nii.gz, d.nii.gz"
+    missing = r"3 of 5 cases failed.*\n  b.nii.gz: not enough memory\n  c.nii.gz: .*denied.*\n  d.nii.gz: too bright"
     with caplog.at_level(logging.ERROR), pytest.raises(CohortError, match=missing):
         evaluator.run()
     assert {row["subject"]: row["value"] for row in table.rows} == {"a": 2.0, "e": 6.0}
@@ -75,6 +76,23 @@ def test_a_batch_that_fails_is_named_with_all_its_files(caplog):
         evaluator.run()
     assert [row["subject"] for row in table.rows] == ["c", "d"]
     assert "left out: a.nii.gz, b.nii.gz: not enough memory" in caplog.text
+
+
+def test_a_case_that_could_not_be_loaded_is_named_with_its_reason_and_the_others_are_done(tmp_path):
+    class Cases(IterableDataset):
+        def __iter__(self):
+            yield {"image": MetaTensor(torch.ones(1, 2, 2, 2), meta={"filename_or_obj": "a.nii.gz"})}
+            yield FailedCase("b.nii.gz", "b.nii.gz: too steep", "look at it")
+            yield FailedCase("c.nii.gz", "too flat", "look at it")
+
+    table = CaseTable(lambda output: {}, expected=[{"image": f"{name}.nii.gz"} for name in "abc"])
+    loader = DataLoader(Cases([]), batch_size=1, collate_fn=collate_cases)
+    evaluator = TolerantEvaluator(torch.device("cpu"), loader, Fragile(), val_handlers=[table])
+    with pytest.raises(
+        CohortError, match=r"^2 of 3 cases failed.*:\n  b.nii.gz: too steep\n  c.nii.gz: too flat\n  look at it$"
+    ):
+        evaluator.run()
+    assert [row["image"] for row in table.rows] == ["a.nii.gz"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from bundle_configs import configs
 from custom.support.bundle_command import (
     BundleCommand,
     OptionError,
+    check_kind,
     check_name,
     check_options,
     check_path,
@@ -163,3 +164,35 @@ def test_the_configuration_is_merged_as_the_runner_does(monkeypatch):
     assert found.bundle == "sa_swin_segment"
     assert found.overrides() == {"train#trainer#max_epochs": 7, "datalist": None, "fold": 2}
     assert os.path.basename(found.files[1]) == "evaluate.yaml"
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "sentence"),
+    [
+        ("false", True, "--knob false: expected True or False"),
+        ("no", False, "--knob no: expected True or False"),
+        ("ten", 300, "--knob ten: expected a number or numbers, such as 300"),
+        ("abc", "$@weights.get('spacing', 1.0)", "--knob abc: expected a number or numbers, such as 1.0"),
+        ([64, "x", 64], "$@weights.get('size', [96, 96, 96])", r"expected a number or numbers, such as \[96, 96, 96\]"),
+    ],
+)
+def test_text_in_place_of_a_truth_value_or_of_numbers_is_refused(value, default, sentence):
+    with pytest.raises(OptionError, match=sentence):
+        check_kind("knob", value, default)
+
+
+@pytest.mark.parametrize(
+    ("value", "default"),
+    [
+        (False, True), (0, True), ("auto", False), ("$not @x", True), (3, 0.5), ("@max_epochs", 3), (None, 1.0),
+        ([1, 1, 2], "$@weights.get('spacing', 1.0)"), ("CT", "$@weights.get('modality', 'MR')"), ("x", None), ("x", {}),
+        ("x", []), (2, "text"), ([0.3, 0.7], None),
+    ],
+)  # fmt: skip
+def test_what_is_of_its_settings_kind_is_taken(value, default):
+    check_kind("knob", value, default)
+
+
+def test_a_bundle_run_refuses_false_written_small():
+    with pytest.raises(OptionError, match="--align false: expected True or False"):
+        check_options(command("--config_file", configs("segment", "train")[0], "--align", "false"))

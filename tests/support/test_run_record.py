@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from custom.support.run_record import commit
+from custom.support.run_record import commit, resolved
 
 
 def git(folder, *words):
@@ -26,3 +26,14 @@ def test_the_commit_is_named_with_changes_and_the_repository_is_only_read(tmp_pa
     code.write_text("a = 2\n")
     (tmp_path / "notes.txt").write_text("not tracked")
     assert commit(tmp_path) == f"{head}+changes"
+
+
+def test_a_configuration_as_it_ran_has_the_values_that_its_knobs_came_to():
+    config = {
+        "spacing": "$@weights.get('spacing', 1.0)",
+        "seed": 0,
+        "device": "$torch.device('cpu')",
+        "train": {"a": "$1"},
+    }
+    settings = {"spacing": 6, "seed": 1, "not there": 2}
+    assert resolved(config, settings) == config | {"spacing": 6}

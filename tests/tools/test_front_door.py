@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -6,7 +7,7 @@ import pytest
 
 from sa_swin import label
 from sa_swin.__main__ import COMMANDS, main
-from sa_swin.bundles import ROOT, bundle_command, bundle_folder, take_processes
+from sa_swin.bundles import ROOT, bundle_command, bundle_folder, quick_start, take_processes
 from sa_swin.commands import command_of
 
 SEGMENT = ROOT / "bundles" / "sa_swin_segment"
@@ -20,7 +21,7 @@ def test_every_command_has_its_module():
             assert not function or command_of(target, "it").about
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], *([name, "--help"] for name in COMMANDS if name != "label")])
+@pytest.mark.parametrize("words", [[], ["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_needs_neither_torch_nor_monai(words):
     code = f"import sys; from sa_swin.__main__ import main\ntry: main({words})\n"
     code += "except SystemExit as ended: assert ended.code == 0\n"
@@ -28,6 +29,35 @@ def test_help_needs_neither_torch_nor_monai(words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "sa-swin" in done.stdout
+
+
+def test_help_of_a_workflow_tells_its_knobs_and_paths(capsys):
+    main(["predict", "segment", "--help"])
+    knobs, (own,) = capsys.readouterr().out, (SEGMENT / "configs").glob("inference.yaml")
+    assert knobs.splitlines()[0] == "sa-swin predict sa_swin_segment [--option value ...]"
+    assert str(own) in knobs
+    assert "\nmin_volume_ml: 0.1 " in knobs
+    assert "\ncheckpoint: $@ckpt_dir" in knobs
+    assert "network_def" not in knobs
+
+
+@pytest.mark.parametrize("words", [["study", "run"], ["release", "build"]])
+def test_help_of_the_verb_that_is_meant_without_one_tells_its_options(words, capsys):
+    main([*words, "--help"])
+    assert capsys.readouterr().out.startswith(f"sa-swin {' '.join(words)} [--option value ...]")
+    main([words[0], "--help"])
+    assert f"sa-swin {' '.join(words)}: " in capsys.readouterr().out
+
+
+def test_who_reads_the_first_lines_of_help_gets_no_traceback():
+    command = f"{sys.executable} -m sa_swin train segment --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("sa-swin train sa_swin_segment [--option value ...]\n", "")
+
+
+def test_a_bundle_starts_with_the_checkouts_own_site(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    assert quick_start() == {"PYTHONPATH": f"{ROOT}{os.pathsep}/mine"}
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_name(capsys):

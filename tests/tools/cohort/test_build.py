@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ from planted import image_path, make_tree, mask_path
 from custom.data.case import CohortError
 from custom.data.datalist import load_datalist
 from sa_swin.cohort.bids import Scan, parse_choice, parse_name
-from sa_swin.cohort.build import Plan
+from sa_swin.cohort.build import Built, Plan
 from sa_swin.cohort.build import build as make
-from sa_swin.cohort.command import build_command
+from sa_swin.cohort.command import build_command, summary
 from sa_swin.cohort.table import Condition, class_numbers, conditions, read_table
 from sa_swin.commands import in_a_sentence
 
@@ -393,6 +394,23 @@ def test_ten_thousand_subjects_with_masks_take_less_than_ten_seconds(tmp_path):
 def cohort_command(*words):
     command = [sys.executable, "-m", "sa_swin", "cohort", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("lists", "strata", "names"),
+    [
+        ({"classify": {"labels": {"0": "healthy", "1": "tumour"}}}, (0, 1), ["healthy", "tumour"]),
+        ({"pretrain": {"training": [{"healthy": True}]}}, (True, False), ["not healthy", "healthy"]),
+        ({"pretrain": {"training": [{"subject": "a"}]}}, (True, False), ["no mask", "mask"]),
+        ({"classify": {"labels": {"1": "tumour"}}}, ((1, "F"), ("unknown", "M")), ["unknown, M", "tumour, F"]),
+    ],
+)
+def test_the_table_of_the_split_says_what_its_columns_count(lists, strata, names):
+    built = Built(lists, [], {"training": Counter(dict.fromkeys(strata, 2)), "testing": Counter()})
+    head, row, *_ = summary(built, []).splitlines()
+    assert sorted(re.split(r"\s{2,}", head)[1:]) == sorted(names)
+    assert row.split() == ["training", "2", "2"]
+    assert all(name in summary(built, []).split("note: nobody of")[1] for name in names)
 
 
 def test_the_command_line_builds_checks_and_fails_as_it_says(tmp_path):

@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import math
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -367,14 +366,6 @@ def test_the_quality_of_the_counterpart_is_in_the_table_and_the_files_stay_the_s
 def test_an_unknown_counterpart_is_refused(cohort):
     with pytest.raises(SystemExit, match="counterpart must be one of mirror, homologous; got twin"):
         run(cohort, counterpart="twin")
-
-
-def test_without_a_terminal_a_line_tells_the_progress_now_and_then(capsys, monkeypatch):
-    clock = iter([0.0, 30.0, 70.0, 80.0, 90.0])
-    monkeypatch.setattr(prepare, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    results = [("case", {"n": n}) for n in range(5)]
-    assert list(prepare.followed(iter(results), 5)) == results
-    assert capsys.readouterr().err.splitlines() == [f"align: {n} of 5 cases" for n in (1, 3, 5)]
 
 
 def test_the_pose_of_a_plane_stands_before_the_reason_also_of_a_refused_head():
