@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         {verb: f"sa_swin.asymmetry.command:{verb}_command" for verb in ("norm", "map")},
         "maps of what differs between the halves, without any training",
     ),
+    "app": ({"": "sa_swin.app.command:app_command"}, "the BIDS App: a BIDS folder in, maps, masks and pages out"),
     "train": ("sa_swin.bundles", "train a bundle"),
     "evaluate": ("sa_swin.bundles", "measure trained weights on a test list"),
     "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),
