@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sa_swin.app.pictures import LIMIT, Head, place_figure, plane_figure
+from sa_swin.app.pictures import FAINT, LIMIT, Head, place_figure, plane_figure
 from sa_swin.report.html import note, picture, short, table_html, whole_page, words
 from sa_swin.report.page import PLANE
 
@@ -45,7 +45,7 @@ def asymmetry_section(figures: Figures, head: Head) -> Iterator[str]:
     """The map through each place of interest, and the figures of its peak."""
     found = figures.get("asymmetry", {})
     threshold, unit = found.get("threshold"), found.get("unit", "")
-    limit = 2 * threshold if threshold else LIMIT
+    limit = threshold / FAINT if threshold else LIMIT
     yield "<h2>Asymmetry</h2>" if found else "<h2>Three planes</h2>"
     if found:
         yield table_html([peak_row(found)])
@@ -55,7 +55,7 @@ def asymmetry_section(figures: Figures, head: Head) -> Iterator[str]:
     if found:
         yield note(
             "Each place is compared with the most alike one near its counterpart. The scale is the same on all pages. "
-            + ("The black mark on the bar is the threshold of the norm. " if threshold else "")
+            + ("Colours begin at the threshold of the norm, the black mark on the bar. " if threshold else "")
             + "Where one of two places is the stranger for its brightness, it is red, and the other blue. "
             "Else the side is undecided, and both are red."
         )

@@ -5,7 +5,6 @@ Slices are shown as radiologists look at them: the patient's right is at the lef
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ from sa_swin.report.figures import WIDTH, seen
 AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
 LIMIT = 4.0
 """End of the colour scale without a norm, in units of the image's texture: healthy heads stay below 2."""
-FAINT = 0.3
-"""Share of the colour scale that is not coloured: what any head has."""
+FAINT = 0.25
+"""Share of the colour scale that is not coloured: what any head has, or what is no alarm by the norm."""
 COLOURS, OUTLINE = "RdBu_r", "lime"
 OF_ALL_VALUES = (1, 99.5)
 """Percentiles of an image that are shown black and white."""
@@ -160,7 +159,9 @@ def place_figure(head: Head, place: Sequence[int], limit: float, threshold: floa
             if head.lesion is not None and (outline := cut(head.lesion, view, place) > 0).any():
                 axis.contour(seen(outline), [0.5], colors=OUTLINE, linewidths=1)
             if not mapped:
-                crosshair(axis, place, view, head.image.shape)
+                x, y = on_screen(place, view, head.image.shape)
+                axis.axvline(x, color="yellow", linewidth=0.6, alpha=0.6)
+                axis.axhline(y, color="yellow", linewidth=0.6, alpha=0.6)
     if rows == 2:
         bar = figure.colorbar(ScalarMappable(scale, COLOURS), ax=panels, location="bottom", shrink=0.6, aspect=50)
         bar.set_label(f"asymmetry, {unit}; below 0 the counterpart is the stranger of the two", fontsize=9)
@@ -196,18 +197,6 @@ def on_screen(place: Sequence[int], view: str, shape: Sequence[int]) -> tuple[in
     """Column and row of a place in the picture that `seen` makes of its slice."""
     across, up = (axis for axis in range(3) if axis != AXES[view])
     return shape[across] - 1 - place[across], shape[up] - 1 - place[up]
-
-
-def crosshair(axis: Axes, place: Sequence[int], view: str, shape: Sequence[int]) -> None:
-    """Lines to a place from all four edges, which leave the place itself free."""
-    x, y = on_screen(place, view, shape)
-    across, up = (n for i, n in enumerate(shape) if i != AXES[view])
-    gap = 0.08 * max(shape)
-    style: dict[str, Any] = {"color": "yellow", "linewidth": 0.6}
-    for ends in ((0, x - gap), (x + gap, across - 1)):
-        axis.plot(ends, (y, y), **style) if ends[0] < ends[1] else None
-    for ends in ((0, y - gap), (y + gap, up - 1)):
-        axis.plot((x, x), ends, **style) if ends[0] < ends[1] else None
 
 
 def greys(image: np.ndarray) -> tuple[float, float]:
