@@ -1,8 +1,8 @@
 """`sa-swin train | evaluate | predict BUNDLE ...`: a thin door to `python -m monai.bundle run`, which it prints.
 
 BUNDLE is pretrain, classify or segment, or the folder of a package. Every other option goes to the bundle as it is;
-its knobs stand at the top of `configs/train.yaml` and `configs/inference.yaml`. `--processes N` trains on N GPUs, or
-in N processes of a CPU, by torchrun.
+its knobs stand at the top of `configs/train.yaml` and `configs/inference.yaml`. `--processes N` trains or
+evaluates on N GPUs, or in N processes of a CPU, by torchrun.
 """
 
 import os
@@ -30,7 +30,7 @@ def bundle_folder(name: str) -> Path:
 
 def bundle_command(workflow: str, folder: Path, options: Sequence[str], processes: int = 1) -> list[str]:
     """The command that runs a workflow of a bundle, in MONAI's words."""
-    layers = [*CONFIGS[workflow], *(["multi_gpu_train"] if processes > 1 else [])]
+    layers = [*CONFIGS[workflow], *([f"multi_gpu_{workflow}"] if processes > 1 else [])]
     files = [str(next(folder.glob(f"configs/{layer}.yaml"), folder / "configs" / f"{layer}.json")) for layer in layers]
     python = [sys.executable, "-m"]
     start = [*python, "torch.distributed.run", f"--nproc_per_node={processes}", "-m"] if processes > 1 else python
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         folder = bundle_folder(rest[0])
         options, processes = take_processes(rest[1:])
-        if processes > 1 and workflow != "train":
-            raise ValueError(f"--processes is for training; {workflow} runs in one process")
+        if processes > 1 and workflow == "predict":
+            raise ValueError("--processes is for training and evaluation; predict runs in one process")
     except ValueError as error:
         sys.stderr.write(f"sa-swin {workflow}: {error}\n")
         sys.exit(2)
