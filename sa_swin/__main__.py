@@ -10,8 +10,8 @@ from sa_swin.commands import run
 
 COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "cohort": (
-        {verb: f"sa_swin.cohort.command:{verb}_command" for verb in ("build", "check", "leakage")},
-        "datalists from a BIDS folder or a table, checks of files, the leakage guard",
+        {verb: f"sa_swin.cohort.command:{verb}_command" for verb in ("build", "check", "leakage", "dicom")},
+        "datalists from a BIDS folder or a table, checks of files, the leakage guard, DICOM in",
     ),
     "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
     "phantom": ({"": "sa_swin.phantom.cohort:phantom_command"}, "a synthetic cohort to try things on"),
@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         {verb: f"sa_swin.asymmetry.command:{verb}_command" for verb in ("norm", "map")},
         "maps of what differs between the halves, without any training",
     ),
+    "app": ({"": "sa_swin.app.command:app_command"}, "the BIDS App: a BIDS folder in, maps, masks and pages out"),
     "train": ("sa_swin.bundles", "train a bundle"),
     "evaluate": ("sa_swin.bundles", "measure trained weights on a test list"),
     "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),

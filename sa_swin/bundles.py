@@ -1,8 +1,8 @@
 """`sa-swin train | evaluate | predict BUNDLE ...`: a thin door to `python -m monai.bundle run`, which it prints.
 
 BUNDLE is pretrain, classify or segment, or the folder of a package. Every other option goes to the bundle as it is;
-its knobs stand at the top of `configs/train.yaml` and `configs/inference.yaml`. `--processes N` trains on N GPUs, or
-in N processes of a CPU, by torchrun.
+its knobs stand at the top of `configs/train.yaml` and `configs/inference.yaml`. `--processes N` trains or
+evaluates on N GPUs, or in N processes of a CPU, by torchrun.
 """
 
 import os
@@ -43,7 +43,7 @@ def bundle_command(workflow: str, folder: Path, options: Sequence[str], processe
 
 def config_files(workflow: str, folder: Path, processes: int = 1) -> list[Path]:
     """The configs of a workflow, in the order that they are merged in."""
-    layers = [*CONFIGS[workflow], *(["multi_gpu_train"] if processes > 1 else [])]
+    layers = [*CONFIGS[workflow], *([f"multi_gpu_{workflow}"] if processes > 1 else [])]
     return [next(folder.glob(f"configs/{layer}.yaml"), folder / "configs" / f"{layer}.json") for layer in layers]
 
 
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str]) -> None:
             say(knobs(workflow, folder))
             return
         options, processes = take_processes(rest[1:])
-        if processes > 1 and workflow != "train":
-            raise ValueError(f"--processes is for training; {workflow} runs in one process")
+        if processes > 1 and workflow == "predict":
+            raise ValueError("--processes is for training and evaluation; predict runs in one process")
     except ValueError as error:
         sys.stderr.write(f"sa-swin {workflow}: {error}\n")
         sys.exit(2)

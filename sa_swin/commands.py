@@ -44,6 +44,11 @@ class Option:
     default: str | None
     about: str
 
+    @property
+    def many(self) -> bool:
+        """Whether it takes all words up to the next option, as BIDS Apps have it."""
+        return self.kind.startswith("Sequence[str]")
+
     def read(self, text: str | None) -> Any:
         """The value that was typed; None stands for an option without one.
 
@@ -55,6 +60,8 @@ class Option:
             return True
         if text is None:
             raise OptionError(f"--{self.name} needs a value")
+        if self.many:
+            return tuple(part for part in text.split(",") if part)
         if kinds & {"str", "Path"}:
             return text
         if "None" in kinds and text == "None":
@@ -115,6 +122,8 @@ class Command:
                     raise OptionError(f"--{name} is no option of {self.name}{_nearest(name, known)}")
                 takes_next = not equals and bool(rest) and not rest[0].startswith("--")
                 given[name] = known[name].read(text if equals else rest.pop(0) if takes_next else None)
+                while known[name].many and not equals and rest and not rest[0].startswith("--"):
+                    given[name] += known[name].read(rest.pop(0))
             else:
                 free = next((name for name in known if name not in given), None)
                 if free is None:
@@ -200,10 +209,10 @@ def in_a_sentence(name: str, code: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if code == 1:
+        if code == 1 and not isinstance(error, OptionError):
             sys.exit(f"{name}: {error}")
         sys.stderr.write(f"{name}: {error}\n")
-        sys.exit(code)
+        sys.exit(2 if isinstance(error, OptionError) else code)
 
 
 def _no_verb(words: Sequence[str], name: str, targets: Mapping[str, str]) -> None:

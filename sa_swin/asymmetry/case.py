@@ -36,15 +36,18 @@ class Reading:
         spatial_size: voxels, of the aligned volume.
         align: find the midsagittal plane; False for volumes that lie straight already.
         untrusted: as in `InputContract`.
+        modality: `MR`, of which alone there are maps, or `CT`.
     """
 
     spacing: tuple[float, float, float]
     spatial_size: tuple[int, int, int]
     align: bool = True
     untrusted: str = "leave_out"
+    modality: str = "MR"
 
     def contract(self, channels: int) -> InputContract:
         return InputContract(
+            modality=self.modality,
             in_channels=channels,
             spacing=self.spacing,
             spatial_size=self.spatial_size,
@@ -111,27 +114,48 @@ class ReadCase:
 
     def read(self, case: Mapping[str, Any]) -> dict[str, Any]:
         """Write the map and return the figures of its peak."""
-        channels = len(image_paths(case))
-        if self.norm and channels != len(self.norm.level):
-            raise NormError(f"the norm is of {len(self.norm.level)} channel(s), the case has {channels}")
-        pair, found = self.reading(case)
-        score, strange = self.scores(found)
+        head = mapped_head(case, self.reading, self.norm)
         path = result_path(image_paths(case)[0], self.dataset_dir, self.output, POSTFIX)
-        back = self.on_file(signed(score, strange), pair, channels)
-        write_nifti(path, back.as_tensor().numpy()[0], back.affine.numpy())
-        row = peak_row(score.where(found.inside[0, 0], -torch.inf), strange, pair, back.affine)
-        return row | ({"alarm": int(row["peak"] > self.norm.threshold)} if self.norm else {}) | {"map": str(path)}
+        write_nifti(path, head.on_file.as_tensor().numpy()[0], head.on_file.affine.numpy())
+        return head.row | {"map": str(path)}
 
-    def scores(self, found: AsymmetryMap) -> tuple[Tensor, Tensor]:
-        """Each place's z-score, or its difference where there is no norm, and its strangeness, `(X, Y, Z)`."""
-        if self.norm:
-            return self.norm.z_map(found)[0, 0], self.norm.strangeness(found)[0, 0]
-        return found.difference[0, 0], strangeness(found.level, found.inside, self.reading.spacing)[0, 0]
 
-    def on_file(self, values: Tensor, pair: MetaTensor, channels: int) -> MetaTensor:
-        """A map `(X, Y, Z)` of the aligned grid, on the grid of the file, `(1, X, Y, Z)`."""
-        aligned = MetaTensor(values[None], meta=pair.meta, applied_operations=pair.applied_operations)
-        return self.reading.contract(channels).inverse({"image": aligned})["image"]
+@dataclass(frozen=True)
+class MappedHead:
+    """A head and its asymmetry.
+
+    Args:
+        pair: the aligned symmetric pair, `(2C, X, Y, Z)`.
+        values: the signed map on its grid, `(X, Y, Z)`, see `signed`.
+        on_file: the same on the grid of the file, `(1, X, Y, Z)`.
+        row: figures of the peak, see `peak_row`, and with a norm whether it is an alarm.
+    """
+
+    pair: MetaTensor
+    values: Tensor
+    on_file: MetaTensor
+    row: dict[str, Any]
+
+
+def mapped_head(case: Mapping[str, Any], reading: Reading, norm: Norm | None) -> MappedHead:
+    """Read a head and map its asymmetry: z-scores, or differences where there is no norm.
+
+    Raises:
+        ValueError: as `Reading`; or the norm is of another number of channels.
+    """
+    channels = len(image_paths(case))
+    if norm and channels != len(norm.level):
+        raise NormError(f"the norm is of {len(norm.level)} channel(s), the case has {channels}")
+    pair, found = reading(case)
+    if norm:
+        score, strange = norm.z_map(found)[0, 0], norm.strangeness(found)[0, 0]
+    else:
+        score, strange = found.difference[0, 0], strangeness(found.level, found.inside, reading.spacing)[0, 0]
+    values = signed(score, strange)
+    aligned = MetaTensor(values[None], meta=pair.meta, applied_operations=pair.applied_operations)
+    back = reading.contract(channels).inverse({"image": aligned})["image"]
+    row = peak_row(score.where(found.inside[0, 0], -torch.inf), strange, pair, back.affine)
+    return MappedHead(pair, values, back, row | ({"alarm": int(row["peak"] > norm.threshold)} if norm else {}))
 
 
 def signed(score: Tensor, strange: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Command line of cohorts: `sa-swin cohort build | check | leakage --help`."""
+"""Command line of cohorts: `sa-swin cohort build | check | leakage | dicom --help`."""
 
 import sys
 from collections import Counter
@@ -205,6 +205,35 @@ def leakage_command(
         write_whole(Path(str(json)), dump(leakage.as_json(leaks)))
     if any(leak.severity == "error" for leak in leaks):
         sys.exit(1)
+
+
+def dicom_command(dicom: str, output: str, subject: str | None = None) -> None:
+    """Make a BIDS dataset of DICOM: a folder for each person, whose series go through dcm2niix (sa-swin[dicom]).
+
+    Of each kind of image (T1w, T2w, FLAIR, CT, and those with a contrast agent) one series is taken, by the rules of
+    docs/how-to/cohorts.md; the others are named, here and in OUTPUT/sourcedata/dicom.tsv. The exit code is 1 if
+    somebody has no image.
+
+    Args:
+        dicom: folder of the persons' folders.
+        output: the BIDS dataset.
+        subject: label of the person, where the folder itself is that of one person.
+    """
+    from sa_swin.cohort.dicom import import_dicom
+
+    rows = import_dicom(Path(dicom), Path(output), subject)
+    people = dict.fromkeys(row["participant_id"] for row in rows)
+    empty = dict.fromkeys(people)
+    for row in rows:
+        if kind := row.get("taken_as"):
+            print(f"{row['participant_id']}  {kind}  series {row['series']}  {row['description']}")
+            empty.pop(row["participant_id"], None)
+    left_out = [row for row in rows if "taken_as" not in row]
+    for row in left_out:
+        series = f"  series {row['series']}" if "series" in row else ""
+        print(f"{row['participant_id']}{series}  left out: {row['reason']}")
+    print(f"{output}: {len(people) - len(empty)} of {len(people)} persons have an image")
+    sys.exit(bool(empty))
 
 
 def root_of(datalist: Path, dataset_dir: str | None) -> Path:

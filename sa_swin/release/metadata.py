@@ -43,7 +43,8 @@ def fitted(
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }
     pred = pred | {"num_channels": output_channels}
-    if (known := pred["channel_def"]) and len(known) != output_channels:
+    known = pred["channel_def"] if pred.get("format") != "embedding" else {}
+    if known and len(known) != output_channels:
         pred["channel_def"] = {str(i): known.get(str(i), f"class {i}") for i in range(output_channels)}
     names = settings.get("class_names")
     if known and names and len(names) == output_channels:

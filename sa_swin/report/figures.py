@@ -73,17 +73,17 @@ def _draw(
     axis.axis("off")
     image = case["mirrored"] if column == "mirrored" else case["image"]
     low, high = np.percentile(image, (1, 99.5))
-    axis.imshow(_seen(image[index]), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    axis.imshow(seen(image[index]), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     layer = case.get(column) if column in (*OUTLINES, "asymmetry") else None
     if column == "asymmetry" and layer is not None:
-        axis.imshow(_seen(layer[index]), cmap="inferno", alpha=0.6, norm=scale)
+        axis.imshow(seen(layer[index]), cmap="inferno", alpha=0.6, norm=scale)
     elif layer is not None and np.any(layer[index]):
-        axis.contour(_seen(layer[index] > 0), [0.5], colors=OUTLINES[column], linewidths=1)
+        axis.contour(seen(layer[index] > 0), [0.5], colors=OUTLINES[column], linewidths=1)
     for x, letter in () if column == "mirrored" else ((0.02, "R"), (0.98, "L")):
         axis.text(x, 0.98, letter, transform=axis.transAxes, color="white", fontsize=7, ha="center", va="top")
 
 
-def _seen(plane: np.ndarray) -> np.ndarray:
+def seen(plane: np.ndarray) -> np.ndarray:
     """A slice `(X, Y or Z)` with the patient's right at the left, and the front or the top up."""
     return plane[::-1, ::-1].T
 

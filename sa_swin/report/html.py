@@ -1,14 +1,32 @@
-"""Parts of a report's page: tables, figures, remarks."""
+"""A report's page, which loads nothing from elsewhere and has no script, and its parts: tables, figures, remarks."""
 
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 MOST_ROWS = 300
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
+h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em }
+img { max-width: 100%; vertical-align: top }
+table { border-collapse: collapse; font-size: 13px; margin: .6em 0 } td, th { padding: 2px 9px; border: 1px solid #ddd;
+text-align: left; vertical-align: top } th { background: #f3f3f3 } .wide { overflow-x: auto } .note { color: #666 }
+.warn { background: #8b0000; color: white; padding: .4em .8em; font-weight: 600 }
+pre { font-size: 12px; overflow-x: auto; background: #f7f7f7; padding: 1em }
+"""
+
+
+def whole_page(title: str, parts: Iterable[str]) -> str:
+    """A page of parts, which says that it is for research only."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        '<p class="warn">Research only. Not for clinical use.</p>\n' + "\n".join(parts) + "\n</body></html>\n"
+    )
 
 
 def picture(figure: Figure, description: str) -> str:

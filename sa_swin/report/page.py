@@ -27,7 +27,7 @@ from sa_swin.bootstrap import interval
 from sa_swin.report import plots as report_plots
 from sa_swin.report.cases import Row, Run, chosen, class_labels, cohort_table, named_column, pictured, used_lists
 from sa_swin.report.figures import mosaic
-from sa_swin.report.html import note, picture, short, table_html, words
+from sa_swin.report.html import note, picture, short, table_html, whole_page, words
 from sa_swin.report.privacy import numbered, without_places
 from sa_swin.report.training import curves_section
 
@@ -50,15 +50,6 @@ APART = {
 MOST_NAMED = 50
 WORKFLOWS = {"train": "training", "evaluate": "evaluation", "inference": "inference"}
 LAYERS = {"prediction": "prediction red", "truth": "truth green", "asymmetry": "asymmetry by the bar"}
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b }
-h1 { margin-bottom: 0 } h2 { border-bottom: 1px solid #ccc; margin-top: 2em }
-img { max-width: 100%; vertical-align: top }
-table { border-collapse: collapse; font-size: 13px; margin: .6em 0 } td, th { padding: 2px 9px; border: 1px solid #ddd;
-text-align: left; vertical-align: top } th { background: #f3f3f3 } .wide { overflow-x: auto } .note { color: #666 }
-.warn { background: #8b0000; color: white; padding: .4em .8em; font-weight: 600 }
-pre { font-size: 12px; overflow-x: auto; background: #f7f7f7; padding: 1em }
-"""
 
 
 def read_run(folder: Path, ids: bool = False) -> Run:
@@ -96,11 +87,7 @@ def page(run: Run) -> str:
     parts = [part for section in SECTIONS for part in section(run)]
     told = ", ".join(filter(None, (run.record.get("bundle"), WORKFLOWS.get(run.record.get("workflow")))))
     title = ": ".join(filter(None, (told, run.folder.resolve().name if run.ids else ""))) or "a run"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        '<p class="warn">Research only. Not for clinical use.</p>\n' + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return whole_page(title, parts)
 
 
 def figures_section(run: Run) -> Iterator[str]:

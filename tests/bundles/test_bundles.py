@@ -100,7 +100,6 @@ def test_a_knob_of_training_and_inference_has_one_value(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_training_and_inference_build_the_same_network_and_the_same_input(task):
     training, inference = read(task, "train"), read(task, "inference")
-    assert training["network_def"].pop("use_checkpoint") == "@use_checkpoint"  # no part of the function
     assert training["network_def"] == inference["network_def"]
     contract = {k: v for k, v in training["contract"].items() if k not in ("label_key", "num_classes")}
     assert inference["preprocessing"] == {"_target_": "Compose", "transforms": [contract]}
@@ -153,10 +152,22 @@ def test_every_knob_is_used():
             assert not [knob for knob in knobs(config) if f"@{knob}" not in text], (task, name)
 
 
+def test_every_workflow_has_what_the_model_zoo_starts_it_by_and_says_what_it_gives():
+    for task in TASKS:
+        for names in WORKFLOWS.values():
+            merged = ConfigParser.load_config_files(configs(task, *names))
+            assert merged["initialize"]
+            assert merged["run"]
+        metadata = json.loads((ROOT / "bundles" / f"sa_swin_{task}" / "configs" / "metadata.json").read_text())
+        outputs = metadata["network_data_format"]["outputs"]["pred"]
+        assert len(outputs["channel_def"]) == 2
+        assert (metadata["supported_apps"] == {}) == (task == "pretrain")  # the label server has the two others
+
+
 def test_layers_change_only_what_training_has():
     for task in TASKS:
         training = ConfigParser(read(task, "train"))
-        for layer in ("evaluate", "multi_gpu_train"):
+        for layer in ("evaluate", "multi_gpu_train", "multi_gpu_evaluate"):
             ids = [key for key in read(task, layer) if "::" in key and "context" not in key and "output_dir" not in key]
             assert not [key for key in ids if key not in training and key.rsplit("::", 1)[0] not in training]
 

@@ -61,7 +61,7 @@ def test_every_network_and_loss_lies_on_the_device(task, workflow, tiny_cohort, 
 @pytest.mark.parametrize("workflow", LAYERS)
 @pytest.mark.parametrize("task", TASKS)
 def test_with_several_processes_too(task, workflow, tiny_cohort, tmp_path, monkeypatch):
-    layered = {**WORKFLOWS, workflow: ("train", "multi_gpu_train", *WORKFLOWS[workflow][1:])}
+    layered = {**WORKFLOWS, workflow: (*WORKFLOWS[workflow], f"multi_gpu_{workflow}")}
     monkeypatch.setattr("bundle_configs.WORKFLOWS", layered)
     changes = {"network::_target_": "test_second_device.Wrapper", "validate::sampler": None}
     found = modules(made(task, workflow, tiny_cohort, tmp_path, **changes), LAYERS[workflow])

@@ -141,8 +141,8 @@ def test_a_path_without_a_value_or_with_the_home_sign_is_refused():
 
 @pytest.mark.parametrize("task", ["pretrain", "classify", "segment"])
 def test_the_bundles_take_their_own_settings_and_no_others(task, tmp_path):
-    names = ("train", "evaluate", "multi_gpu_train")
-    for files in [configs(task, "train", name) for name in names[1:]] + [configs(task, "inference")]:
+    layers = (("evaluate",), ("multi_gpu_train",), ("evaluate", "multi_gpu_evaluate"))
+    for files in [configs(task, "train", *names) for names in layers] + [configs(task, "inference")]:
         given = ["--config_file", str(files), "--spacing", "6", "--dataset_dir", "data", "--tracking", "mlflow"]
         check_options(command(*given))
         with pytest.raises(OptionError, match="did you mean --spacing"):

@@ -1,5 +1,6 @@
 """Two processes with half the batch each train as one process with the whole batch."""
 
+import csv
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from custom.transforms.views import PrepareViews
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 SIZE = {"feature_size": 12, "window_size": 4, "depths": (1, 1, 1, 1)}
 
 
@@ -123,13 +125,13 @@ def test_alone_and_without_gradients_nothing_is_gathered():
     assert gather_batch(rows) is rows
 
 
-def bundle_curve(task, root, output, launcher, batch_size, *layers):
-    """Mean losses of a bundle's three epochs, as it logs them, and its last weights; no SACA, whose dropout differs."""
+def bundle_run(task, root, output, launcher, *layers, **further):
+    """What a small run of a bundle logs; no SACA, whose dropout differs."""
     bundle = ROOT / "bundles" / f"sa_swin_{task}"
     files = [str(bundle / "configs" / f"{name}.yaml") for name in ("train", *layers)]
     options = {"feature_size": 12, "window_size": 4, "spacing": 6.0, "spatial_size": [32, 64, 64], "symmetry": "none"}
-    options |= {"align": False, "num_workers": 0, "warmup_epochs": 0, "max_epochs": 3, "batch_size": batch_size}
-    options |= {"dataset_dir": root, "bundle_root": bundle, "output_dir": output, "ckpt_dir": output}
+    options |= {"align": False, "num_workers": 0, "warmup_epochs": 0, "max_epochs": 3}
+    options |= {"dataset_dir": root, "bundle_root": bundle, "output_dir": output, "ckpt_dir": output, **further}
     options |= {"roi_size": [32, 64, 64]} if task != "classify" else {}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
@@ -137,22 +139,43 @@ def bundle_curve(task, root, output, launcher, batch_size, *layers):
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    losses = [
-        float(value)
-        for value in re.findall(r"Metrics -- .*train_loss: ([0-9.]+) ", done.stdout + done.stderr, re.MULTILINE)
-    ]
+    return done.stdout + done.stderr
+
+
+def bundle_curve(task, root, output, launcher, batch_size, *layers):
+    """Mean losses of a bundle's three epochs, as it logs them, and its last weights."""
+    told = bundle_run(task, root, output, launcher, *layers, batch_size=batch_size)
+    losses = [float(value) for value in re.findall(r"Metrics -- .*train_loss: ([0-9.]+) ", told, re.MULTILINE)]
     return losses, torch.load(output / "last.ckpt", weights_only=False)["network"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["pretrain", "classify", "segment"])
 def test_a_bundle_under_torchrun_follows_the_curve_of_one_process(task, tiny_cohort, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     losses, weights = bundle_curve(task, tiny_cohort, tmp_path / "one", (), 2)
-    found, others = bundle_curve(task, tiny_cohort, tmp_path / "two", launcher, 1, "multi_gpu_train")
+    found, others = bundle_curve(task, tiny_cohort, tmp_path / "two", TORCHRUN, 1, "multi_gpu_train")
     assert len(losses) == 3
     assert found == pytest.approx(losses, rel=2e-3)
     for name, values in weights.items():
         torch.testing.assert_close(
             others[name], values, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["pretrain", "classify", "segment"])
+def test_two_processes_measure_what_one_does(task, tiny_cohort, tmp_path):
+    bundle_run(task, tiny_cohort, tmp_path / "one", (), batch_size=2, max_epochs=1)
+    checkpoint = tmp_path / "one" / "model.pt"
+    found = []
+    for name, launcher, layers in (("one", (), ()), ("two", TORCHRUN, ("multi_gpu_evaluate",))):
+        bundle_run(task, tiny_cohort, tmp_path / name, launcher, "evaluate", *layers, checkpoint=checkpoint)
+        with (tmp_path / name / "cases.csv").open() as file:
+            found.append(list(csv.DictReader(file)))
+    assert len(found[0]) == len(found[1]) > 0
+    for one, other in zip(*found, strict=True):
+        assert (one["image"], one.keys()) == (other["image"], other.keys())
+        figures = [name for name in one if re.fullmatch("(probability|dice|volume_ml|asymmetry).*", name) and one[name]]
+        assert figures
+        for name in figures:
+            assert float(other[name]) == pytest.approx(float(one[name]), rel=1e-4, abs=1e-5)

@@ -55,6 +55,14 @@ def test_words_without_a_name_fill_up_in_order():
     assert COMMAND.arguments(["--value", "-a"]) == {"value": "-a"}
 
 
+@pytest.mark.parametrize("words", [["a", "b c"], ["a,b c"], ["a", "b c", "--num_classes", "3"]])
+def test_an_option_of_many_takes_all_words_up_to_the_next(words):
+    command = Command("tool", "Does it.", (*COMMAND.options, Option("labels", "Sequence[str]", "()", "")))
+    found = command.arguments(["x", "--labels", *words])
+    assert found["labels"] == ("a", "b c")
+    assert command.arguments(["--labels=a", "x"]) == {"labels": ("a",), "value": "x"}
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -97,6 +97,8 @@ def test_several_processes_go_through_torchrun_and_the_layer_for_them():
     command = bundle_command("train", SEGMENT, options, processes)
     assert command[1:5] == ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
     assert "multi_gpu_train.yaml" in command[command.index("--config_file") + 1]
+    command = bundle_command("evaluate", SEGMENT, options, processes)
+    assert command[command.index("--config_file") + 1].endswith("multi_gpu_evaluate.yaml']")
 
 
 @pytest.mark.parametrize("words", [["--processes", "none"], ["--processes=0"], ["--processes"]])

@@ -36,7 +36,7 @@ def test_a_package_holds_all_it_needs_below_one_folder_of_its_name(packages, tas
         names = archive.namelist()
     assert all(name.startswith(f"sa_swin_{task}/") for name in names)
     files = {name.removeprefix(f"sa_swin_{task}/") for name in names}
-    workflows = ("train", "evaluate", "inference", "multi_gpu_train")
+    workflows = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
     assert {f"configs/{name}.{kind}" for name in workflows for kind in ("yaml", "json")} <= files
     assert {"LICENSE", "SHA256SUMS", "configs/metadata.json", "configs/logging.conf"} <= files
     assert {"docs/README.md", "docs/data_license.txt", "models/model.pt", "models/model.safetensors"} <= files
@@ -49,7 +49,7 @@ def test_a_package_holds_all_it_needs_below_one_folder_of_its_name(packages, tas
 def test_every_yaml_config_has_an_equal_json_twin(packages, task):
     files = read_package(packages[task])
     names = [name for name in files if name.endswith(".yaml") and name.startswith("configs/")]
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert json.loads(files[name.replace(".yaml", ".json")]) == yaml.safe_load(files[name])
 

@@ -1,0 +1,207 @@
+"""`sa-swin app BIDS_DIR OUTPUT_DIR participant | group`: the BIDS App."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sa_swin.commands import OptionError
+
+if TYPE_CHECKING:
+    from sa_swin.app.models import Model
+    from sa_swin.app.person import Person
+    from sa_swin.app.scans import AppScan
+    from sa_swin.asymmetry.norm import Norm
+
+LEVELS = ("participant", "group")
+PARTS = ("asymmetry", "segment", "classify")
+CLOSING = ("peak", "side", "alarm", "likeliest", "plane")
+"""Figures of a scan that the closing table shows, besides its volumes."""
+
+
+def app_command(
+    bids_dir: str,
+    output_dir: str,
+    analysis_level: str,
+    participant_label: Sequence[str] = (),
+    session_label: Sequence[str] = (),
+    image: Sequence[str] = (),
+    weights: Sequence[str] = (),
+    what: Sequence[str] = (),
+    norm: str | None = None,
+    untrusted: str = "found",
+    shard: str = "1/1",
+    redo: bool = False,
+    workers: int = 1,
+    allow_outside: bool = False,
+) -> None:
+    """Run as a BIDS App: a derivatives dataset and a page for each scan; `group` makes one table and page of all.
+
+    Without weights: the midsagittal plane, its quality, and the asymmetry map. Weights add masks and classes. What is
+    finished is not done again; a scan that cannot be read is named at the end, and the exit code is 1 then. Research
+    only, not for clinical use.
+
+    Args:
+        bids_dir: the BIDS dataset.
+        output_dir: the derivatives dataset, such as BIDS_DIR/derivatives/sa-swin.
+        analysis_level: participant, or group when all participants are done.
+        participant_label: labels, with or without sub-; all by default.
+        session_label: labels, with or without ses-; all by default.
+        image: a choice such as T1w or acq-3d_FLAIR, one per channel of the weights; by default the norm's sequence,
+            else T1w.
+        weights: packages of `sa-swin release`, zip or folder, or folders with model.pt; one for each task.
+        what: of asymmetry, segment, classify; by default the asymmetry of MR, and what there are weights for.
+        norm: file of `sa-swin asymmetry norm`; the map then has z-scores, and alarms.
+        untrusted: a head whose plane cannot be trusted is aligned to it all the same, and the page says so (found),
+            fails by name (leave_out), or is taken as it lies (as_it_lies).
+        shard: I/N: the I-th of N shares of the scans, for tasks of an array.
+        redo: do finished scans again.
+        workers: processes, for all but the networks.
+        allow_outside: read files outside of bids_dir, too, that symlinks lead to.
+    """
+    if analysis_level not in LEVELS:
+        raise OptionError(f"the level of analysis is one of {', '.join(LEVELS)}; got {analysis_level!r}")
+    dataset, output = (Path(os.path.abspath(folder)) for folder in (bids_dir, output_dir))
+    if analysis_level == "group":
+        sys.exit(_group(output))
+    if unknown := set(what) - set(PARTS):
+        raise OptionError(f"--what takes {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    if output == dataset:
+        raise OptionError("OUTPUT_DIR is BIDS_DIR itself; give BIDS_DIR/derivatives/sa-swin, or a folder elsewhere")
+    from sa_swin.app.dataset import WORK, start_dataset
+    from sa_swin.app.scans import app_scans, share
+    from sa_swin.asymmetry.norm import load_norm
+
+    healthy = load_norm(norm) if norm else None
+    channels = tuple(image) or ((healthy and healthy.settings.get("sequence")) or "T1w",)
+    found, left_out = app_scans(dataset, channels, participant_label, session_label, allow_outside)
+    for row in left_out:
+        sys.stderr.write(f"left out: {row['subject']}: {row['reason']}\n")
+    own, work = share(found, shard), output / WORK / shard.replace("/", "of")
+    if redo:
+        shutil.rmtree(work, ignore_errors=True)
+    start_dataset(output, dataset)
+    models = wanted_models(weights, what, channels, work)
+    person = person_of(dataset, output, models, what, healthy, untrusted)
+    summaries = results(person, own, work, workers, redo, allow_outside)
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # another task of the array works there
+        work.parent.rmdir()
+    print(closing_table(own, summaries))
+    sys.exit(any(summary["status"] != "done" for summary, _ in summaries.values()))
+
+
+def _group(output: Path) -> bool:
+    """Write the table and the page of all; whether any scan failed."""
+    from sa_swin.app.group import write_group
+
+    failed = write_group(output)
+    print(output / "group.html")
+    return bool(failed)
+
+
+def wanted_models(
+    weights: Sequence[str], what: Sequence[str], channels: Sequence[str], work: Path
+) -> dict[str, "Model"]:
+    """The weights that are asked for, by task.
+
+    Raises:
+        OptionError: two for one task, none for one that is asked for, another number of channels or kind of image.
+    """
+    from sa_swin.app.models import load_model
+
+    models: dict[str, Model] = {}
+    for model in (load_model(path, work) for path in weights):
+        if model.task in models:
+            raise OptionError(
+                f"--weights has two for {model.task}: {models[model.task].checkpoint}, {model.checkpoint}"
+            )
+        models[model.task] = model
+        if (count := model.settings.get("in_channels", 1)) != len(channels):
+            raise OptionError(f"{model.checkpoint} takes {count} channel(s), --image names {', '.join(channels)}")
+    if missing := set(what) - {"asymmetry"} - models.keys():
+        raise OptionError(f"--what {' and '.join(sorted(missing))} needs --weights for it")
+    if len({model.settings.get("modality", "MR") for model in models.values()}) > 1:
+        raise OptionError("--weights are of MR and of CT; run them one after the other, into two folders")
+    return {task: model for task, model in models.items() if not what or task in what}
+
+
+def person_of(
+    dataset: Path,
+    output: Path,
+    models: Mapping[str, "Model"],
+    what: Sequence[str],
+    healthy: "Norm | None",
+    untrusted: str,
+) -> "Person":
+    """The work on a scan.
+
+    Raises:
+        OptionError: a map of CT.
+    """
+    from sa_swin.app.dataset import generator
+    from sa_swin.app.person import Person
+    from sa_swin.asymmetry.case import Reading, checked_grid
+    from sa_swin.asymmetry.command import SPACING, SPATIAL_SIZE
+
+    modality = next((model.settings.get("modality", "MR") for model in models.values()), "MR")
+    mapped = "asymmetry" in what if what else modality == "MR"
+    if mapped and modality != "MR":
+        raise OptionError("--what asymmetry is for MR, and these weights are of CT")
+    grid = healthy.settings if healthy else {"spacing": SPACING, "spatial_size": SPATIAL_SIZE}
+    reading = Reading(*checked_grid(grid["spacing"], grid["spatial_size"]), untrusted=untrusted, modality=modality)
+    content = [
+        generator(),
+        str(reading),
+        mapped,
+        healthy and healthy.digest(),
+        sorted(m.digest for m in models.values()),
+    ]
+    settings = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    return Person(dataset, output, reading, mapped, healthy, settings, models)
+
+
+def results(
+    person: "Person", scans: Sequence["AppScan"], work: Path, workers: int, redo: bool, allow_outside: bool
+) -> dict[str, tuple[dict[str, Any], bool]]:
+    """The summary of each scan by its name, and whether it was done before."""
+    from dataclasses import replace
+
+    from sa_swin.app.models import predict
+    from sa_swin.asymmetry.command import done
+
+    found = {scan.name: known for scan in scans if not redo and (known := person.finished(scan))}
+    missing = [scan for scan in scans if scan.name not in found]
+    said = {}
+    for task, model in person.models.items() if missing else ():
+        said[task] = predict(model, missing, person.dataset, work, person.reading.untrusted, allow_outside)
+    summaries = {name: (summary, True) for name, summary in found.items()}
+    for number, summary in done(missing, replace(person, predictions=said), workers):
+        summaries[missing[number].name] = (summary, False)
+    return summaries
+
+
+def closing_table(scans: Iterable["AppScan"], summaries: Mapping[str, tuple[dict[str, Any], bool]]) -> str:
+    """A line per scan: done now, done before, or failed and why."""
+    from sa_swin.app.group import flat
+    from sa_swin.report.html import short
+
+    lines, good = [["scan", "state", *CLOSING, "volumes", ""]], 0
+    for scan in scans:
+        summary, before = summaries[scan.name]
+        row, fine = flat(summary), summary["status"] == "done"
+        good += fine
+        volumes = " ".join(
+            f"{lesion['class']} {short(lesion['volume_ml'])} ml" for lesion in summary.get("lesions", ())
+        )
+        state = "failed" if not fine else "done before" if before else "done"
+        lines.append([scan.name, state, *(short(row.get(name, "")) for name in CLOSING), volumes, row["reason"]])
+    kept = [i for i in range(len(lines[0])) if i < 2 or any(line[i] for line in lines[1:])]
+    widths = {i: max(len(line[i]) for line in lines) for i in kept}
+    text = ["  ".join(line[i].ljust(widths[i]) for i in kept).rstrip() for line in lines]
+    return "\n".join([*text, f"{good} of {len(lines) - 1} scans done"])

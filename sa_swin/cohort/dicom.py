@@ -1,0 +1,232 @@
+"""DICOM in: each person's folder of series becomes images of a BIDS dataset, through dcm2niix.
+
+The rules by which series are chosen stand in `docs/how-to/cohorts.md`; every series that is left out is named with the
+reason in `sourcedata/dicom.tsv`.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from custom.data.case import CohortError
+from custom.support.files import write_whole
+from custom.volumes.nifti import write_nifti
+
+LEAST_MM = 80.0
+"""Extent of an image of a head, in each direction."""
+LOCALIZER = r"locali[sz]er|scout|survey|topogram|smartbrain|(?<![a-z])loc(?![a-z])"
+OTHERS = (
+    r"(?<![a-z])(dwi|dti|diff|ep2d|adc|trace|swi|bold|fmri|rest(?![a-z])|perf|asl|tof|mra|angio|spectr|stir|mip|mpr(?!a)"
+    r"|subtr|tirm(?!.*dark))|map(?![a-z])"
+)
+"""Words of a description that speak of no plain anatomical image."""
+FLAIR, T1, T2 = r"flair|dark.?fluid", r"t1|mp2?rage|bravo|spgr|flash|tfe", r"t2(?!\*|.?star)"
+AGENT = r"(?<![a-z])(gd|gad\w*|post|contrast|ce|km|c\+|\+c)(?![a-z])"
+COMPUTED = {"MPR", "MIP", "PROJECTION IMAGE", "LOCALIZER", "ADC", "FA", "TRACEW", "PHASE", "REAL", "IMAGINARY"}
+COLUMNS = ("participant_id", "folder", "series", "description", "taken_as", "reason")
+CORRECTED = r"_(Eq|Tilt)"
+"""How dcm2niix names a copy with the slices moved to where they belong."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series as dcm2niix leaves it.
+
+    Args:
+        path: of the NIfTI file.
+        facts: of its JSON file.
+        shape: voxels.
+        sides: mm per voxel.
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+    shape: tuple[int, ...]
+    sides: tuple[float, ...]
+
+    @property
+    def number(self) -> int:
+        return int(self.facts.get("SeriesNumber", 0))
+
+    @property
+    def words(self) -> str:
+        """What its description and protocol say, in small letters, with spaces for underscores."""
+        names = (str(self.facts.get(name, "")) for name in ("SeriesDescription", "ProtocolName"))
+        return " ".join(names).lower().replace("_", " ")
+
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        """Of several of one kind the first is taken: original, corrected, with the shortest longest voxel, latest."""
+        derived = "DERIVED" in self.facts.get("ImageType", ())
+        corrected = re.search(CORRECTED, self.path.name) is not None
+        return derived, not corrected, round(max(self.sides), 1), -self.number
+
+
+def kind_of(series: Series) -> tuple[str, str]:
+    """The end of the name that a series has in BIDS, such as `ce-gd_T1w`; or nothing, and why.
+
+    Returns:
+        Kind and reason, one of which is empty.
+    """
+    extent = [n * side for n, side in zip(series.shape[:3], series.sides, strict=True)]
+    computed = COMPUTED & {str(word).upper() for word in series.facts.get("ImageType", ())}
+    if len(series.shape) != 3:
+        return "", f"{series.shape[3]} volumes"
+    if re.search(LOCALIZER, series.words):
+        return "", "a localizer"
+    if min(extent) < LEAST_MM:
+        return "", f"covers {min(extent):.0f} mm only, less than {LEAST_MM:.0f} mm"
+    if computed or re.search(OTHERS, series.words):
+        return "", f"not a plain anatomical image: {', '.join(sorted(computed)) or series.words}"
+    contrast = "CT" if series.facts.get("Modality") == "CT" else _named(series.words) or _timed(series.facts)
+    if not contrast:
+        return "", "neither its description nor its times tell whether it is T1w, T2w or FLAIR"
+    agent = series.facts.get("ContrastBolusAgent") or re.search(AGENT, series.words)
+    enhanced = contrast in ("T1w", "CT") and agent and str(agent).lower() not in ("none", "no")
+    return ("ce-gd_" if contrast == "T1w" else "ce-iodine_") * bool(enhanced) + contrast, ""
+
+
+def _named(words: str) -> str:
+    if re.search(FLAIR, words):
+        return "T1w" if re.search(T1, words) else "FLAIR"
+    return "T1w" if re.search(T1, words) else "T2w" if re.search(T2, words) else ""
+
+
+def _timed(facts: Mapping[str, Any]) -> str:
+    """By echo, repetition and inversion time, s."""
+    echo, repetition, inversion = (facts.get(f"{name}Time") for name in ("Echo", "Repetition", "Inversion"))
+    if echo is None or repetition is None:
+        return ""
+    if inversion and inversion >= 1.5 and echo >= 0.07:
+        return "FLAIR"
+    if echo < 0.03 and (repetition < 1 or (inversion and 0.5 <= inversion < 1.5)):
+        return "T1w"
+    return "T2w" if echo >= 0.07 and repetition >= 2 and not inversion else ""
+
+
+def chosen_series(found: Sequence[Series]) -> tuple[dict[str, Series], list[tuple[Series, str]]]:
+    """One series of each kind, and why the others are left out."""
+    by_kind, others = defaultdict(list), []
+    for series in found:
+        kind, reason = kind_of(series)
+        by_kind[kind].append(series) if kind else others.append((series, reason))
+    taken = {kind: min(own, key=lambda series: series.rank) for kind, own in sorted(by_kind.items())}
+    for kind, best in taken.items():
+        why = f"{kind} is series {best.number}: original, finer or later"
+        others += [(series, why) for series in by_kind[kind] if series is not best]
+    return taken, others
+
+
+def converted(folder: Path, output: Path) -> list[Series]:
+    """The series of a folder, converted by dcm2niix without what names the person.
+
+    Raises:
+        CohortError: dcm2niix is not there, or finds nothing.
+    """
+    beside = Path(sys.executable).parent / "dcm2niix"
+    program = shutil.which("dcm2niix") or (str(beside) if beside.is_file() else None)
+    if program is None:
+        raise CohortError("dcm2niix is not installed; pip install dcm2niix, or sa-swin[dicom]")
+    words = [program, "-b", "y", "-ba", "y", "-z", "y", "-d", "9", "-f", "%s", "-o", str(output), str(folder)]
+    told = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
+    series = []
+    for path in sorted(output.glob("*.nii.gz")):
+        facts = path.with_name(path.name.replace(".nii.gz", ".json"))
+        header = nib.load(path).header
+        known = json.loads(facts.read_text(errors="replace")) if facts.is_file() else {}
+        series.append(Series(path, known, header.get_data_shape(), tuple(map(float, header.get_zooms()[:3]))))
+    if not series:
+        raise CohortError(
+            f"{folder}: dcm2niix made no image of it: {told.splitlines()[-1] if told else 'it said nothing'}"
+        )
+    return series
+
+
+def person_folders(root: Path, subject: str | None) -> dict[str, Path]:
+    """The folder of each person by their label: those right below a folder, or the folder itself.
+
+    Raises:
+        CohortError: there is none, or two have one label.
+    """
+    if not root.is_dir():
+        raise CohortError(f"no folder at {root}")
+    folders = [root] if subject else sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    found: dict[str, Path] = {}
+    for folder in folders:
+        label = re.sub("^sub-?", "", subject or folder.name)
+        label = re.sub("[^A-Za-z0-9]", "", label)
+        if not label or label in found:
+            other = f" of {found[label].name}, too" if label in found else ""
+            raise CohortError(f"{folder}: its label would be {label!r}{other}; give its folder a name of its own")
+        found[label] = folder
+    if not found:
+        raise CohortError(
+            f"{root} has no folders; expected one for each person, or --subject LABEL for the folder itself"
+        )
+    return found
+
+
+def import_person(label: str, folder: Path, output: Path) -> list[dict[str, Any]]:
+    """Write the chosen series of a person into a BIDS dataset; a row for each series of theirs.
+
+    Raises:
+        WriteError: when they cannot be written.
+    """
+    row = {"participant_id": f"sub-{label}", "folder": folder.name}
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            taken, others = chosen_series(converted(folder, Path(place)))
+        except (CohortError, OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+            return [row | {"reason": str(error)}]
+        for kind, series in taken.items():
+            target = output / f"sub-{label}" / "anat" / f"sub-{label}_{kind}.nii.gz"
+            kept = {k: v for k, v in series.facts.items() if k not in ("SeriesDescription", "ProtocolName")}
+            write_whole(target.with_name(target.name.replace(".nii.gz", ".json")), json.dumps(kept, indent=2) + "\n")
+            write_image(series.path, target)
+        rows = [(series, {"taken_as": kind}) for kind, series in taken.items()]
+        rows += [(series, {"reason": why}) for series, why in others]
+    rows.sort(key=lambda item: item[0].number)
+    return [
+        row | {"series": s.number, "description": s.facts.get("SeriesDescription", ""), **facts} for s, facts in rows
+    ]
+
+
+def write_image(source: Path, target: Path) -> None:
+    """Copy a volume without its header's texts, in which dcm2niix leaves the time of the scan."""
+    image = nib.load(source)
+    values = np.asanyarray(image.dataobj)
+    write_nifti(target, values.astype(np.float32) if values.dtype == np.float64 else values, image.affine)
+
+
+def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[dict[str, Any]]:
+    """Make a BIDS dataset of folders of DICOM series; a row for each series.
+
+    Raises:
+        CohortError: no folder of a person, or no dcm2niix.
+    """
+    rows = []
+    for label, folder in person_folders(root, subject).items():
+        rows += import_person(label, folder, output)
+    lines = ["\t".join(COLUMNS), *("\t".join(_cell(row.get(name)) for name in COLUMNS) for row in rows)]
+    write_whole(output / "sourcedata" / "dicom.tsv", "\n".join(lines) + "\n")
+    people = dict.fromkeys(row["participant_id"] for row in rows if "taken_as" in row)
+    write_whole(output / "participants.tsv", "\n".join(["participant_id", *people]) + "\n")
+    write_whole(output / ".bidsignore", "*_CT.*\n")
+    description = {"Name": "Imported from DICOM", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    write_whole(output / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+    return rows
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value if value is not None else "").split()) or "n/a"

@@ -1,0 +1,165 @@
+import json
+import shutil
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from released import SEEN, network_of
+
+from custom.support.errors import UserError
+from custom.weights.settings import carrying
+from sa_swin.__main__ import main
+from sa_swin.app.derivatives import class_figures, lesion_figures, write_lesions
+from sa_swin.app.models import load_model
+from sa_swin.app.scans import AppScan
+from sa_swin.bundles import ROOT
+
+SETTINGS = {"modality": "MR", "in_channels": 1, "spacing": 6.0, "spatial_size": [32, 64, 64], "feature_size": 12,
+            "window_size": 4, "roi_size": [32, 64, 64]}  # fmt: skip
+
+
+def saved(folder, task, change=lambda network: None, **settings):
+    network = network_of(task)
+    change(network)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = [SEEN, SEEN | {"section": "validation", "subjects": ["ab", "cd"]}]
+    torch.save(carrying(network.state_dict(), seen=seen, settings=SETTINGS | settings), folder / "model.pt")
+    return folder
+
+
+def calibrated(network):
+    network.temperature.fill_(1.5)
+
+
+def app(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["app", *map(str, arguments)])
+    return stop.value.code
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A BIDS folder of two noisy boxes, the second of which cannot be read."""
+    values = np.random.default_rng(0).standard_normal((24, 28, 24))
+    head = np.zeros((32, 36, 32), np.float32)
+    head[4:-4, 4:-4, 4:-4] = 40 + 4 * values
+    write_nifti(tmp_path / "study" / "sub-1" / "anat" / "sub-1_T1w.nii.gz", head)
+    (tmp_path / "study" / "sub-2" / "anat").mkdir(parents=True)
+    (tmp_path / "study" / "sub-2" / "anat" / "sub-2_T1w.nii.gz").write_text("no image")
+    return tmp_path / "study"
+
+
+def test_weights_of_a_training_run_by_the_bundle_of_their_task(tmp_path):
+    for task in ("segment", "classify"):
+        model = load_model(str(saved(tmp_path / task, task)), tmp_path / "work")
+        assert (model.task, model.bundle) == (task, ROOT / "bundles" / f"sa_swin_{task}")
+        assert model.settings["spacing"] == 6.0
+        assert model.seen[0] == "classify, training list: 1 subjects, label: class"
+
+
+def test_a_zip_runs_by_its_own_configs_and_must_be_as_it_was_built(packages, tmp_path):
+    model = load_model(str(packages["segment"]), tmp_path / "work")
+    assert model.bundle == tmp_path / "work" / "packages" / "sa_swin_segment"
+    assert (model.bundle / "configs" / "inference.yaml").is_file()
+    assert model.checkpoint == model.bundle / "models" / "model.pt"
+    spoilt = tmp_path / "sa_swin_segment.zip"
+    shutil.copy(packages["segment"], spoilt)
+    with zipfile.ZipFile(spoilt, "a") as archive:
+        archive.writestr("sa_swin_segment/custom/more.py", "x = 1")
+    with pytest.raises(UserError, match="not as it was built"):
+        load_model(str(spoilt), tmp_path / "work")
+
+
+def test_what_is_no_weights_of_these_tasks_is_refused(tmp_path):
+    with pytest.raises(UserError, match="weights of pretraining"):
+        load_model(str(saved(tmp_path / "p", "pretrain")), tmp_path)
+    (tmp_path / "other").mkdir()
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other" / "model.pt")
+    with pytest.raises(UserError, match="no network of this project"):
+        load_model(str(tmp_path / "other"), tmp_path)
+
+
+def test_probabilities_say_what_they_were_calibrated_on(tmp_path):
+    plain = load_model(str(saved(tmp_path / "a", "classify")), tmp_path)
+    fitted = load_model(str(saved(tmp_path / "b", "classify", calibrated, class_names=["well", "ill"])), tmp_path)
+    assert plain.calibration.startswith("not calibrated")
+    assert "subjects: 2, temperature 1.5" in fitted.calibration
+    found = class_figures({"probability_0": 0.25, "probability_1": 0.75}, fitted)["classes"]
+    assert found["probability"] == {"well": 0.25, "ill": 0.75}
+    assert found["likeliest"] == "ill"
+
+
+@pytest.mark.parametrize("names", [["brain", "core"], ["brain", "core", "oedema"]])
+def test_lesions_have_a_mask_a_table_of_names_and_probabilities(tmp_path, names):
+    model = load_model(str(saved(tmp_path / "w", "segment", num_classes=len(names), class_names=names)), tmp_path)
+    object.__setattr__(model, "settings", {**model.settings, "num_classes": len(names)})
+    shares = np.random.default_rng(0).random((4, 5, 6, len(names))).astype(np.float32)
+    row = {"pred": write_nifti(tmp_path / "pred.nii.gz", shares.argmax(-1).astype(np.uint8))}
+    row |= {"probability": write_nifti(tmp_path / "probability.nii.gz", shares)}
+    scan = AppScan(("sub-1/anat/sub-1_T1w.nii.gz",), "sub-1", "")
+    files = {path.name: path for path in write_lesions(scan, tmp_path / "out", row, model)}
+    assert files["sub-1_desc-lesion_dseg.tsv"].read_text().splitlines()[1:] == [
+        f"{index}\t{name}" for index, name in list(enumerate(names))[1:]
+    ]
+    kept = nib.load(files["sub-1_desc-lesion_probseg.nii.gz"]).get_fdata()
+    np.testing.assert_allclose(kept.reshape(4, 5, 6, -1), shares[..., 1:], rtol=1e-6)
+    about = json.loads(files["sub-1_desc-lesion_probseg.json"].read_text())
+    assert (about["LabelMap"], about["Weights"]) == (names[1:], model.digest)
+    assert np.array_equal(nib.load(files["sub-1_desc-lesion_dseg.nii.gz"]).get_fdata(), shares.argmax(-1))
+
+
+def test_figures_of_lesions_name_their_class(tmp_path):
+    model = load_model(str(saved(tmp_path / "w", "segment")), tmp_path)
+    row = {
+        "findings_class1": 1,
+        "volume_ml_class1": 3.0,
+        "side_class1": "left",
+        "findings": [{"class": 1, "volume_ml": 3}],
+    }
+    found = lesion_figures(row, model)
+    assert found["lesions"][0]["class"] == "lesion"
+    assert found["lesions"][0]["side"] == "left"
+    assert found["findings"] == [{"class": "lesion", "volume_ml": 3}]
+
+
+def test_weights_that_do_not_fit_what_is_asked_are_refused(study, tmp_path, capsys):
+    one, other = saved(tmp_path / "a", "segment"), saved(tmp_path / "b", "segment")
+    scans = saved(tmp_path / "ct", "classify", modality="CT")
+    for words, message in (
+        ((one, other), "has two for segment"),
+        ((one, "--image", "T1w", "T1w"), "takes 1 channel(s)"),
+        ((scans, "--what", "asymmetry", "classify"), "is for MR"),
+        ((one, scans), "are of MR and of CT"),
+        ((one, "--what", "classify"), "--what classify needs --weights"),
+    ):
+        assert app(study, tmp_path / "out", "participant", "--weights", *words) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_weights_add_masks_and_classes_and_a_bad_head_is_named(study, packages, tmp_path, capsys):
+    weights = [saved(tmp_path / "s", "segment"), saved(tmp_path / "c", "classify", calibrated)]
+    output = tmp_path / "out"
+    words = ("participant", "--what", "segment", "classify", "--weights", *weights)
+    assert app(study, output, *words) == 1
+    told = capsys.readouterr().out
+    assert "1 of 2 scans done" in told
+    assert "sub-2_T1w.nii.gz" in told
+    found = json.loads((output / "sub-1/anat/sub-1_desc-summary.json").read_text())
+    assert sum(found["classes"]["probability"].values()) == pytest.approx(1)
+    assert {model["task"] for model in found["weights"]} == {"segment", "classify"}
+    assert "asymmetry" not in found
+    image, mask = (
+        nib.load(next(path.glob("sub-1_*.nii.gz"))) for path in (study / "sub-1/anat", output / "sub-1/anat")
+    )
+    assert mask.shape == image.shape
+    page = (output / "sub-1.html").read_text()
+    assert "calibrated (validation cases of the training, subjects: 2" in page
+    assert "classify, training list: 1 subjects" in page
+    assert not (output / ".work").exists()
+    (study / "sub-2/anat/sub-2_T1w.nii.gz").unlink()
+    assert app(study, output, *words) == 0
+    assert "done before" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from custom.data.case import CohortError
+from sa_swin.__main__ import main
+from sa_swin.cohort.bids import find_scans
+from sa_swin.cohort.dicom import Series, chosen_series, import_dicom, kind_of, person_folders
+
+CONVERTER = shutil.which("dcm2niix") or (Path(sys.executable).parent / "dcm2niix").is_file()
+
+
+def series(description="", number=1, shape=(24, 28, 20), side=4.0, name=None, **facts):
+    known = {"SeriesDescription": description, "SeriesNumber": number, "Modality": "MR", **facts}
+    return Series(Path(name or f"{number}.nii.gz"), known, shape, (side,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("description", "kind"),
+    [
+        ("t1_mprage_sag_p2", "T1w"),
+        ("AX T1 FLAIR", "T1w"),
+        ("3D FSPGR", "T1w"),
+        ("t2_space_dark-fluid_sag", "FLAIR"),
+        ("t2_tirm_tra_dark-fluid", "FLAIR"),
+        ("Ax T2 FLAIR", "FLAIR"),
+        ("t2_tse_tra", "T2w"),
+        ("t1_mprage_KM", "ce-gd_T1w"),
+        ("AX T1 POST GAD", "ce-gd_T1w"),
+        ("t1 posterior fossa", "T1w"),
+    ],
+)
+def test_a_description_tells_what_a_series_is(description, kind):
+    assert kind_of(series(description)) == (kind, "")
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"EchoTime": 0.003, "RepetitionTime": 2.0, "InversionTime": 0.9}, "T1w"),
+        ({"EchoTime": 0.012, "RepetitionTime": 0.5}, "T1w"),
+        ({"EchoTime": 0.39, "RepetitionTime": 5.0, "InversionTime": 1.8}, "FLAIR"),
+        ({"EchoTime": 0.1, "RepetitionTime": 4.0}, "T2w"),
+        ({"EchoTime": 0.012, "RepetitionTime": 0.5, "ContrastBolusAgent": "Gadovist"}, "ce-gd_T1w"),
+        ({"EchoTime": 0.012, "RepetitionTime": 0.5, "ContrastBolusAgent": "NONE"}, "T1w"),
+        ({"Modality": "CT"}, "CT"),
+    ],
+)
+def test_times_tell_it_where_the_description_does_not(facts, kind):
+    assert kind_of(series("sag 3d", **facts)) == (kind, "")
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (series("localizer t1"), "a localizer"),
+        (series("t1_mprage", shape=(24, 28, 5)), "covers 20 mm only"),
+        (series("t1_mprage", shape=(24, 28, 20, 3)), "3 volumes"),
+        (series("ep2d_diff_ADC"), "not a plain anatomical image"),
+        (series("t1 map"), "not a plain anatomical image"),
+        (series("t1_mpr_cor", ImageType=["DERIVED", "SECONDARY", "MPR"]), "not a plain anatomical image: MPR"),
+        (series("t2*_gre"), "neither its description nor its times"),
+        (series("brain"), "neither its description nor its times"),
+    ],
+)
+def test_what_is_no_image_of_the_head_is_left_out_with_the_reason(found, reason):
+    kind, why = kind_of(found)
+    assert kind == ""
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (series("t1", 1), series("t1", 9, ImageType=["DERIVED"])),
+        (series("t1", 1, (90, 90, 90), side=1.0), series("t1", 9)),
+        (series("t1", 9), series("t1", 1)),
+        (series("ct", 3, name="3_Tilt_1.nii.gz", Modality="CT"), series("ct", 3, Modality="CT")),
+    ],
+)
+def test_of_several_the_original_finer_or_later_is_taken(better, worse):
+    for order in ([better, worse], [worse, better]):
+        taken, others = chosen_series(order)
+        assert list(taken.values()) == [better]
+        assert [left for left, _ in others] == [worse]
+
+
+def test_each_folder_is_a_person_with_a_label_of_its_own(tmp_path):
+    for name in ("p_01", "sub-02", ".hidden"):
+        (tmp_path / name).mkdir()
+    assert {label: folder.name for label, folder in person_folders(tmp_path, None).items()} == {
+        "p01": "p_01",
+        "02": "sub-02",
+    }
+    assert person_folders(tmp_path, "sub-7") == {"7": tmp_path}
+    (tmp_path / "p-01").mkdir()
+    with pytest.raises(CohortError, match="label would be 'p01' of p-01, too"):
+        person_folders(tmp_path, None)
+
+
+def test_without_the_converter_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "in" / "p1").mkdir(parents=True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (row,) = import_dicom(tmp_path / "in", tmp_path / "out")
+    assert "sa-swin[dicom]" in row["reason"]
+
+
+@pytest.mark.skipif(not CONVERTER, reason="dcm2niix is not installed")
+def test_series_become_a_bids_dataset_that_names_nobody(tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    from dicom_series import write_series
+
+    person = tmp_path / "in" / "p_1"
+    write_series(person / "a", 1, "localizer", slices=3)
+    write_series(person / "b", 2, "t1_mprage", InversionTime=900.0)
+    write_series(person / "c", 5, "t1_mprage", InversionTime=900.0)
+    write_series(person / "c", 6, "t1_mprage_km")
+    (tmp_path / "in" / "p_2").mkdir()
+    (tmp_path / "in" / "p_2" / "notes.txt").write_text("no image")
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["cohort", "dicom", str(tmp_path / "in"), str(output)])
+    assert stop.value.code == 1
+    assert "1 of 2 persons have an image" in capsys.readouterr().out
+    scans, _ = find_scans(output, ["T1w"], None, None)
+    assert [scan.images for scan in scans] == [("sub-p1/anat/sub-p1_T1w.nii.gz",)]
+    image = nib.load(output / scans[0].images[0])
+    assert image.get_fdata()[0, 0, 0] == 50
+    corner = image.affine @ [0, 0, 0, 1]
+    np.testing.assert_allclose(np.abs(corner[:2]), (46, 54), atol=0.1)
+    np.testing.assert_allclose(nib.as_closest_canonical(image).affine[:3, 3], (-46, -54, -38), atol=0.1)
+    with (output / "sourcedata" / "dicom.tsv").open() as file:
+        rows = {row["series"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert [rows[number]["taken_as"] for number in ("1", "2", "5", "6")] == ["n/a", "n/a", "T1w", "ce-gd_T1w"]
+    assert rows["n/a"]["participant_id"] == "sub-p2"
+    for path in (path for path in output.rglob("*") if path.is_file()):
+        content = nib.load(path).to_bytes() if path.name.endswith("gz") else path.read_bytes()
+        assert not any(word in content for word in (b"Doe", b"MRN-4711", b"19500101", b"120500")), path
+    assert json.loads((output / "sub-p1/anat/sub-p1_T1w.json").read_text())["InversionTime"] == 0.9
