@@ -157,8 +157,9 @@ def person_of(
     """The work on a scan.
 
     Raises:
-        OptionError: a map of CT.
+        OptionError: a map of CT, or no way to handle planes that cannot be trusted.
     """
+    from custom.alignment.grid import UNTRUSTED
     from sa_swin.app.dataset import generator
     from sa_swin.app.person import Person
     from sa_swin.asymmetry.case import Reading, checked_grid
@@ -167,6 +168,8 @@ def person_of(
     mapped = "asymmetry" in what if what else modality == "MR"
     if mapped and modality != "MR":
         raise OptionError("--what asymmetry is for MR, and this is CT")
+    if untrusted not in UNTRUSTED:
+        raise OptionError(f"--untrusted takes {', '.join(UNTRUSTED)}; got {untrusted!r}")
     grid = healthy.settings if healthy else {"spacing": SPACING, "spatial_size": SPATIAL_SIZE}
     reading = Reading(*checked_grid(grid["spacing"], grid["spatial_size"]), untrusted=untrusted, modality=modality)
     content = [
