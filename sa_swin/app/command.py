@@ -34,6 +34,7 @@ def app_command(
     weights: Sequence[str] = (),
     what: Sequence[str] = (),
     norm: str | None = None,
+    modality: str | None = None,
     untrusted: str = "found",
     shard: str = "1/1",
     redo: bool = False,
@@ -57,6 +58,7 @@ def app_command(
         weights: packages of `sa-swin release`, zip or folder, or folders with model.pt; one for each task.
         what: of asymmetry, segment, classify; by default the asymmetry of MR, and what there are weights for.
         norm: file of `sa-swin asymmetry norm`; the map then has z-scores, and alarms.
+        modality: MR or CT, of which there are no maps; by default that of the weights, else MR.
         untrusted: a head whose plane cannot be trusted is aligned to it all the same, and the page says so (found),
             fails by name (leave_out), or is taken as it lies (as_it_lies).
         shard: I/N: the I-th of N shares of the scans, for tasks of an array.
@@ -87,7 +89,7 @@ def app_command(
         shutil.rmtree(work, ignore_errors=True)
     start_dataset(output, dataset)
     models = wanted_models(weights, what, channels, work)
-    person = person_of(dataset, output, models, what, healthy, untrusted)
+    person = person_of(dataset, output, models, what, healthy, kind_of(models, modality), untrusted)
     summaries = results(person, own, work, workers, redo, allow_outside)
     shutil.rmtree(work, ignore_errors=True)
     with suppress(OSError):  # another task of the array works there
@@ -126,9 +128,21 @@ def wanted_models(
             raise OptionError(f"{model.checkpoint} takes {count} channel(s), --image names {', '.join(channels)}")
     if missing := set(what) - {"asymmetry"} - models.keys():
         raise OptionError(f"--what {' and '.join(sorted(missing))} needs --weights for it")
-    if len({model.settings.get("modality", "MR") for model in models.values()}) > 1:
-        raise OptionError("--weights are of MR and of CT; run them one after the other, into two folders")
     return {task: model for task, model in models.items() if not what or task in what}
+
+
+def kind_of(models: Mapping[str, "Model"], modality: str | None) -> str:
+    """`MR` or `CT`: that of the weights, or what was given.
+
+    Raises:
+        OptionError: neither, or both.
+    """
+    kinds = {model.settings.get("modality", "MR") for model in models.values()} | ({modality} if modality else set())
+    if len(kinds) > 1:
+        raise OptionError("weights and --modality are of MR and of CT; run them one after the other, into two folders")
+    if not kinds <= {"MR", "CT"}:
+        raise OptionError(f"--modality takes MR or CT; got {modality!r}")
+    return next(iter(kinds), "MR")
 
 
 def person_of(
@@ -137,22 +151,25 @@ def person_of(
     models: Mapping[str, "Model"],
     what: Sequence[str],
     healthy: "Norm | None",
+    modality: str,
     untrusted: str,
 ) -> "Person":
     """The work on a scan.
 
     Raises:
-        OptionError: a map of CT.
+        OptionError: a map of CT, or no way to handle planes that cannot be trusted.
     """
+    from custom.alignment.grid import UNTRUSTED
     from sa_swin.app.dataset import generator
     from sa_swin.app.person import Person
     from sa_swin.asymmetry.case import Reading, checked_grid
     from sa_swin.asymmetry.command import SPACING, SPATIAL_SIZE
 
-    modality = next((model.settings.get("modality", "MR") for model in models.values()), "MR")
     mapped = "asymmetry" in what if what else modality == "MR"
     if mapped and modality != "MR":
-        raise OptionError("--what asymmetry is for MR, and these weights are of CT")
+        raise OptionError("--what asymmetry is for MR, and this is CT")
+    if untrusted not in UNTRUSTED:
+        raise OptionError(f"--untrusted takes {', '.join(UNTRUSTED)}; got {untrusted!r}")
     grid = healthy.settings if healthy else {"spacing": SPACING, "spatial_size": SPATIAL_SIZE}
     reading = Reading(*checked_grid(grid["spacing"], grid["spatial_size"]), untrusted=untrusted, modality=modality)
     content = [

@@ -32,6 +32,8 @@ FAINT = 0.25
 COLOURS, OUTLINE = "RdBu_r", "lime"
 OF_ALL_VALUES = (1, 99.5)
 """Percentiles of an image that are shown black and white."""
+AIR_HU, BRAIN_HU = -500.0, (-20.0, 100.0)
+"""Values below the first are those of a CT, of which the second are shown black and white."""
 
 
 @dataclass(frozen=True)
@@ -201,5 +203,7 @@ def on_screen(place: Sequence[int], view: str, shape: Sequence[int]) -> tuple[in
 
 def greys(image: np.ndarray) -> tuple[float, float]:
     """Values shown black and white."""
+    if image.min() < AIR_HU:
+        return BRAIN_HU
     low, high = np.percentile(image, OF_ALL_VALUES)
     return float(low), max(float(high), float(low) + 1e-6)

@@ -183,6 +183,11 @@ def test_labels_choose_and_each_share_has_its_own(study, tmp_path):
     assert sorted((scan for part in parts for scan in part), key=lambda scan: scan.name) == scans
 
 
+def test_a_share_without_a_scan_is_done_at_once(study, tmp_path, capsys):
+    assert run(study, tmp_path / "out", "participant", "--shard", "7/9") == 0
+    assert "0 of 0 scans done" in capsys.readouterr().out
+
+
 def test_the_group_has_a_row_for_each_scan_and_a_link_to_each_page(done):
     assert run("-", done, "group") == 0
     with (done / "group.tsv").open() as file:
@@ -203,6 +208,8 @@ def test_the_group_has_a_row_for_each_scan_and_a_link_to_each_page(done):
         (("participant", "--what", "volume"), 2, "--what takes asymmetry, segment, classify; got volume"),
         (("participant", "--what", "segment"), 2, "--what segment needs --weights"),
         (("participant", "--shard", "4/3"), 2, "--shard takes I/N"),
+        (("participant", "--untrusted", "maybe"), 2, "--untrusted takes leave_out, found, as_it_lies; got 'maybe'"),
+        (("participant", "--modality", "CT", "--what", "asymmetry"), 2, "is for MR, and this is CT"),
         (("participant", "--participant_lable", "1"), 2, "did you mean --participant_label"),
         (("participant", "--participant-label", "9"), 1, "no T1w image of sub-9"),
         (("participant", "--image", "FLAIR"), 1, "has no FLAIR image; there are T1w (3)"),

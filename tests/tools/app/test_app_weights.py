@@ -133,6 +133,7 @@ def test_weights_that_do_not_fit_what_is_asked_are_refused(study, tmp_path, caps
         ((one, "--image", "T1w", "T1w"), "takes 1 channel(s)"),
         ((scans, "--what", "asymmetry", "classify"), "is for MR"),
         ((one, scans), "are of MR and of CT"),
+        ((one, "--modality", "CT"), "are of MR and of CT"),
         ((one, "--what", "classify"), "--what classify needs --weights"),
     ):
         assert app(study, tmp_path / "out", "participant", "--weights", *words) == 2
