@@ -14,13 +14,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 setup: $(VENV)/installed
 
 # The pinned torch comes first, so that no other package pulls a torch of its own.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/runs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# What tests and packaging need beside.
+$(VENV)/installed: $(VENV)/runs
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,release]'
 	touch $@
 
-demo: setup
+demo: $(VENV)/runs
 	$(BIN)/python examples/demo.py --output demo
 
 # Two processes of one thread each: small tensors lose by more threads.
