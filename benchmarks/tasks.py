@@ -119,7 +119,9 @@ def objective(cell: Cell, pair: Tensor) -> Callable[[Any], Tensor]:
         targets = {"image": pair[:, :1], "rotation": labels, "healthy": labels.bool()}
         return lambda pred: loss(pred, targets)
     if cell.task == "classify":
-        return lambda logits: nn.functional.cross_entropy(logits, labels)
+        return lambda logits: nn.functional.cross_entropy(
+            logits[..., 0], labels
+        )  # the one scale of the paper's readout
     dice, mask = DiceCELoss(to_onehot_y=True, softmax=True), (pair[:, :1] > 1).long()
     return lambda logits: dice(logits.float(), mask)
 
