@@ -119,9 +119,7 @@ def objective(cell: Cell, pair: Tensor) -> Callable[[Any], Tensor]:
         targets = {"image": pair[:, :1], "rotation": labels, "healthy": labels.bool()}
         return lambda pred: loss(pred, targets)
     if cell.task == "classify":
-        return lambda logits: nn.functional.cross_entropy(
-            logits[..., 0], labels
-        )  # the one scale of the paper's readout
+        return lambda logits: nn.functional.cross_entropy(logits.squeeze(-1), labels)  # the paper's readout: one scale
     dice, mask = DiceCELoss(to_onehot_y=True, softmax=True), (pair[:, :1] > 1).long()
     return lambda logits: dice(logits.float(), mask)
 

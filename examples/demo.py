@@ -30,17 +30,17 @@ TRAINING = {"learning_rate": 2e-3, "warmup_epochs": 1, "num_workers": 0, "align"
 TRAININGS = {
     "pretrain": {
         **SIZES,
-        "max_epochs": 8,
+        "max_epochs": 6,
         "batch_size": 6,
         "weight_decay": 0.01,
         # The steps are few, and the zero-shot score is what the table shows of them.
         "loss_weights": {"inpainting": 0.1, "rotation": 0.1, "contrastive": 0.1, "symmetry": 10.0},
         "roi_size": SPATIAL_SIZE,
         "num_samples": 1,
-        "val_interval": 4,
+        "val_interval": 3,
     },
     "classify": {"max_epochs": 8, "batch_size": 6, "val_interval": 8},
-    "segment": {"max_epochs": 12, "batch_size": 2, "roi_size": [32, 64, 32], "num_samples": 1, "val_interval": 4},
+    "segment": {"max_epochs": 9, "batch_size": 2, "roi_size": [32, 64, 32], "num_samples": 1, "val_interval": 3},
 }
 COHORT = {
     "spacing": SPACING,
@@ -54,7 +54,7 @@ NEW = "sub-00[0-7]*_FLAIR.nii.gz"
 """Heads of the cohort that are segmented as a folder of new files is."""
 
 
-def demo(output: str = "demo", subjects: int = 80, seed: int = 0) -> None:
+def demo(output: str = "demo", subjects: int = 72, seed: int = 0) -> None:
     """Run the demonstration.
 
     Args:
