@@ -16,7 +16,7 @@ ON_DEVICE = {"device": f"$torch.device('{DEVICE}')"}
 UNFUSED = {"optimizer::fused": False}  # which is for the kinds of device that torch knows
 SHORT = {"max_epochs": 1, "val_interval": 1, "limit": 2}
 OPTIONS = {
-    "window::_target_": "custom.evaluation.inferers.MirroredSlidingWindow",
+    "mirror_tta": True,
     "save_asymmetry": True,
     "save_probabilities": True,
 }
