@@ -165,7 +165,9 @@ def test_inference_passes_over_a_bad_file_names_it_and_fails_at_the_end(heads, t
     options = {**overrides("classify", "inference", folder, tmp_path), "datalist": None}
     done = command("monai.bundle", "run", config_file=configs("classify", "inference")[0], **options)
     assert done.returncode != 0
-    assert "1 of 2 cases failed" in done.stderr.splitlines()[-1]
+    *_, sentence, reason = done.stderr.splitlines()
+    assert "1 of 2 cases failed" in sentence
+    assert "bad.nii.gz: the header is there, but not all voxels" in reason
     assert "bad.nii.gz" in done.stderr.splitlines()[-1]
     assert [row["subject"] for row in table(tmp_path / "cases.csv")] == ["good"]
 
