@@ -68,15 +68,20 @@ def demo(output: str = "demo", subjects: int = 72, seed: int = 0) -> None:
         "a cohort of synthetic FLAIR brains, half of them with a one-sided lesion",
         cohort / "participants.tsv",
         "phantom",
-        **{"output": cohort, "subjects": subjects, "seed": seed},
+        output=cohort,
+        subjects=subjects,
+        seed=seed,
         **COHORT,
     )
     sa_swin(
         "midsagittal alignment",
         prepared / "datalists" / "segment.json",
         "prepare",
-        **{"dataset_dir": cohort, "output": prepared, "workers": 2},
-        **{"spacing": SPACING, "spatial_size": SPATIAL_SIZE},
+        dataset_dir=cohort,
+        output=prepared,
+        workers=2,
+        spacing=SPACING,
+        spatial_size=SPATIAL_SIZE,
     )
     train = {"dataset_dir": prepared, "seed": seed, **TRAINING}
     run(out, "pretrain", "train", **train, **TRAININGS["pretrain"])

@@ -98,14 +98,12 @@ class FinishedCases:
         return sorted(done, key=lambda row: (row["subject"], row["image"]))
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
-        first, *rest = [_object(line) for line in lines] or [{}]
-        if first.get("settings") != self.settings:
-            if lines:
+        settings, entries = finished_entries(self.path)
+        if settings != self.settings:
+            if self.path.is_file() and self.path.stat().st_size:
                 logger.warning("%s is of other weights or settings: all cases are done anew", self.path)
             return {}
-        # a line is damaged where the run was stopped while it wrote it
-        return {entry.pop("image"): entry for entry in rest if entry.keys() == {"image", "stamp", "row", "files"}}
+        return entries
 
     def _is_finished(self, case: Case) -> bool:
         entry = self.entries.get(case_key(case))
@@ -113,6 +111,15 @@ class FinishedCases:
             self.entries.pop(case_key(case), None)
             return False
         return True
+
+
+def finished_entries(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The settings of a `finished.jsonl`, and the entry of each image: `stamp`, `row`, `files`; nothing without one."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    first, *rest = [_object(line) for line in lines] or [{}]
+    # a line is damaged where the run was stopped while it wrote it
+    entries = {entry.pop("image"): entry for entry in rest if entry.keys() == {"image", "stamp", "row", "files"}}
+    return first.get("settings"), entries
 
 
 def _object(line: str) -> dict[str, Any]:
@@ -234,9 +241,13 @@ def overview(
         why = [failed[key].reason.removeprefix(f"{key}: ") if key in failed else ""] if failed else []
         values = [_short((row or {}).get(name, "")) for name in names]
         lines.append([os.path.relpath(key, folder), state, *values, *why])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([f"{len(rows)} of {len(cases)} cases done", *text])
+    return "\n".join([f"{len(rows)} of {len(cases)} cases done", *in_columns(lines)])
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of words as lines of text, the words of a column below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def common_folder(paths: Sequence[str]) -> str:

@@ -1,10 +1,9 @@
 """The symmetry-aware Swin encoder that the three networks share.
 
 Every network takes a symmetric pair `(B, 2C, X, Y, Z)`: C channels of the image, then C of its mirrored counterpart.
-All take
-the options of the encoder (`EncoderOptions`), whose defaults are the paper's sizes. Parameter names under `swinViT` and
-in the decoder are those of MONAI's `SwinUNETR`, so its published weights load; `symmetry` is the cross-attention, under
-the same name in all three.
+All take the options of the encoder (`EncoderOptions`), whose defaults are the paper's sizes. Parameter names under
+`swinViT` and in the decoder are those of MONAI's `SwinUNETR`, so its published weights load; `symmetry` is the
+cross-attention, under the same name in all three.
 """
 
 from collections.abc import Sequence

@@ -205,6 +205,7 @@ def results(
 
 def closing_table(scans: Iterable["AppScan"], summaries: Mapping[str, tuple[dict[str, Any], bool]]) -> str:
     """A line per scan: done now, done before, or failed and why."""
+    from custom.evaluation.batch_inference import in_columns
     from sa_swin.app.group import flat
     from sa_swin.report.html import short
 
@@ -219,6 +220,5 @@ def closing_table(scans: Iterable["AppScan"], summaries: Mapping[str, tuple[dict
         state = "failed" if not fine else "done before" if before else "done"
         lines.append([scan.name, state, *(short(row.get(name, "")) for name in CLOSING), volumes, row["reason"]])
     kept = [i for i in range(len(lines[0])) if i < 2 or any(line[i] for line in lines[1:])]
-    widths = {i: max(len(line[i]) for line in lines) for i in kept}
-    text = ["  ".join(line[i].ljust(widths[i]) for i in kept).rstrip() for line in lines]
+    text = in_columns([[line[i] for i in kept] for line in lines])
     return "\n".join([*text, f"{good} of {len(lines) - 1} scans done"])

@@ -11,6 +11,7 @@ import numpy as np
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.app.person import SUMMARY
+from sa_swin.cohort.table import tsv
 from sa_swin.report.html import note, picture, short, table_html, whole_page
 from sa_swin.report.page import APART, PLANE
 from sa_swin.report.plots import histograms
@@ -44,16 +45,9 @@ def write_group(output: Path) -> int:
         raise UserError(f"{output} has no results of a scan; run `sa-swin app BIDS_DIR OUTPUT_DIR participant` first")
     rows = [flat(summary) for summary in summaries]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["\t".join(names), *("\t".join(_cell(row.get(name)) for name in names) for row in rows)]
-    write_whole(output / "group.tsv", "\n".join(lines) + "\n")
+    write_whole(output / "group.tsv", tsv(rows, names))
     write_whole(output / "group.html", whole_page(f"{len(rows)} scans", sections(rows)))
     return sum(row["status"] != "done" for row in rows)
-
-
-def _cell(value: Any) -> str:
-    """A value of a TSV file of BIDS."""
-    text = " ".join(str(value).split()) if value is not None else ""
-    return text or "n/a"
 
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from custom.evaluation.batch_inference import finished_entries
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from custom.volumes.saving import result_path
@@ -140,7 +141,7 @@ def predict(
     options |= {"save_probabilities": True} if model.task == "segment" else {}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     told = _run(bundle_command("predict", model.bundle, words))
-    rows = _finished(output / "finished.jsonl")
+    rows = {image: entry["row"] for image, entry in finished_entries(output / "finished.jsonl")[1].items()}
     found = {s.name: _prediction(s.paths(dataset)[0], rows, told, dataset, output) for s in scans}
     if not rows and not any("left out: " in line for line in told):
         raise UserError(f"{model.checkpoint} could not be used: {told[-1].removeprefix('error: ') if told else ''}")
@@ -155,19 +156,6 @@ def _run(command: Sequence[str]) -> list[str]:
             sys.stderr.write(line)
             lines.append(line.strip())
     return [line for line in lines if line]
-
-
-def _finished(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by image of what `custom.evaluation.FinishedCases` has noted; after a kill its last line may be cut."""
-    rows = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if "row" in entry:
-            rows[entry["image"]] = entry["row"]
-    return rows
 
 
 def _prediction(image: str, rows: Mapping[str, Any], told: Sequence[str], dataset: Path, output: Path) -> Prediction:

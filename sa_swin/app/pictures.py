@@ -125,7 +125,7 @@ def plane_figure(head: Head) -> Figure:
     place = next(iter(head.places.values()))
     middle = tuple(n // 2 for n in head.raw.shape)
     grey = greys(head.image)
-    for axis, view in zip(panels, ("axial", "coronal"), strict=False):
+    for axis, view in zip(panels[:2], ("axial", "coronal"), strict=True):
         draw(axis, head.raw, view, middle, grey, f"as it lies, {view}")
         axis.contour(seen(cut(head.distance, view, middle)), [0], colors="cyan", linewidths=1)
     mirrored = mirror(torch.from_numpy(head.image)).numpy()
@@ -151,7 +151,7 @@ def place_figure(head: Head, place: Sequence[int], limit: float, threshold: floa
     widths = [cut(head.image, view, place).shape[0] for view in AXES]
     panels = figure.subplots(rows, 3, squeeze=False, width_ratios=widths)
     grey, scale = greys(head.image), Normalize(-limit, limit)
-    for row, mapped in zip(panels, (False, True), strict=False):
+    for row, mapped in zip(panels, (False, True)[:rows], strict=True):
         for axis, view in zip(row, AXES, strict=True):
             draw(axis, head.image, view, place, grey, view if not mapped else "")
             if mapped:

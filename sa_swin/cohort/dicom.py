@@ -22,6 +22,7 @@ import numpy as np
 from custom.data.case import CohortError
 from custom.support.files import write_whole
 from custom.volumes.nifti import write_nifti
+from sa_swin.cohort.table import tsv
 
 LEAST_MM = 80.0
 """Extent of an image of a head, in each direction."""
@@ -218,15 +219,10 @@ def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[d
     rows = []
     for label, folder in person_folders(root, subject).items():
         rows += import_person(label, folder, output)
-    lines = ["\t".join(COLUMNS), *("\t".join(_cell(row.get(name)) for name in COLUMNS) for row in rows)]
-    write_whole(output / "sourcedata" / "dicom.tsv", "\n".join(lines) + "\n")
+    write_whole(output / "sourcedata" / "dicom.tsv", tsv(rows, COLUMNS))
     people = dict.fromkeys(row["participant_id"] for row in rows if "taken_as" in row)
     write_whole(output / "participants.tsv", "\n".join(["participant_id", *people]) + "\n")
     write_whole(output / ".bidsignore", "*_CT.*\n")
     description = {"Name": "Imported from DICOM", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     write_whole(output / "dataset_description.json", json.dumps(description, indent=2) + "\n")
     return rows
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value if value is not None else "").split()) or "n/a"

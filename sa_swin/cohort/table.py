@@ -61,6 +61,16 @@ def read_table(path: Path) -> list[Facts]:
     return rows
 
 
+def tsv(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """A table of BIDS with these columns, each value in one line, `n/a` where there is none."""
+
+    def cell(value: Any) -> str:
+        return " ".join(str("" if value is None else value).split()) or "n/a"
+
+    lines = [names, *([cell(row.get(name)) for name in names] for row in rows)]
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
 def _decoded(path: Path) -> str:
     try:
         content = path.read_bytes()

@@ -1,5 +1,7 @@
+import csv
 import json
 import shutil
+import subprocess
 import zipfile
 
 import nibabel as nib
@@ -15,7 +17,7 @@ from sa_swin.__main__ import main
 from sa_swin.app.derivatives import class_figures, lesion_figures, write_lesions
 from sa_swin.app.models import load_model
 from sa_swin.app.scans import AppScan
-from sa_swin.bundles import ROOT
+from sa_swin.bundles import ROOT, bundle_command, bundle_folder
 
 SETTINGS = {"modality": "MR", "in_channels": 1, "spacing": 6.0, "spatial_size": [32, 64, 64], "feature_size": 12,
             "window_size": 4, "roi_size": [32, 64, 64]}  # fmt: skip
@@ -38,6 +40,15 @@ def app(*arguments):
     with pytest.raises(SystemExit) as stop:
         main(["app", *map(str, arguments)])
     return stop.value.code
+
+
+def predicted(task, weights, study, tmp_path, *options):
+    """What `sa-swin predict` leaves of the first head."""
+    output = tmp_path / f"predicted_{task}"
+    words = ["--dataset_dir", study, "--images", "sub-1_T1w.nii.gz", "--output_dir", output, *options]
+    command = bundle_command("predict", bundle_folder(task), [*map(str, words), "--checkpoint", f"{weights}/model.pt"])
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    return output
 
 
 @pytest.fixture
@@ -157,6 +168,17 @@ def test_weights_add_masks_and_classes_and_a_bad_head_is_named(study, packages, 
         nib.load(next(path.glob("sub-1_*.nii.gz"))) for path in (study / "sub-1/anat", output / "sub-1/anat")
     )
     assert mask.shape == image.shape
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-6)
+    shares = predicted("segment", weights[0], study, tmp_path, "--save_probabilities", "True")
+    wanted = nib.load(next(shares.rglob("*_probability.nii.gz"))).get_fdata()[..., 1]
+    kept = nib.load(output / "sub-1/anat/sub-1_desc-lesion_probseg.nii.gz").get_fdata()
+    assert np.ptp(wanted) > 0
+    np.testing.assert_allclose(kept, wanted, atol=1e-6)
+    with (predicted("classify", weights[1], study, tmp_path) / "cases.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert found["classes"]["probability"] == pytest.approx(
+        {name: float(row[f"probability_{i}"]) for i, name in enumerate(found["classes"]["probability"])}, abs=1e-6
+    )
     page = (output / "sub-1.html").read_text()
     assert "calibrated (validation cases of the training, subjects: 2" in page
     assert "classify, training list: 1 subjects" in page
