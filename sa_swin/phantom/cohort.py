@@ -10,19 +10,17 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from custom.data.splits import split_subjects
 from custom.support.files import WriteError, write_whole
-from sa_swin.phantom.subject import AFFECTED, FINDINGS, Config, Subject, make_subject
+from sa_swin.phantom.config import Config
+from sa_swin.phantom.datalists import datalists, image_path, mask_path
+from sa_swin.phantom.lesion import FINDINGS
+from sa_swin.phantom.subject import Subject, make_subject
 
-SPLITS = ("training", "validation", "testing")
-FOLDS = 5
 COLUMNS = {
     "participant_id": "Subject",
     "diagnosis": "healthy, or the kind of lesion: tumour, infarct, atrophy, haemorrhage",
@@ -51,16 +49,6 @@ def write_json(path: Path, content: object) -> None:
 def write_image(path: Path, image: nib.Nifti1Image) -> None:
     """Write `.nii.gz` without the time of day, so that the same image is the same file."""
     write_whole(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
-
-
-def image_path(participant: str, modality: str) -> str:
-    """Where a subject's image lies in the cohort."""
-    return f"{participant}/anat/{participant}_{modality}.nii.gz"
-
-
-def mask_path(participant: str) -> str:
-    """Where a patient's lesion mask lies in the cohort."""
-    return f"derivatives/lesions/{participant}/anat/{participant}_label-lesion_mask.nii.gz"
 
 
 def pose_path(participant: str) -> str:
@@ -120,73 +108,6 @@ def reason(task: Callable[[], object]) -> str | None:
     except Exception as error:  # one bad subject never loses the others
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def splits(
-    participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
-) -> dict[str, tuple[str, int]]:
-    """Split and fold of every subject, both stratified.
-
-    Healthy and patients apart, the latter by diagnosis and by whether one side is affected, both, or the midline.
-
-    Subjects take turns: each goes to the split that lags most behind its share. Those painted on one of several label
-    maps stay together.
-    """
-    if len({row["anatomy"] for row in participants}) > 1:
-        return grouped_splits(participants, seed, shares)
-    wanted = dict(zip(SPLITS, shares, strict=True))
-    generator = np.random.default_rng([seed, 0])
-    order = [participants[i] for i in generator.permutation(len(participants))]
-    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"], placement_of(row)))
-    assigned: dict[str, tuple[str, int]] = {}
-    for healthy in (True, False):
-        counts = dict.fromkeys(SPLITS, 0)
-        for position, row in enumerate(row for row in order if row["healthy"] == healthy):
-            name = max(SPLITS, key=lambda split: wanted[split] * (position + 1) - counts[split])
-            counts[name] += 1
-            assigned[str(row["participant_id"])] = (name, position % FOLDS)
-    return assigned
-
-
-def placement_of(row: dict[str, object]) -> str:
-    """Where a participant's lesion lies: both, midline, or empty for all else."""
-    return str(row["side"]) if row["side"] in AFFECTED.values() else ""
-
-
-def grouped_splits(
-    participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
-) -> dict[str, tuple[str, int]]:
-    """Split and fold of every subject, where the subjects of one anatomy stay together."""
-    strata = {str(row["participant_id"]): (row["healthy"], placement_of(row)) for row in participants}
-    groups: dict[object, list[str]] = {}
-    for row in participants:
-        groups.setdefault(row["anatomy"], []).append(str(row["participant_id"]))
-    parts = split_subjects(strata, dict(zip(SPLITS, shares, strict=True)), list(groups.values()), seed)
-    folds = split_subjects(strata, dict.fromkeys(range(FOLDS), 1 / FOLDS), list(groups.values()), seed)
-    return {subject: (parts[subject], folds[subject]) for subject in strata}
-
-
-def datalists(
-    participants: list[dict[str, object]],
-    modalities: tuple[str, ...],
-    seed: int,
-    shares: tuple[float, float, float],
-) -> dict[str, dict[str, Any]]:
-    """Datalists in the Decathlon's manner for the three bundles, by bundle; paths are relative to the cohort."""
-    lists = {bundle: {split: [] for split in SPLITS} for bundle in ("pretrain", "classify", "segment")}
-    assigned = splits(participants, seed, shares)
-    for row in participants:
-        subject = str(row["participant_id"])
-        split, fold = assigned[subject]
-        images = [image_path(subject, modality) for modality in modalities]
-        case = {"image": images if len(images) > 1 else images[0], "healthy": row["healthy"], "subject": subject}
-        case |= {key: row[key] for key in ("site", "side", "diagnosis")} | {"fold": fold}
-        lists["pretrain"][split].append(case)
-        lists["classify"][split].append(case | {"label": int(not row["healthy"])})
-        if not row["healthy"]:
-            lists["segment"][split].append(case | {"label": mask_path(subject)})
-    names = {"classify": {"0": "healthy", "1": "patient"}, "segment": {"0": "background", "1": "lesion"}}
-    return {bundle: ({"labels": names[bundle]} if bundle in names else {}) | own for bundle, own in lists.items()}
 
 
 def start(root: Path, config: Config) -> None:
