@@ -1,12 +1,15 @@
 """What decides the content of a built-in cohort."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 from sa_swin.phantom.anatomy import label_maps
 from sa_swin.phantom.contrast import CONTRASTS
-from sa_swin.phantom.lesion import FINDINGS
+from sa_swin.phantom.lesion import FINDINGS, LOOKS
+from sa_swin.phantom.people import healthy_people
 
+OF_THE_IMAGES = ("modality", "spacing", "skull", "tilt", "noise", "anatomies")
+"""Options that say nothing where images of real heads are given."""
 SKULL = ("true", "false", "mixed")
 
 
@@ -26,6 +29,7 @@ class Config:
         noise: factor on noise, texture and bias field.
         anatomies: folder of FreeSurfer label maps in place of ICBM152.
         lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
+        images: BIDS folder of healthy people's T1w images, on which lesions are painted in place of whole heads.
         lesion_ml: smallest and largest volume of painted lesions; None leaves it to the finding.
         bilateral: share of the patients whose lesion has a twin at the mirrored place.
         midline: share of the patients whose lesion lies across the midsagittal plane, as much on either side; painted.
@@ -43,6 +47,7 @@ class Config:
     noise: float = 1.0
     anatomies: str | None = None
     lesions: str | None = None
+    images: str | None = None
     lesion_ml: tuple[float, float] | None = None
     bilateral: float = 0.0
     midline: float = 0.0
@@ -83,6 +88,24 @@ class Config:
         for folder in (self.anatomies, self.lesions):
             if folder is not None:
                 label_maps(folder)
+        if self.images is not None:
+            self.check_images()
+
+    def check_images(self) -> None:
+        """Refuse what real heads do not allow."""
+        people = len(healthy_people(str(self.images)))
+        if self.subjects > people:
+            raise ValueError(f"subjects must be {people} at most, the people in {self.images}; got {self.subjects}")
+        if given := [own.name for own in fields(self) if own.name in OF_THE_IMAGES and self.is_set(own.name)]:
+            raise ValueError(f"with images, leave out {', '.join(given)}: the images have their own (T1w)")
+        if self.lesions is None:
+            raise ValueError("with images, lesions must be a folder of lesion masks in standard space")
+        if unknown := [finding for finding in self.findings if finding not in LOOKS]:
+            raise ValueError(f"with images, findings must be among {', '.join(LOOKS)}; got {', '.join(unknown)}")
+
+    def is_set(self, name: str) -> bool:
+        """Whether an option differs from its default."""
+        return getattr(self, name) != next(own.default for own in fields(self) if own.name == name)
 
     @property
     def factor(self) -> int:

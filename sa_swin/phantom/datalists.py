@@ -30,7 +30,7 @@ def splits(
 
     Subjects painted on one of several label maps stay together.
     """
-    if len({row["anatomy"] for row in participants}) > 1:
+    if len({row.get("anatomy") for row in participants}) > 1:
         return grouped_splits(participants, seed, shares)
     generator = np.random.default_rng([seed, 0])
     levels = attributes(participants)
@@ -46,7 +46,10 @@ def attributes(participants: list[dict[str, object]]) -> list[tuple[Level, ...]]
     volumes = [float(str(row["lesion_ml"])) for row in participants]
     limits = np.quantile([volume for volume in volumes if volume] or [0], [0.25, 0.5, 0.75])
     return [
-        (*((name, row[name]) for name in BALANCED), ("volume", int(np.digitize(volume, limits)) if volume else None))
+        (
+            *((name, row[name]) for name in BALANCED if name in row),
+            ("volume", int(np.digitize(volume, limits)) if volume else None),
+        )
         for row, volume in zip(participants, volumes, strict=True)
     ]
 

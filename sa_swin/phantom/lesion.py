@@ -32,6 +32,8 @@ REPLACED = {"necrosis": 1.0, "tumour": 0.95, "oedema": 0.85, "infarct": 0.9, "gl
 """Share of the tissue that a zone replaces."""
 MASS_EFFECT = {"tumour": 0.28, "haemorrhage": 0.22}
 """Displacement at the surface as a share of the lesion's radius."""
+LOOKS = {"tumour": "tissue", "infarct": "fluid", "haemorrhage": "blood"}
+"""On real T1w: between grey and white matter, between fluid and grey matter, above white matter."""
 MARGIN_MM = 2.0
 """No lesion comes nearer to the midsagittal plane than this, save one across it."""
 VOLUME_ML = (4.0, 60.0)
