@@ -34,13 +34,14 @@ REAL = [name for name in ("ixi", "oasis") if (SHARED / "cohorts" / name).is_dir(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A BIDS folder of four heads in several orientations, which the built-in cohort painted, and six lesion masks."""
+    """A BIDS folder of four heads, two and two alike, which the built-in cohort painted, and six lesion masks."""
     root = tmp_path_factory.mktemp("people")
     config = Config(4, 5, spacing=3.0, patients=0.0)
+    heads = [make_subject(config, number).images["T1w"] for number in (1, 2)]
     for number in range(1, 5):
         path = root / "images" / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
-        nib.save(make_subject(config, number).images["T1w"], path)
+        nib.save(heads[number % 2], path)
     (root / "lesions").mkdir()
     affine = np.diag([2.0, 2, 2, 1])
     affine[:3, 3] = (-78, -112, -50)
