@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
     "phantom": (
         {"": "sa_swin.phantom.cohort:phantom_command"},
-        "a cohort with painted lesions to try things on, on painted or real heads",
+        "painted lesions, on painted or real heads",
     ),
     "asymmetry": (
         {verb: f"sa_swin.asymmetry.command:{verb}_command" for verb in ("norm", "map")},
@@ -28,7 +28,11 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),
     "report": ({"": "sa_swin.report.page:report_command"}, "one HTML page on what a bundle's run left"),
     "study": (
-        {"run": "sa_swin.study.command:run", "evidence": "sa_swin.study.command:make_evidence"},
+        {
+            "run": "sa_swin.study.command:run",
+            "worth": "sa_swin.study.command:run_worth",
+            "evidence": "sa_swin.study.command:make_evidence",
+        },
         "a grid of trainings, and the page of evidence",
     ),
     "weights": ({"convert": "sa_swin.weights:convert"}, "published weights under this project's names"),

@@ -81,7 +81,7 @@ def datalists(
         split, fold = assigned[subject]
         images = [image_path(subject, modality) for modality in modalities]
         case = {"image": images if len(images) > 1 else images[0], "healthy": row["healthy"], "subject": subject}
-        case |= {key: row[key] for key in ("site", "side", "diagnosis")} | {"fold": fold}
+        case |= {key: row[key] for key in ("site", "side", "diagnosis", "lesion_ml")} | {"fold": fold}
         lists["pretrain"][split].append(case)
         lists["classify"][split].append(case | {"label": int(not row["healthy"])})
         if not row["healthy"]:
