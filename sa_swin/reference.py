@@ -1,4 +1,4 @@
-"""`python -m sa_swin.reference`: the tables of docs/reference.md, from the YAML's comments, the front door and the recipes.
+"""`python -m sa_swin.reference`: the tables of docs/reference.md, from the YAML, the front door and the recipes.
 
 A table stands between the lines `<!-- made: NAME -->` and `<!-- end -->`; what is written by hand around them stays.
 """
