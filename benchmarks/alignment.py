@@ -40,6 +40,15 @@ WORST_DEGREES, WORST_MM = 2.0, 2.0
 REFUSAL = f"""A plane is wrong beyond {WORST_DEGREES:g} degrees or {WORST_MM:g} mm; \
 on what is no head, any plane is wrong. No wrong plane may be trusted:"""
 
+REAL = {
+    "real heads": ("real/*/*.nii.gz", 0),
+    "gliomas": ("cohorts/lgg/sub-*/anat/*.nii.gz", 1),
+    "ixi": ("cohorts/ixi/sub-*/anat/*.nii.gz", 1),
+    "oasis, no skull": ("cohorts/oasis/sub-*/anat/*.nii.gz", 1),
+    "white-matter lesions": ("cohorts/whitematter/sub-*/anat/*.nii.gz", 1),
+}
+"""Real heads among the shared data: their files, and poses of each, where that is not chosen."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -99,24 +108,35 @@ def cohort_cases(folder: Path) -> Iterator[Case]:
 
 
 def real_cases(poses: int, seed: int) -> Iterator[Case]:
-    """Real heads in random poses; the truth is the plane found in the file's own pose: repeatability, not accuracy."""
+    """Real heads in random poses; the truth is the plane found in the file's own pose: repeatability, not accuracy.
+
+    Args:
+        poses: of every single case; heads of the cohorts, which are many, have one each.
+        seed: of the poses.
+    """
     rng = np.random.default_rng(seed)
-    for path in sorted(SHARED_DATA.glob("real/*/*.nii.gz")):
-        if any(word in path.name for word in ("lesion", "label", "aseg")):
-            continue
-        image, affine = load(path)
-        plane = estimate_plane(image, affine)
-        for _ in range(poses):
-            motion = torch.eye(4, dtype=torch.float64)
-            turn = rng.uniform(-15, 15, 3) * math.pi / 180
-            skew = torch.tensor([[0, -turn[2], turn[1]], [turn[2], 0, -turn[0]], [-turn[1], turn[0], 0]])
-            motion[:3, :3] = torch.linalg.matrix_exp(skew)
-            motion[:3, 3] = torch.tensor(rng.uniform(-20, 20, 3))
-            normal = motion[:3, :3] @ torch.tensor(plane.normal, dtype=torch.float64)
-            center = motion[:3, :3] @ torch.tensor(plane.center, dtype=torch.float64) + motion[:3, 3]
-            yield Case(
-                f"{path.parent.name} {path.name}", image, motion @ affine, normal, center, "real heads, repeatability"
-            )
+    for group, (pattern, own) in REAL.items():
+        for path in sorted(SHARED_DATA.glob(pattern)):
+            if any(word in path.name for word in ("lesion", "label", "aseg")):
+                continue
+            image, affine = load(path)
+            plane = estimate_plane(image, affine)
+            for _ in range(own or poses):
+                motion = random_motion(rng)
+                normal = motion[:3, :3] @ torch.tensor(plane.normal, dtype=torch.float64)
+                center = motion[:3, :3] @ torch.tensor(plane.center, dtype=torch.float64) + motion[:3, 3]
+                name = f"{path.parent.name} {path.name}"
+                yield Case(name, image, motion @ affine, normal, center, f"{group}, repeatability")
+
+
+def random_motion(rng: np.random.Generator) -> Tensor:
+    """A rigid motion, `(4, 4)`: up to 15 degrees about each axis, and 20 mm along it."""
+    motion = torch.eye(4, dtype=torch.float64)
+    turn = rng.uniform(-15, 15, 3) * math.pi / 180
+    skew = torch.tensor([[0, -turn[2], turn[1]], [turn[2], 0, -turn[0]], [-turn[1], turn[0], 0]])
+    motion[:3, :3] = torch.linalg.matrix_exp(skew)
+    motion[:3, 3] = torch.tensor(rng.uniform(-20, 20, 3))
+    return motion
 
 
 def accuracy_table(results: Sequence[Result]) -> str:

@@ -70,9 +70,11 @@ def read_head(folder: Path, case: Mapping[str, Any], tolerances: Sequence[float]
 
 
 def read_cohort(folder: str, tolerances: Sequence[float] = ()) -> list[Head]:
-    """All heads of a prepared cohort; patients whose mask is empty are left out."""
+    """All heads of a prepared cohort, each once; patients whose mask is empty are left out."""
     root = Path(folder)
-    cases = [c for path in sorted((root / "datalists").glob("*.json")) for c in json.loads(path.read_text())["testing"]]
+    lists = [root / "datalists" / name for name in ("segment.json", "pretrain.json")]  # with masks, where there are any
+    content = json.loads(next(path for path in lists if path.exists()).read_text())
+    cases = [case for section in ("training", "validation", "testing") for case in content[section]]
     heads = [read_head(root, case, tolerances) for case in tqdm(cases, root.name, disable=None)]
     return [h for h, case in zip(heads, cases, strict=True) if "label" not in case or h.lesion.any()]
 

@@ -26,7 +26,11 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "predict": ("sa_swin.bundles", "what trained weights say of a folder of images"),
     "report": ({"": "sa_swin.report.page:report_command"}, "one HTML page on what a bundle's run left"),
     "study": (
-        {"run": "sa_swin.study.command:run", "evidence": "sa_swin.study.command:make_evidence"},
+        {
+            "run": "sa_swin.study.command:run",
+            "worth": "sa_swin.study.command:run_worth",
+            "evidence": "sa_swin.study.command:make_evidence",
+        },
         "a grid of trainings, and the page of evidence",
     ),
     "weights": ({"convert": "sa_swin.weights:convert"}, "published weights under this project's names"),

@@ -231,14 +231,15 @@ def distrust(plane: MidsagittalPlane) -> str | None:
     The limits are calibrated on real heads and on planes that are known to be wrong: `benchmarks/refusals.py`.
     """
     tilt = math.degrees(math.acos(min(1.0, plane.normal[0])))
+    least = 0.15 if plane.inner_similarity >= 0.7 else 0.25  # brains without their skull, of unlike halves: 0.22
     rules = [
         (
             plane.overlap < 0.5,
             f"only {plane.overlap:.0%} of the head has a counterpart across the plane (at least 50% needed)",
         ),
         (
-            plane.similarity < 0.25,
-            f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least 0.25 needed)",
+            plane.similarity < least,
+            f"the two sides hardly resemble each other (similarity {plane.similarity:.2f}, at least {least} needed)",
         ),
         (
             plane.inner_similarity < 0.4,

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from custom.data.splits import split_subjects
 from custom.support.files import WriteError, write_whole
-from sa_swin.phantom.subject import AFFECTED, FINDINGS, Config, Subject, make_subject
+from sa_swin.phantom.config import Config
+from sa_swin.phantom.datalists import datalists, image_path, mask_path
+from sa_swin.phantom.lesion import FINDINGS, LOOKS
+from sa_swin.phantom.people import healthy_people
+from sa_swin.phantom.person import make_person
+from sa_swin.phantom.subject import Subject, make_subject
 
-SPLITS = ("training", "validation", "testing")
-FOLDS = 5
 COLUMNS = {
     "participant_id": "Subject",
     "diagnosis": "healthy, or the kind of lesion: tumour, infarct, atrophy, haemorrhage",
@@ -30,16 +30,18 @@ COLUMNS = {
     "side": "The subject's side of the lesion, from the affine (RAS): left or right, both where it has a twin at the "
     "mirrored place, midline where it lies across the midsagittal plane; n/a in the healthy",
     "lesion_ml": "Volume of the lesion mask in millilitres",
-    "site": "Made-up site, which decides the storage orientation and the scale of MR values",
+    "site": "Made-up site, which decides the storage orientation and the scale of MR values; of real heads their own",
+    "source": "The healthy person on whose image this one is painted, by the name in the folder of images",
     "skull": "Whether skull and scalp are in the image: true or false",
     "anatomy": "Number of the label map the head was painted on; a map's subjects are all in one part of the split",
 }
-README = """A cohort made by sa-swin phantom of sa-swin, for tests, demonstrations and benchmarks: painted, not real.
+README = """A cohort made by sa-swin phantom of sa-swin, for tests, demonstrations and benchmarks: lesions are painted.
 
 {healthy} healthy subjects, {patients} patients; participants.tsv says who is what, participants.json how to read it.
-derivatives/lesions holds the patients' lesion masks, derivatives/pose every subject's true midsagittal plane: the
-points w of the world (RAS, mm) with normal . w = offset_mm. datalists/*.json are MONAI datalists, relative to this
-folder, with the same split by subject for pretraining, classification and segmentation.
+derivatives/lesions holds the patients' lesion masks, derivatives/pose every subject's midsagittal plane, true where the
+head is painted, estimated where it is real: the points w of the world (RAS, mm) with normal . w = offset_mm.
+datalists/*.json are MONAI datalists, relative to this folder, with the same split by subject for pretraining,
+classification and segmentation. Research only.
 """
 
 
@@ -51,16 +53,6 @@ def write_json(path: Path, content: object) -> None:
 def write_image(path: Path, image: nib.Nifti1Image) -> None:
     """Write `.nii.gz` without the time of day, so that the same image is the same file."""
     write_whole(path, gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
-
-
-def image_path(participant: str, modality: str) -> str:
-    """Where a subject's image lies in the cohort."""
-    return f"{participant}/anat/{participant}_{modality}.nii.gz"
-
-
-def mask_path(participant: str) -> str:
-    """Where a patient's lesion mask lies in the cohort."""
-    return f"derivatives/lesions/{participant}/anat/{participant}_label-lesion_mask.nii.gz"
 
 
 def pose_path(participant: str) -> str:
@@ -88,7 +80,7 @@ def write_subject(root: Path, subject: Subject) -> None:
 
 def make_and_write(root: Path, config: Config, number: int) -> None:
     """Make one subject and write it."""
-    write_subject(root, make_subject(config, number))
+    write_subject(root, (make_person if config.images else make_subject)(config, number))
 
 
 def run_all(root: Path, config: Config, numbers: list[int], workers: int) -> Iterator[tuple[int, str | None]]:
@@ -122,73 +114,6 @@ def reason(task: Callable[[], object]) -> str | None:
     return None
 
 
-def splits(
-    participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
-) -> dict[str, tuple[str, int]]:
-    """Split and fold of every subject, both stratified.
-
-    Healthy and patients apart, the latter by diagnosis and by whether one side is affected, both, or the midline.
-
-    Subjects take turns: each goes to the split that lags most behind its share. Those painted on one of several label
-    maps stay together.
-    """
-    if len({row["anatomy"] for row in participants}) > 1:
-        return grouped_splits(participants, seed, shares)
-    wanted = dict(zip(SPLITS, shares, strict=True))
-    generator = np.random.default_rng([seed, 0])
-    order = [participants[i] for i in generator.permutation(len(participants))]
-    order.sort(key=lambda row: (not row["healthy"], row["diagnosis"], placement_of(row)))
-    assigned: dict[str, tuple[str, int]] = {}
-    for healthy in (True, False):
-        counts = dict.fromkeys(SPLITS, 0)
-        for position, row in enumerate(row for row in order if row["healthy"] == healthy):
-            name = max(SPLITS, key=lambda split: wanted[split] * (position + 1) - counts[split])
-            counts[name] += 1
-            assigned[str(row["participant_id"])] = (name, position % FOLDS)
-    return assigned
-
-
-def placement_of(row: dict[str, object]) -> str:
-    """Where a participant's lesion lies: both, midline, or empty for all else."""
-    return str(row["side"]) if row["side"] in AFFECTED.values() else ""
-
-
-def grouped_splits(
-    participants: list[dict[str, object]], seed: int, shares: tuple[float, float, float]
-) -> dict[str, tuple[str, int]]:
-    """Split and fold of every subject, where the subjects of one anatomy stay together."""
-    strata = {str(row["participant_id"]): (row["healthy"], placement_of(row)) for row in participants}
-    groups: dict[object, list[str]] = {}
-    for row in participants:
-        groups.setdefault(row["anatomy"], []).append(str(row["participant_id"]))
-    parts = split_subjects(strata, dict(zip(SPLITS, shares, strict=True)), list(groups.values()), seed)
-    folds = split_subjects(strata, dict.fromkeys(range(FOLDS), 1 / FOLDS), list(groups.values()), seed)
-    return {subject: (parts[subject], folds[subject]) for subject in strata}
-
-
-def datalists(
-    participants: list[dict[str, object]],
-    modalities: tuple[str, ...],
-    seed: int,
-    shares: tuple[float, float, float],
-) -> dict[str, dict[str, Any]]:
-    """Datalists in the Decathlon's manner for the three bundles, by bundle; paths are relative to the cohort."""
-    lists = {bundle: {split: [] for split in SPLITS} for bundle in ("pretrain", "classify", "segment")}
-    assigned = splits(participants, seed, shares)
-    for row in participants:
-        subject = str(row["participant_id"])
-        split, fold = assigned[subject]
-        images = [image_path(subject, modality) for modality in modalities]
-        case = {"image": images if len(images) > 1 else images[0], "healthy": row["healthy"], "subject": subject}
-        case |= {key: row[key] for key in ("site", "side", "diagnosis")} | {"fold": fold}
-        lists["pretrain"][split].append(case)
-        lists["classify"][split].append(case | {"label": int(not row["healthy"])})
-        if not row["healthy"]:
-            lists["segment"][split].append(case | {"label": mask_path(subject)})
-    names = {"classify": {"0": "healthy", "1": "patient"}, "segment": {"0": "background", "1": "lesion"}}
-    return {bundle: ({"labels": names[bundle]} if bundle in names else {}) | own for bundle, own in lists.items()}
-
-
 def start(root: Path, config: Config) -> None:
     """Claim the output folder for a configuration.
 
@@ -217,10 +142,11 @@ def write_tables(root: Path, config: Config, participants: list[dict[str, object
     patients = sum(not row["healthy"] for row in participants)
     write_whole(root / "README", README.format(healthy=len(participants) - patients, patients=patients))
     write_whole(root / ".bidsignore", "cohort.json\ndatalists/\n*_CT.nii.gz\n")
-    write_json(root / "participants.json", {name: {"Description": text} for name, text in COLUMNS.items()})
+    columns = {name: text for name, text in COLUMNS.items() if all(name in row for row in participants)}
+    write_json(root / "participants.json", {name: {"Description": text} for name, text in columns.items()})
     for bundle, lists in datalists(participants, config.modality, config.seed, config.shares).items():
         write_json(root / "datalists" / f"{bundle}.json", lists)
-    lines = ["\t".join(COLUMNS), *("\t".join(cell(row[name]) for name in COLUMNS) for row in participants)]
+    lines = ["\t".join(columns), *("\t".join(cell(row[name]) for name in columns) for row in participants)]
     write_whole(root / "participants.tsv", "\n".join(lines) + "\n")
 
 
@@ -264,18 +190,19 @@ def words(value: object) -> tuple[str, ...]:
 
 def phantom_command(
     output: str,
-    subjects: int = 40,
+    subjects: int | None = None,
     seed: int = 0,
     modality: str = "T1w",
     spacing: float = 2.0,
     patients: float = 0.5,
-    findings: str = ",".join(FINDINGS),
+    findings: str | None = None,
     skull: str = "true",
     tilt: float = 8.0,
     noise: float = 1.0,
     workers: int = 1,
     anatomies: str | None = None,
     lesions: str | None = None,
+    images: str | None = None,
     lesion_ml: tuple[float, float] | None = None,
     bilateral: float = 0.0,
     midline: float = 0.0,
@@ -287,32 +214,33 @@ def phantom_command(
 
     Args:
         output: folder of the cohort.
-        subjects: how many, 4 at least.
+        subjects: how many, 4 at least; by default 40, or everybody in images.
         seed: of every random draw.
         modality: T1w, FLAIR or CT, or several, such as "T1w,FLAIR".
         spacing: voxel size in mm.
         patients: share of the subjects with a lesion, 0 to 1.
-        findings: of the patients: tumour, infarct, atrophy, haemorrhage.
+        findings: of the patients: tumour, infarct, atrophy, haemorrhage; all by default, on images all but atrophy.
         skull: true (whole head), false (brain only) or mixed.
         tilt: largest roll, yaw and pitch of the head in degrees, and its largest shift in mm (10 at most).
         noise: factor on noise, texture and bias field; 0 for none.
         workers: processes.
         anatomies: folder of FreeSurfer label maps of whole heads, in place of the ICBM152 template.
-        lesions: folder of lesion masks in standard space, for infarcts and haemorrhages.
-        lesion_ml: smallest and largest volume of painted lesions, such as 30,90; by default the finding's own.
+        lesions: folder of lesion masks in standard space, for infarcts and haemorrhages, on images for all lesions.
+        images: BIDS folder of healthy people's T1w images, each used once, in place of painted heads.
+        lesion_ml: smallest and largest volume of the lesions, such as 30,90; by default 4,60, on images 3,40.
         bilateral: share of the patients with a twin of their lesion at the mirrored place, 0 to 1.
         midline: share of the patients with a lesion across the midsagittal plane, 0 to 1.
         shares: of the subjects in training, validation and testing.
     """
     try:
-        folders = (None if folder is None else str(folder) for folder in (anatomies, lesions))
+        folders = (None if folder is None else str(folder) for folder in (anatomies, lesions, images))
         config = Config(
-            subjects,
+            subjects or (len(healthy_people(str(images))) if images else 40),
             seed,
             words(modality),
             spacing,
             patients,
-            words(findings),
+            words(findings or (tuple(LOOKS) if images else FINDINGS)),
             str(skull).lower(),
             tilt,
             noise,

@@ -32,12 +32,14 @@ REPLACED = {"necrosis": 1.0, "tumour": 0.95, "oedema": 0.85, "infarct": 0.9, "gl
 """Share of the tissue that a zone replaces."""
 MASS_EFFECT = {"tumour": 0.28, "haemorrhage": 0.22}
 """Displacement at the surface as a share of the lesion's radius."""
+LOOKS = {"tumour": "tissue", "infarct": "fluid", "haemorrhage": "blood"}
+"""On real T1w: between grey and white matter, between fluid and grey matter, above white matter."""
 MARGIN_MM = 2.0
 """No lesion comes nearer to the midsagittal plane than this, save one across it."""
-VOLUME_ML = {"tumour": (4.0, 60.0), "infarct": (4.0, 60.0), "atrophy": (15.0, 60.0), "haemorrhage": (4.0, 60.0)}
-"""Smallest and largest volume drawn per finding; log-uniform between."""
-MASK_ML = (8.0, 100.0)
-"""Smallest and largest volume, in standard space, of the real lesions used."""
+VOLUME_ML = (4.0, 60.0)
+"""Smallest and largest volume drawn, of any finding; log-uniform between."""
+MASK_FACTOR = 4.0
+"""A real lesion is scaled to the volume drawn; one whose own is within this factor is taken, if there is one."""
 SHRINKAGE_MM = 8.0
 """How far below the skull an atrophied cortex begins."""
 STROKES = ("infarct", "haemorrhage")
@@ -105,6 +107,7 @@ def plan_lesion(
     anatomy: Anatomy,
     deformation: Deformation,
     masks: list[str] | None = None,
+    size: float = 0.5,
     volume_ml: tuple[float, float] | None = None,
     place: str = "one-sided",
 ) -> LesionPlan:
@@ -117,11 +120,12 @@ def plan_lesion(
         anatomy: the subject's tissue maps.
         deformation: from the head to the anatomy.
         masks: files of real lesions in standard space, used for `STROKES`, but not across the midsagittal plane.
-        volume_ml: smallest and largest volume, in place of the finding's own.
+        size: where in the range of volumes the lesion's lies, 0 to 1, on a log scale.
+        volume_ml: smallest and largest volume, in place of `VOLUME_ML`.
         place: one of `PLACEMENTS`; the volume of a bilateral lesion is that of both its parts.
     """
-    low, high = np.log(volume_ml or VOLUME_ML[finding])
-    millilitres = float(np.exp(generator.uniform(low, high)))
+    low, high = volume_ml or VOLUME_ML
+    millilitres = low * (high / low) ** size
     axis = torch.arange(-100, 101, 4, dtype=torch.float32)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
     centre = points[choose_site(generator, finding, side, place, points, anatomy, deformation)]
@@ -130,7 +134,7 @@ def plan_lesion(
     texture = random_field(generator, 7.0)
     mask = None
     if masks and finding in STROKES and place != "midline":
-        mask, millilitres = choose_mask(generator, masks, side)
+        mask = choose_mask(generator, masks, side, millilitres)
         centre = mask_centre(mask, points, anatomy, deformation)
     stretch = torch.tensor(stretch, dtype=torch.float32)
     return LesionPlan(finding, side, centre, millilitres, stretch, texture, mask, place)
@@ -176,22 +180,30 @@ def volume_and_side(path: str) -> tuple[float, int]:
     return float(millilitres), side if np.mean(lateral * side > 0) > 0.97 else 0
 
 
-def choose_mask(generator: np.random.Generator, masks: list[str], side: int) -> tuple[tuple[Tensor, np.ndarray], float]:
-    """A real one-sided lesion of a volume in `MASK_ML`, reflected to `side` where it lies on the other.
+def choose_mask(
+    generator: np.random.Generator, masks: list[str], side: int, millilitres: float
+) -> tuple[Tensor, np.ndarray]:
+    """A real one-sided lesion, reflected to `side` where it lies on the other, and scaled about its centre to a volume.
 
     Raises:
         ValueError: when the folder has none such.
     """
+    far = np.inf
     for path in generator.permutation(masks):
-        millilitres, own_side = volume_and_side(str(path))
-        if own_side and MASK_ML[0] <= millilitres <= MASK_ML[1]:
-            image = read_volume(path)
-            reflected = np.diag([float(own_side * side), 1, 1, 1]) @ image.affine
-            return (torch.from_numpy((np.asarray(image.dataobj) > 0).astype(np.float32)), reflected), millilitres
-    low, high = MASK_ML
-    raise ValueError(
-        f"none of the {len(masks)} lesion masks is one-sided with {low:g} to {high:g} ml in standard space"
-    )
+        volume, side_of = volume_and_side(str(path))
+        factor = abs(np.log(volume / millilitres)) if side_of else np.inf
+        if factor < far:
+            found, own, own_side, far = str(path), volume, side_of, factor
+        if far < np.log(MASK_FACTOR):
+            break
+    if far == np.inf:
+        raise ValueError(f"none of the {len(masks)} lesion masks is one-sided")
+    image = read_volume(found)
+    array = (np.asarray(image.dataobj) > 0).astype(np.float32)
+    centre = nib.affines.apply_affine(image.affine, np.argwhere(array).mean(axis=0))
+    scaling = np.diag([*[(millilitres / own) ** (1 / 3)] * 3, 1.0])
+    scaling[:3, 3] = centre - scaling[:3, :3] @ centre
+    return torch.from_numpy(array), np.diag([float(own_side * side), 1, 1, 1]) @ scaling @ image.affine
 
 
 def in_standard(where: Tensor, anatomy: Anatomy) -> Tensor:

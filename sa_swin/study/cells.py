@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import multiprocessing
+import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -18,7 +19,7 @@ from custom.support.errors import UserError, root_cause
 from custom.support.files import write_whole
 from custom.support.run_record import commit
 from custom.weights.transfer import load_checkpoint
-from sa_swin.study.cohort import read_lists
+from sa_swin.study.cohort import of_cell, read_lists
 from sa_swin.study.controls import ControlledContract
 from sa_swin.study.normative import NormativeAsymmetry
 from sa_swin.study.plan import BUNDLES, Cell
@@ -30,13 +31,14 @@ SCORES = {"pretrain": "asymmetry", "classify": "probability_1", "segment": "dice
 """Column of `cases.csv` that a task is measured by."""
 
 
-def run_cell(cell: Cell, folder: Path, device: str) -> None:
+def run_cell(cell: Cell, folder: Path, device: str, alone: bool = False) -> None:
     """Train and evaluate a cell, a classifier without a control on the reflected brains, too; what is done stays.
 
     Args:
         cell: the cell.
-        folder: of the study's work: `aligned`, `cohort` and `cells` are in it.
+        folder: of the study's work: its lists and its cells are in it.
         device: such as `cpu` or `cuda:0`.
+        alone: whether this process runs nothing else, so that its memory is the cell's.
     """
     home = folder / "cells" / cell.digest
     home.mkdir(parents=True, exist_ok=True)
@@ -48,10 +50,18 @@ def run_cell(cell: Cell, folder: Path, device: str) -> None:
             cases = measure(cell, folder, settings)
             seconds = round(time.monotonic() - started, 1)
             result = {"cell": cell.name, "seconds": seconds, "commit": commit(), "cases": cases}
+            result |= {"memory_mb": peak_memory(device)} if alone else {}
             result |= calibration(home) if cell.arm.task == "classify" else {}
             write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
         if cell.arm.task == "classify" and not cell.control and not (home / "reflected.json").exists():
             evaluate_reflected(home, settings)
+
+
+def peak_memory(device: str) -> float:
+    """Most memory that this process has held, MB: of the GPU, or on a CPU all of it, with the cohort."""
+    if torch.device(device).type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)  # Linux counts in kB
 
 
 def train_and_evaluate(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -73,9 +83,9 @@ def calibration(home: Path) -> dict[str, float]:
 
 def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """Normative asymmetry of the test subjects against the healthy training subjects, by subject."""
-    dataset_dir = folder / ("aligned" if cell.align else "cohort")
-    lists = read_lists(dataset_dir / "datalists" / "classify.json")
-    contract = ControlledContract(**control_of(cell, dataset_dir), **cell.settings, align=False)
+    dataset_dir, datalists = of_cell(cell, folder)
+    lists = read_lists(datalists / "classify.json")
+    contract = ControlledContract(**control_of(cell, folder), **cell.settings, align=False)
     spacing = tuple(ensure_tuple_rep(cell.settings["spacing"], 3))
 
     def pair(entry: Mapping[str, Any]) -> torch.Tensor:
@@ -96,29 +106,33 @@ def evaluate_reflected(home: Path, settings: Mapping[str, Any]) -> None:
 def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     """The bundle's settings for a cell, with its paths."""
     home = folder / "cells" / cell.digest
-    dataset_dir = folder / ("aligned" if cell.align else "cohort")
+    dataset_dir, datalists = of_cell(cell, folder)
+    network = {"network_def": dict(cell.network)} if cell.network else {}
     return {
         **FIXED,
         **cell.settings,
         "align": False,
         "val_interval": cell.settings["max_epochs"],  # the last weights are the ones measured, in every arm alike
         "bundle_root": str(BUNDLES / f"sa_swin_{cell.arm.task}"),
+        **network,
         "dataset_dir": str(dataset_dir),
+        "datalist": str(datalists / f"{cell.arm.task}.json"),
         "output_dir": str(home / "evaluate"),
         "ckpt_dir": str(home / "models"),
         "pretrained": str(folder / "cells" / cell.start.digest / "models" / "model.pt") if cell.start else "",
         "device": f"$torch.device({device!r})",
         "contract::_target_": "sa_swin.study.controls.ControlledContract",
-        **{f"contract::{name}": value for name, value in control_of(cell, dataset_dir).items()},
+        **{f"contract::{name}": value for name, value in control_of(cell, folder).items()},
     }
 
 
-def control_of(cell: Cell, dataset_dir: Path) -> dict[str, Any]:
+def control_of(cell: Cell, folder: Path) -> dict[str, Any]:
     """Keyword arguments of the cell's control, with what it needs of the cohort."""
     if cell.control.get("kind") != "other_subject":
         return dict(cell.control)
-    datalist = str(dataset_dir / "datalists" / "classify.json")
-    return {**cell.control, "datalist": datalist, "dataset_dir": str(dataset_dir)}
+    dataset_dir, datalists = of_cell(cell, folder)
+    task = "classify" if cell.arm.task == "normative" else cell.arm.task
+    return {**cell.control, "datalist": str(datalists / f"{task}.json"), "dataset_dir": str(dataset_dir)}
 
 
 def run_bundle(task: str, workflow: str, settings: Mapping[str, Any]) -> None:
@@ -164,19 +178,22 @@ def run_all(
         yield from ((cell, attempt(cell, folder, devices[0])) for wave in waves(cells) for cell in wave)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, context, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
+    ) as pool:
         for wave in waves(cells):
             futures: dict[Future[str | None], Cell] = {
-                pool.submit(attempt, cell, folder, devices[i % len(devices)]): cell for i, cell in enumerate(wave)
+                pool.submit(attempt, cell, folder, devices[i % len(devices)], alone=True): cell
+                for i, cell in enumerate(wave)
             }
             for future in as_completed(futures):
                 yield futures[future], future.result()
 
 
-def attempt(cell: Cell, folder: Path, device: str) -> str | None:
+def attempt(cell: Cell, folder: Path, device: str, alone: bool = False) -> str | None:
     """Run a cell; what went wrong in a line, or None. One bad cell never loses the others."""
     try:
-        run_cell(cell, folder, device)
+        run_cell(cell, folder, device, alone)
     except Exception as error:
         cause = root_cause(error)
         return f"{type(cause).__name__}: {cause}; see {folder / 'cells' / cell.digest / 'log.txt'}"

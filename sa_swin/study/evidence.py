@@ -198,6 +198,8 @@ def arms_table(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
     measured = any("inconsistency" in row for row in rows)
     head = ["arm", *(f"{figure}, {group} ({numbers[group]})" for group in groups), "seeds (all)", "seconds per run"]
     head += ["change when reflected"] if measured else []
+    weighed = any("memory_mb" in row for row in rows)
+    head += ["peak memory, MB"] if weighed else []
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = {row["group"]: row for row in rows if row["arm"] == arm}
@@ -206,6 +208,8 @@ def arms_table(rows: Sequence[Mapping[str, Any]], figure: str) -> str:
         cells = [arm, *values, seeds, format(own["all"]["seconds"], ".0f")]
         if measured:
             cells.append(format(own["all"]["inconsistency"], ".3f") if "inconsistency" in own["all"] else "")
+        if weighed:
+            cells.append(format(own["all"]["memory_mb"], ".0f") if "memory_mb" in own["all"] else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

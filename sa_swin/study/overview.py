@@ -109,9 +109,19 @@ def sentences(studies: Sequence[Mapping[str, Any]]) -> str:
 
 
 def overview(studies: Sequence[Mapping[str, Any]]) -> Figure:
-    """A forest plot of the same comparisons: each difference with its 95 % interval, coloured by its verdict."""
+    """A forest plot of the same comparisons."""
     headlines = [headline for _, own in SENTENCES for headline in own]
     rows = [(headline.words, row) for headline in headlines if (row := found(studies, headline))]
+    return differences(rows, "AUC (segmentation: of Dice)")
+
+
+def differences(rows: Sequence[tuple[str, Mapping[str, Any]]], figure_name: str) -> Figure:
+    """A forest plot of comparisons: each difference with its 95 % interval, coloured by its verdict.
+
+    Args:
+        rows: words and row of each.
+        figure_name: of what the difference is.
+    """
     figure = Figure(figsize=(7.5, 0.9 + 0.32 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(0, color="black", linewidth=0.8)
@@ -122,7 +132,7 @@ def overview(studies: Sequence[Mapping[str, Any]]) -> Figure:
         axis.annotate(f"{value:+.3f}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axis.set_yticks(range(len(rows)), [words for words, _ in rows], fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlabel("difference of AUC (segmentation: of Dice), 95 % interval", fontsize=9)
+    axis.set_xlabel(f"difference of {figure_name}, 95 % interval", fontsize=9)
     for verdict, colour in COLOURS.items():
         axis.plot([], [], "o", color=colour, label=VERDICTS[verdict])
     axis.legend(fontsize=8, frameon=False, loc="center right")

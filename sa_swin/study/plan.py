@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,9 +21,11 @@ TASKS = (*BUNDLE_TASKS, "normative")
 AXES = ("task", "variant", "pretraining", "control", "label_percent")
 """What an arm is one combination of. Its cells differ by their seed alone."""
 PLAIN = {"pretraining": "none", "control": "none", "label_percent": 100}
+NETWORK = "network"
+"""Key of a variant that is another network than the bundle's, by its `_target_`."""
 PARTS = {
-    "name", "title", "about", "commit", "cohort", "grid", "settings", "label_epochs", "variants", "pretraining",
-    "controls", "groups", "seeds", "arms", "comparisons", *BUNDLE_TASKS,
+    "name", "title", "about", "commit", "cohort", "folds", "grid", "settings", "label_epochs", "variants",
+    "pretraining", "controls", "groups", "seeds", "arms", "comparisons", *BUNDLE_TASKS,
 }  # fmt: skip
 
 
@@ -60,7 +63,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One bundle run: an arm with a seed, the settings that it comes to, and the pretraining it starts from.
+    """One bundle run: an arm with a seed and a fold, the settings that it comes to, and the pretraining it starts from.
 
     Args:
         arm: its arm.
@@ -70,6 +73,8 @@ class Cell:
         align: whether it runs on the aligned cohort.
         cohort: options of the cohort and its grid, a part of the identity.
         start: the pretraining cell whose weights it starts from.
+        fold: whose subjects it is tested on, where there are folds.
+        network: that takes the place of the bundle's, as a configuration has it; None leaves it.
     """
 
     arm: Arm
@@ -79,6 +84,8 @@ class Cell:
     align: bool
     cohort: Mapping[str, Any]
     start: "Cell | None" = None
+    fold: int | None = None
+    network: Mapping[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -91,13 +98,16 @@ class Cell:
             "align": self.align,
             "cohort": dict(self.cohort),
             "start": self.start and self.start.digest,
+            "fold": self.fold,
+            "network": self.network and dict(self.network),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
         """The cell in words."""
-        return f"{self.arm.task}: {self.arm.name}, seed {self.seed}"
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"{self.arm.task}: {self.arm.name}{fold}, seed {self.seed}"
 
 
 @cache
@@ -131,9 +141,13 @@ class Study:
         if not isinstance(content, dict) or set(content) - PARTS or not {"cohort", "grid", "arms"} <= set(content):
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise StudyError(f"{path}: a study has cohort, grid, arms, and further {sorted(PARTS)}; found {found}")
-        self.content = {"name": Path(path).stem, "seeds": [0, 1, 2], "groups": {}, "comparisons": [], **content}
+        self.content = {"name": Path(path).stem, "seeds": [0, 1, 2], "groups": {}, "comparisons": [],
+                        **content}  # fmt: skip
         if epochs := content.get("label_epochs"):
             self.content["label_epochs"] = {str(percent): own for percent, own in epochs.items()}  # as JSON has them
+        number = content.get("folds", 0)
+        if not isinstance(number, int) or number < 0 or number == 1:
+            raise StudyError(f"folds must be 0 (the cohort's own split) or at least 2, got {number}")
         self.named = {
             "variant": content.get("variants", {}),
             "pretraining": {"none": {}, **content.get("pretraining", {})},
@@ -176,25 +190,31 @@ class Study:
 
     @property
     def cohort(self) -> dict[str, Any]:
-        """What decides the images: options of `sa-swin phantom` and of `sa-swin prepare`."""
-        return {"phantom": self.content["cohort"], **self.content["grid"]}
+        """What decides the images: options of the cohort and of `sa-swin prepare`."""
+        return {"cohort": self.content["cohort"], **self.content["grid"], "folds": len(self.folds)}
 
-    def cell(self, arm: Arm, seed: int) -> Cell:
-        """An arm's cell with a seed."""
+    @property
+    def folds(self) -> list[int | None]:
+        """The folds, in each of which other subjects are tested; `[None]` where the cohort's own split is used."""
+        return list(range(self.content.get("folds", 0))) or [None]
+
+    def cell(self, arm: Arm, seed: int, fold: int | None = None) -> Cell:
+        """An arm's cell with a seed, in a fold."""
         control = dict(self.named["control"][arm.control])
         align = control.pop("align", True)
         if arm.task == "normative":  # nothing is drawn: every seed is the same cell
-            return Cell(arm, 0, dict(self.content["grid"]), control, align, self.cohort)
+            return Cell(arm, 0, dict(self.content["grid"]), control, align, self.cohort, fold=fold)
         settings = self.settings(arm, seed)
         start = None
         if arm.task != "pretrain" and arm.pretraining != "none":
-            start = self.cell(Arm("pretrain", arm.variant, arm.pretraining, arm.control), seed)
-        return Cell(arm, seed, settings, control, align, self.cohort, start)
+            start = self.cell(Arm("pretrain", arm.variant, arm.pretraining, arm.control), seed, fold)
+        network = self.named["variant"][arm.variant].get(NETWORK)
+        return Cell(arm, seed, settings, control, align, self.cohort, start, fold, network)
 
     def settings(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Overrides of the arm's bundle; a variant's settings for other bundles are passed over."""
         parts = [self.content.get("settings", {}), self.content["grid"], self.content.get(arm.task, {})]
-        variant = self.named["variant"][arm.variant]
+        variant = {key: value for key, value in self.named["variant"][arm.variant].items() if key != NETWORK}
         if unknown := sorted(set(variant).difference(*map(knobs, BUNDLE_TASKS))):
             raise StudyError(f"variant {arm.variant}: no bundle has a setting {', '.join(unknown)}")
         parts.append({key: value for key, value in variant.items() if key in knobs(arm.task)})
@@ -218,7 +238,9 @@ class Study:
         wanted, found = self.content.get("commit"), str(commit())
         if wanted and not found.startswith(wanted):
             raise StudyError(f"study {self.content['name']} is of commit {wanted}, this is {found}; check that one out")
-        cells = [self.cell(arm, seed) for seed in self.content["seeds"] for arm in self.arms]
+        cells = [
+            self.cell(arm, seed, fold) for seed in self.content["seeds"] for fold in self.folds for arm in self.arms
+        ]
         starts = [cell.start for cell in cells if cell.start]
         return list({cell.digest: cell for cell in [*starts, *cells]}.values())
 
@@ -228,10 +250,22 @@ def describe(arm: Arm) -> dict[str, Any]:
     return asdict(arm) | {"name": arm.name}
 
 
-def members(facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Sequence[Any]] | None) -> set[str]:
-    """Subjects whose facts are among those a group names; the healthy belong to every group."""
+def members(facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Any] | None) -> set[str]:
+    """Subjects that a group names; the healthy belong to every group.
+
+    Args:
+        facts: of each subject.
+        group: for each fact a list of its values, or bounds of a number, such as `{from: 3, below: 10}`.
+    """
     return {
         subject
         for subject, own in facts.items()
-        if own.get("healthy") or all(own.get(key) in values for key, values in (group or {}).items())
+        if own.get("healthy") or all(meets(own.get(key), wanted) for key, wanted in (group or {}).items())
     }
+
+
+def meets(value: Any, wanted: Sequence[Any] | Mapping[str, float]) -> bool:
+    """Whether a fact is one of the values, or within bounds."""
+    if not isinstance(wanted, Mapping):
+        return value in wanted
+    return value is not None and wanted.get("from", -math.inf) <= float(value) < wanted.get("below", math.inf)

@@ -22,6 +22,8 @@ from sa_swin.study.statistics import (
     sign_flip,
 )
 
+CALIBRATION = {"temperature", "bias"}
+
 
 def collect(study: Study, folder: Path) -> dict[str, Any]:
     """Per-case scores of all finished arms, as the study's JSON holds them.
@@ -35,50 +37,58 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         those that have run, `seconds`, and `scores`, a list per seed in the order of `subjects`. The cells that have
         not run are named in `missing`.
     """
-    facts = cohort.test_facts(folder)
+    facts = cohort.facts_of(study, folder)
     arms, missing = [], []
     for arm in study.arms:
-        cells = {seed: study.cell(arm, seed) for seed in study.content["seeds"]}
-        found = {seed: folder / "cells" / cell.digest / "result.json" for seed, cell in cells.items()}
-        missing += [cell.name for seed, cell in cells.items() if not found[seed].exists()]
-        seeds = [seed for seed, path in found.items() if path.exists()]
-        paths = [found[seed] for seed in seeds]
-        if not paths:
-            continue
-        results = [json.loads(path.read_text()) for path in paths]
-        subjects = [subject for subject in facts if subject in results[0]["cases"]]
-        arms.append(
-            describe(arm)
-            | {
-                "seeds": seeds,
-                "seconds": [result["seconds"] for result in results],
-                "commits": sorted({str(result["commit"]) for result in results}),
-                "subjects": subjects,
-                "scores": [[result["cases"][subject] for subject in subjects] for result in results],
-            }
-            | reflected(paths, subjects)
-            | calibrations(results)
-        )
-    sizes = cohort.sizes(folder)
+        results = []
+        for seed in study.content["seeds"]:
+            cells = [study.cell(arm, seed, fold) for fold in study.folds]
+            paths = [folder / "cells" / cell.digest / "result.json" for cell in cells]
+            missing += [cell.name for cell, path in zip(cells, paths, strict=True) if not path.exists()]
+            if all(path.exists() for path in paths):
+                results.append({"seed": seed} | joined(paths))
+        if results:
+            arms.append(describe(arm) | of_arm(results, facts))
+    sizes = cohort.sizes(study, folder)
     missing = list(dict.fromkeys(missing))
     return {"study": study.content, "sizes": sizes, "facts": facts, "arms": arms, "missing": missing}
 
 
-def reflected(paths: Sequence[Path], subjects: Sequence[str]) -> dict[str, Any]:
-    """Scores of the reflected brains, where they were measured with all of the seeds."""
+def joined(paths: Sequence[Path]) -> dict[str, Any]:
+    """One training's result, from those of its folds: every case of any of them, and the time of all."""
+    parts = [json.loads(path.read_text()) for path in paths]
     own = [path.with_name("reflected.json") for path in paths]
-    if not all(path.exists() for path in own):
-        return {}
-    cases = [json.loads(path.read_text()) for path in own]
-    return {"reflected": [[scores[subject] for subject in subjects] for scores in cases]}
+    reflected = [json.loads(path.read_text()) for path in own if path.exists()]
+    result = {
+        "seconds": round(sum(part["seconds"] for part in parts), 1),
+        "memory_mb": max((part["memory_mb"] for part in parts if part.get("memory_mb")), default=None),
+        "commits": [str(part["commit"]) for part in parts],
+        "cases": {subject: score for part in parts for subject, score in part["cases"].items()},
+    }
+    if len(reflected) == len(paths):
+        result["reflected"] = {subject: score for part in reflected for subject, score in part.items()}
+    if len(parts) == 1 and parts[0].keys() >= CALIBRATION:  # of one training: each fold has its own
+        result["calibration"] = {key: parts[0][key] for key in sorted(CALIBRATION)}
+    return result
 
 
-def calibrations(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the classifiers of an arm were calibrated with, where all of them say so."""
-    keys = ("temperature", "bias")
-    if not all(key in result for result in results for key in keys):
-        return {}
-    return {"calibration": [{key: result[key] for key in keys} for result in results]}
+def of_arm(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm as the study's JSON holds it, from its trainings; reflected and calibrated where all of them are."""
+    subjects = [subject for subject in facts if subject in results[0]["cases"]]
+    arm = {
+        "seeds": [result["seed"] for result in results],
+        "seconds": [result["seconds"] for result in results],
+        "commits": sorted({commit for result in results for commit in result["commits"]}),
+        "subjects": subjects,
+        "scores": [[result["cases"][subject] for subject in subjects] for result in results],
+    }
+    if all(result["memory_mb"] for result in results):
+        arm["memory_mb"] = [result["memory_mb"] for result in results]
+    if all("reflected" in result for result in results):
+        arm["reflected"] = [[result["reflected"][subject] for subject in subjects] for result in results]
+    if all("calibration" in result for result in results):
+        arm["calibration"] = [result["calibration"] for result in results]
+    return arm
 
 
 def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
 def columns(
     arm: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
-    group: Mapping[str, Sequence[Any]] | None,
+    group: Mapping[str, Any] | None,
     seeds: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Truth `(N,)`, whether a subject is a patient, and scores `(S, N)` of an arm's cases in a group, of some seeds."""
@@ -123,7 +133,7 @@ def figure_of(task: str) -> Any:
 
 
 def figures(
-    arm: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Sequence[Any]] | None
+    arm: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """An arm's figure with its interval, the figure of each seed, and the numbers of cases."""
     truth, scores = columns(arm, facts, group)
@@ -139,6 +149,7 @@ def figures(
             "n_patients": int(truth.sum()),
             "seconds": float(np.mean(arm["seconds"])),
         }
+        | ({"memory_mb": max(arm["memory_mb"])} if "memory_mb" in arm else {})
         | inconsistency(arm)
         | (calibration_figures(arm, truth, scores) if "calibration" in arm and group is None else {})
     )
@@ -174,7 +185,7 @@ def compare(
     first: Mapping[str, Any],
     second: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
-    group: Mapping[str, Sequence[Any]] | None,
+    group: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The difference between two arms over the seeds that both have, with its interval and p-value.
 

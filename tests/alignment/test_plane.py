@@ -309,6 +309,15 @@ def test_distrust_names_the_figure():
     assert "30%" in distrust(plane)
 
 
+@pytest.mark.parametrize(
+    ("similarity", "inside", "good"), [(0.22, 0.81, True), (0.22, 0.65, False), (0.12, 0.87, False)]
+)
+def test_unlike_sides_are_trusted_where_the_inside_matches(similarity, inside, good):
+    # oasis sub-1039, a brain without its skull; one hemisphere; a texture
+    plane = MidsagittalPlane((1.0, 0, 0), 0.0, (0, 0, 0), similarity, 0.9, 0.7, 0.1, 0.1, inside)
+    assert (distrust(plane) is None) == good
+
+
 @pytest.mark.parametrize("size", [(64, 70, 61), (65, 70, 61)])
 def test_on_the_aligned_grid_a_symmetric_head_equals_its_mirror_image(brain, size):
     image, affine = brain

@@ -207,7 +207,8 @@ def test_the_template_anatomy_is_its_own_mirror_image():
 
 
 def test_a_bilateral_lesion_lies_as_much_on_either_side_and_keeps_the_symmetry():
-    one_sided, both = (Config(4, findings=("tumour",), modality=("FLAIR",), bilateral=share) for share in (0, 1))
+    options = {"findings": ("tumour",), "modality": ("FLAIR",), "lesion_ml": (30, 31)}
+    one_sided, both = (Config(4, bilateral=share, **options) for share in (0, 1))
     found = {}
     for config in (one_sided, both):
         subject = make_subject(config, 2)
@@ -219,7 +220,8 @@ def test_a_bilateral_lesion_lies_as_much_on_either_side_and_keeps_the_symmetry()
     assert found[0][0] in (0, 1)
     assert 0.4 < found[1][0] < 0.6
     assert found[1][1] > found[0][1] + 0.02
-    assert (found[0][2]["side"], found[1][2]["side"]) == ("left", "both")
+    assert found[0][2]["side"] in ("left", "right")
+    assert found[1][2]["side"] == "both"
     assert found[1][2]["lesion_ml"] == pytest.approx(found[0][2]["lesion_ml"], rel=0.1)
 
 

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import yaml
 
 from sa_swin.study import evidence
 from sa_swin.study.cells import read_cases, run_all, waves
+from sa_swin.study.cohort import make_cohort
 from sa_swin.study.plan import Arm, Study, StudyError, members
 from sa_swin.study.summary import collect, compare, summarize
 
@@ -146,19 +148,20 @@ def test_a_case_without_a_score_is_an_error(tmp_path):
 def finished(tiny_cohort, tmp_path_factory):
     """The work of a study of two arms and one seed on the tiny cohort, and the study."""
     folder = tmp_path_factory.mktemp("work")
-    for name in ("aligned", "cohort"):
-        shutil.copytree(tiny_cohort, folder / name)
-        path = folder / name / "datalists" / "classify.json"
-        lists = json.loads(path.read_text())
-        for entry in (entry for entries in lists.values() for entry in entries):
-            entry |= {"side": "n/a" if entry["healthy"] else "left", "diagnosis": "x"}
-        path.write_text(json.dumps(lists))
+    cohort = shutil.copytree(tiny_cohort, folder / "prepared")
+    (cohort / "planes.csv").touch()
+    path = cohort / "datalists" / "classify.json"
+    lists = json.loads(path.read_text())
+    for entry in (entry for entries in lists.values() for entry in entries):
+        entry |= {"side": "n/a" if entry["healthy"] else "left", "diagnosis": "x"}
+    path.write_text(json.dumps(lists))
     arms = [
         {"task": "classify", "variant": ["plain", "saca"]},
         {"task": "classify", "variant": "saca", "control": "wrong_axis"},
     ]
     comparisons = [{"task": "classify", "arm": {"variant": "saca"}, "against": {"variant": "plain"}}]
-    plan = study(folder, arms=arms, seeds=[0], comparisons=comparisons)
+    plan = study(folder, arms=arms, seeds=[0], comparisons=comparisons, cohort={"dataset_dir": str(cohort)})
+    make_cohort(plan, folder, workers=1)
     return plan, folder, {cell.name: why for cell, why in run_all(plan.cells(), folder, ["cpu"], 1)}
 
 
@@ -219,7 +222,7 @@ def test_the_normative_score_is_one_cell_for_all_seeds_and_needs_no_training(fin
 def test_one_bad_cell_does_not_lose_the_others(finished, tmp_path):
     plan, folder, _ = finished
     bad = plan.cell(Arm("classify", "plain"), 0)
-    bad = type(bad)(bad.arm, 5, {**bad.settings, "batch_size": -1}, {}, True, {})
+    bad = replace(bad, seed=5, settings={**bad.settings, "batch_size": -1})
     reasons = [why for _, why in run_all([bad, plan.cells()[0]], folder, ["cpu"], 1)]
     assert "batch_size" in reasons[0]
     assert reasons[1] is None

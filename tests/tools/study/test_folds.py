@@ -1,0 +1,145 @@
+import json
+import shutil
+
+import pytest
+import yaml
+
+from sa_swin.study import worth
+from sa_swin.study.cohort import facts_of, make_cohort, read_lists
+from sa_swin.study.command import run_worth
+from sa_swin.study.plan import Study, StudyError, meets
+
+GRID = {"spacing": 6.0, "spatial_size": [32, 64, 64]}
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """A prepared cohort of 12 subjects in name alone: lists of persons, two of whom were scanned twice."""
+    folder = tmp_path / "prepared"
+    (folder / "datalists").mkdir(parents=True)
+    (folder / "planes.csv").touch()
+    entries = [
+        {"image": f"{n}.nii", "label": f"{n}_mask.nii", "subject": f"s{n}", "side": "left" if n % 2 else "right",
+         "person": f"p{n % 10}", "lesion_ml": n + 0.5}
+        for n in range(12)
+    ]  # fmt: skip
+    lists = {"training": entries[:8], "validation": entries[8:10], "testing": entries[10:]}
+    (folder / "datalists" / "segment.json").write_text(json.dumps(lists))
+    return folder
+
+
+def plan(tmp_path, cohort, group="person", **changes):
+    content = {"cohort": {"dataset_dir": str(cohort), "group": group}, "grid": GRID, "folds": 3, "arms": []}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return Study(path)
+
+
+def folds_of(study, folder):
+    make_cohort(study, folder, workers=1)
+    return [read_lists(folder / "lists" / "aligned" / f"fold_{fold}" / "segment.json") for fold in study.folds]
+
+
+def test_every_subject_is_tested_once_and_never_trained_on_in_that_fold(tmp_path, cohort):
+    lists = folds_of(plan(tmp_path, cohort), tmp_path / "work")
+    tested = [entry["subject"] for own in lists for entry in own["testing"]]
+    assert sorted(tested) == sorted(f"s{n}" for n in range(12))
+    for own in lists:
+        parts = [{entry["subject"] for entry in own[part]} for part in ("training", "validation", "testing")]
+        assert len(set().union(*parts)) == sum(map(len, parts)) == 12
+        assert all(parts)
+        assert {"left", "right"} == {entry["side"] for entry in own["testing"]}
+
+
+def test_the_two_scans_of_a_person_are_tested_in_one_fold(tmp_path, cohort):
+    for own in folds_of(plan(tmp_path, cohort), tmp_path / "work"):
+        persons = {entry["person"] for entry in own["testing"]}
+        rest = {entry["person"] for entry in own["training"] + own["validation"]}
+        assert not persons & rest
+
+
+def test_a_column_that_should_keep_subjects_together_must_be_there(tmp_path, cohort):
+    study = plan(tmp_path, cohort, group="family")
+    with pytest.raises(StudyError, match=r"group family: no such column in .* entries of s0; add it"):
+        make_cohort(study, tmp_path / "work", workers=1)
+
+
+def test_the_cohort_itself_is_not_written_to(tmp_path, cohort):
+    before = {path: path.stat().st_mtime_ns for path in cohort.rglob("*")}
+    make_cohort(plan(tmp_path, cohort), tmp_path / "work", workers=1)
+    assert before == {path: path.stat().st_mtime_ns for path in cohort.rglob("*")}
+
+
+def facts_of_are_of_all_subjects_who_are_patients_unless_said_to_be_healthy(tmp_path, cohort):
+    study = plan(tmp_path, cohort)
+    make_cohort(study, tmp_path / "work", workers=1)
+    facts = facts_of(study, tmp_path / "work")
+    assert facts["s3"] == {"healthy": False, "side": "left", "lesion_ml": 3.5}
+    assert len(facts) == 12
+
+
+def test_bounds_of_a_number_hold_its_lower_end_and_not_its_upper():
+    assert [meets(value, {"from": 3, "below": 10}) for value in (2.9, 3.0, 9.9, 10.0, None)] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_one_fold_is_refused(tmp_path, cohort):
+    with pytest.raises(StudyError, match=r"folds must be 0 .* or at least 2, got 1"):
+        plan(tmp_path, cohort, folds=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("pretrain", "task must be one of segment, classify"), ("classify", "no .*classify.json; make")],
+)
+def test_the_ready_study_says_what_it_lacks(cohort, task, message):
+    with pytest.raises(StudyError, match=message):
+        worth.content(task, str(cohort), GRID, {}, 400, 3, 3)
+
+
+def test_the_ready_study_trains_for_about_the_steps_that_were_asked_for(cohort):
+    content = worth.content("segment", str(cohort), GRID, {}, 400, 3, 3)
+    assert content["segment"]["max_epochs"] == 100  # 8 of 12 subjects in batches of 2 are 4 steps
+
+
+def result(difference, low, high, q):
+    arms = [{"task": "segment", "arm": arm, "group": "all", "value": value, "low": 0, "high": 1, "n": 9, "seconds": 1.0,
+             "seeds": [value]} for arm, value in (("saca", 0.5 + difference), ("plain", 0.5))]  # fmt: skip
+    row = {"task": "segment", "arm": "saca", "against": "plain", "group": "all", "n": 9, "seeds": 1, "p": q, "q": q,
+           "difference": difference, "low": low, "high": high}  # fmt: skip
+    study = {"folds": 3, "seeds": [0], "cohort": {"dataset_dir": "C"}}
+    return {"study": study, "sizes": {"in turn": {"one-sided": 9}}, "missing": [],
+            "summary": {"arms": arms, "comparisons": [row]}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ((0.1, 0.05, 0.15, 0.01), "Yes: Dice 0.600 with the mirrored counterpart, 0.500 without; difference +0.100"),
+        ((0.1, -0.05, 0.15, 0.01), "Not shown: Dice"),
+        ((-0.1, -0.15, -0.05, 0.01), "No, it costs: Dice 0.400"),
+        ((0.1, 0.05, 0.15, 0.2), "Not shown: Dice"),
+    ],
+)
+def test_the_verdict_is_a_sentence_that_needs_interval_and_q(tmp_path, row, words):
+    assert worth.verdict(result(*row)).startswith(words)
+    page = worth.write_page(result(*row), tmp_path).read_text()
+    assert words in page
+    assert "saca against plain" in (tmp_path / "worth.svg").read_text()
+
+
+@pytest.mark.slow
+def test_the_ready_study_runs_on_a_cohort_and_goes_on_where_it_stopped(tiny_cohort, tmp_path, capsys):
+    cohort = shutil.copytree(tiny_cohort, tmp_path / "prepared")
+    (cohort / "planes.csv").touch()
+    options = {"work": str(tmp_path / "work"), "dataset_dir": str(cohort), "spacing": 6.0, "spatial_size": (32, 64, 64),
+               "roi_size": (32, 64, 32), "steps": 2, "folds": 2, "seeds": 1}  # fmt: skip
+    run_worth(**options, only="plain")
+    assert "worth.json: 10 trainings still missing" in capsys.readouterr().out
+    run_worth(**options)
+    page = (tmp_path / "work" / "worth.md").read_text()
+    for arm in ("plain", "channel", "saca", "baseline", "saca, other subject", "saca, wrong axis"):
+        assert f"| {arm} | 0." in page
+    assert "not for clinical use" in page
+    assert capsys.readouterr().out.rstrip().endswith("n = 4.")
