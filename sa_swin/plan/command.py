@@ -82,7 +82,7 @@ def plan_command(
 def trial_settings(task: str, settings: Mapping[str, Any], roi: Sequence[int]) -> tuple[dict[str, Any], int]:
     """Settings of a trial training that sees less, and how many voxels it sees of a volume."""
     tried = [min(TRIED, side) for side in roi]
-    if task == "classify":  # sees whole volumes, so a coarse one, on which nothing is aligned
+    if task == "classify":  # sees whole volumes, so a coarse one, which a prepared cohort does not have
         sizes = {"spatial_size": tried, "spacing": COARSE, "align": True}
     else:
         sizes = {"roi_size": tried, "num_samples": 1, "overlap": 0.0}

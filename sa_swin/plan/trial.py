@@ -107,7 +107,7 @@ def measured(task: str, settings: Mapping[str, Any], case: Case, root: Path, dev
             text=True,
             env=os.environ | quick_start(),
         )
-    if done.returncode:
+    if done.returncode or "peak " not in done.stdout:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise TrialError(f"a trial training on {case['image']} failed: {last}")
     return int(done.stdout.rsplit("peak ", 1)[1])
