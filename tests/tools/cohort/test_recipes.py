@@ -1,6 +1,7 @@
 """Each recipe on a small tree, laid out and named as the data set is published."""
 
 import json
+import re
 from itertools import chain
 
 import numpy as np
@@ -10,6 +11,7 @@ from custom.data.case import CohortError
 from custom.data.datalist import load_datalist
 from sa_swin.cohort.command import build_command
 from sa_swin.cohort.recipes import names, read_recipe, table_rows
+from sa_swin.commands import command_of
 
 PARTS = ("training", "validation", "testing")
 ATLAS = "R{0:03d}/sub-r{0:03d}s001/ses-1/anat/sub-r{0:03d}s001_ses-1_space-MNI152NLin2009aSym_"
@@ -84,6 +86,9 @@ def of(lists, bundle, key):
 
 def test_every_recipe_has_a_tree_and_says_where_and_under_which_licence_the_data_are_had():
     assert set(names()) == set(TREES)
+    build = command_of("sa_swin.cohort.command:build_command", "sa-swin cohort build")
+    about = next(option.about for option in build.options if option.name == "recipe")
+    assert set(names()) <= set(re.findall(r"\w+", about))
     for name in names():
         recipe = read_recipe(name)
         assert recipe.source
