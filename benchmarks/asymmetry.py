@@ -74,7 +74,7 @@ def read_cohort(folder: str, tolerances: Sequence[float] = ()) -> list[Head]:
     root = Path(folder)
     lists = [root / "datalists" / name for name in ("segment.json", "pretrain.json")]  # with masks, where there are any
     content = json.loads(next(path for path in lists if path.exists()).read_text())
-    cases = [case for section in ("training", "validation", "testing") for case in content[section]]
+    cases = [case for section in ("training", "validation", "testing") for case in content.get(section, [])]
     heads = [read_head(root, case, tolerances) for case in tqdm(cases, root.name, disable=None)]
     return [h for h, case in zip(heads, cases, strict=True) if "label" not in case or h.lesion.any()]
 

@@ -74,7 +74,7 @@ def heads(folder: Path, count: int) -> Iterator[Head]:
         name = files[index].name.split("_")[0]
         volume = load_volume(str(files[index])).float()
         regions = load_volume(str(folder / f"derivatives/dlmuse/{name}/anat/{name}_desc-muse_dseg.nii.gz")).float()
-        affine, _, _ = aligned_grid(volume, SPACING, SIZE)
+        affine = aligned_grid(volume, SPACING, SIZE).affine
         aligned = [
             to_grid(v, affine, SIZE, mode).as_tensor() for v, mode in ((volume, "bilinear"), (regions, "nearest"))
         ]

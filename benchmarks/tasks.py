@@ -107,8 +107,8 @@ def build_network(cell: Cell) -> nn.Module:
     if stock:
         separate = not cell.implementation.startswith("stock best")
         return stock_class(cell.feature_size, separate, recomputed).train()
-    outputs = {"readout": "paper"} if cell.task in NETWORKS else {"out_channels": 2}
-    return ours_class(feature_size=cell.feature_size, use_checkpoint=recomputed, **outputs).train()
+    outputs = {} if cell.task in NETWORKS else {"out_channels": 2}
+    return ours_class(feature_size=cell.feature_size, readout="paper", use_checkpoint=recomputed, **outputs).train()
 
 
 def objective(cell: Cell, pair: Tensor) -> Callable[[Any], Tensor]:

@@ -96,7 +96,7 @@ def _shapes(to: str, tensors: Mapping[str, Tensor], in_channels: int) -> dict[st
     if not {"feature_size", "window_size"} <= found.keys():
         raise WeightsError("no Swin encoder among the tensors: no patch embedding, or no window attention")
     names = ["feature_size", "window_size", "depths", "num_heads"]
-    names += {"segment": [], "classify": ["num_classes", "readout"]}.get(to, ["embedding_size", "readout"])
+    names += ["readout", *{"segment": [], "classify": ["num_classes"]}.get(to, ["embedding_size"])]
     arguments = {name: found[name] for name in names if name in found} | {"in_channels": in_channels}
     if to == "segment" and "num_classes" in found:
         arguments["out_channels"] = found["num_classes"]

@@ -77,6 +77,8 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         found["readout"] = "places" if any(name.startswith("head.3.") for name in tensors) else "paper"
     elif any(name.startswith("contrastive_head.") for name in tensors):
         found["readout"] = "paper" if any(name.startswith("symmetry_head.") for name in tensors) else "places"
+    elif any(name.startswith("decoder1.") for name in tensors):
+        found["readout"] = "places" if any(name.startswith("comparisons.") for name in tensors) else "paper"
     for prefix, name in (("contrastive_head.", "embedding_size"), ("head.", "num_classes"), ("out.", "num_classes")):
         if biases := [t for n, t in tensors.items() if n.startswith(prefix) and n.endswith(".bias")]:
             found[name] = len(biases[-1])

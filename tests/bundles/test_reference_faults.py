@@ -257,6 +257,7 @@ def test_6_the_built_in_cohort_has_one_split_by_subject_for_all_three_bundles(se
             "side": "left",
             "site": "north",
             "anatomy": 0,
+            "lesion_ml": 0.0,
         }
         for i in range(40)
     ]

@@ -113,19 +113,21 @@ def test_without_symmetry_it_is_monais_swin_unetr(small, in_channels, out_channe
     network = SASwinUNETR(out_channels, in_channels=in_channels, **small).eval()
     missing, unexpected = network.load_state_dict(reference.state_dict(), strict=False)
     assert not unexpected
-    assert all(name.startswith("symmetry.") for name in missing)
-    network.symmetry = Identity()
+    assert all(name.startswith(("symmetry.", "comparisons.")) for name in missing)
+    network.symmetry = Identity()  # the comparisons are silent at the start
     image = torch.randn(1, in_channels, 64, 32, 32)
     halves = torch.cat([image, torch.randn_like(image)], dim=1)
     # Not bit for bit: the fused attention and products of other sizes round differently.
     torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
-    network.symmetry = None
+    network.symmetry = network.comparisons = None
     torch.testing.assert_close(network(halves), reference(image), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small, pair):
-    network = SASwinUNETR(2, **small).eval()
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small, pair, readout):
+    network = SASwinUNETR(2, readout, **small).eval()  # comparisons are silent at the start
+    assert (network.comparisons is None) == (readout == "paper")
     image, mirrored = pair[:1, :1], pair[:1, 1:]
     hidden = network.swinViT(image)
     joined = by_hand(network.symmetry, hidden[BOTTLENECK], network.swinViT(mirrored)[BOTTLENECK])
@@ -135,6 +137,25 @@ def test_with_symmetry_it_is_monais_swin_unetr_with_saca_at_the_bottleneck(small
     x = network.decoder2(x, network.encoder2(hidden[0]))
     expected = network.out(network.decoder1(x, network.encoder1(image)))
     torch.testing.assert_close(network(pair[:1]), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_segmenters_skips_carry_how_each_place_differs_from_its_counterpart(small, pair):
+    network = scrambled(SASwinUNETR(2, **small)).eval()
+    image, mirrored = pair[:1, :1], pair[:1, 1:]
+    scales = list(zip(network.swinViT(image), network.swinViT(mirrored), strict=True))
+
+    def compared(carried, number, own, other):
+        first, norm, _, last = network.comparisons[number]
+        hidden = norm(first(torch.cat([own - other, (own - other).abs()], 1)))
+        return carried + last(torch.where(hidden < 0, 0.01 * hidden, hidden))
+
+    skips = network.skips((image, mirrored), scales)
+    torch.testing.assert_close(skips[0], compared(network.encoder1(image), 0, image, mirrored), atol=1e-4, rtol=1e-4)
+    for scale, both in enumerate(scales[:BOTTLENECK]):
+        torch.testing.assert_close(skips[scale + 1], compared(both[0], scale + 1, *both), atol=1e-4, rtol=1e-4)
+    alone = network.skips((image, image), [(own, own) for own, _ in scales])
+    assert not torch.allclose(alone[0], skips[0], atol=1e-3)
 
 
 @torch.no_grad()
