@@ -19,7 +19,7 @@ AROUND_HEAD = 16.0
 """mm, of both sides together, for a head that is turned."""
 USUAL_ROI = 96
 LEAST_LONG = 64
-"""Voxels that the networks need along one axis."""
+"""Voxels that the networks need along one axis, and pretraining along the two that it turns about the first."""
 LADDER = (
     (4, 2, False),
     (2, 2, False),
@@ -66,8 +66,7 @@ def spatial_size_of(cohort: Cohort, spacing: float) -> tuple[int, ...]:
     sides = (min(head + AROUND_HEAD, most * FINEST) if head else most * FINEST for head, most in found)
     size = [_up(side / spacing) for side in sides]
     size[2] = _up(SPATIAL_SIZE[2] * FINEST / spacing)  # of a head's height only the top is searched
-    size[1] = max(size[1], LEAST_LONG)
-    return tuple(size)
+    return size[0], max(size[1], LEAST_LONG), max(size[2], LEAST_LONG)
 
 
 def roi_of(task: str, cohort: Cohort, spacing: float, size: Sequence[int]) -> tuple[int, ...]:
@@ -76,7 +75,8 @@ def roi_of(task: str, cohort: Cohort, spacing: float, size: Sequence[int]) -> tu
         return tuple(size)
     lesions = cohort.lesions
     side = max(USUAL_ROI, _up(lesions[1] / spacing)) if lesions else USUAL_ROI
-    return (min(side, *size),) * 3 if task == "pretrain" else tuple(min(side, n) for n in size)
+    turned = size[1:] if task == "pretrain" else ()  # Y = Z there
+    return min(side, size[0]), min(side, size[1], *turned), min(side, size[2], *turned)
 
 
 def smaller(task: str, roi: Sequence[int]) -> tuple[int, ...] | None:
@@ -84,7 +84,7 @@ def smaller(task: str, roi: Sequence[int]) -> tuple[int, ...] | None:
     if task == "classify" or max(roi) <= LEAST_LONG:
         return None
     if task == "pretrain":
-        return tuple(n - MULTIPLE for n in roi)
+        return tuple(n - MULTIPLE * (n > LEAST_LONG) for n in roi)
     axis = max(range(3), key=lambda i: (roi[i], i))
     return tuple(n - MULTIPLE * (i == axis) for i, n in enumerate(roi))
 

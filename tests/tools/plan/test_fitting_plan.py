@@ -54,17 +54,18 @@ def test_the_roi_covers_the_largest_lesion_and_stays_in_the_volume():
     assert roi_of("segment", COHORT, 1.0, volume) == (96, 96, 96)
     assert roi_of("segment", lesions((10.0, 120.0)), 1.0, volume) == (128, 128, 128)
     assert roi_of("segment", COHORT, 2.0, (64, 96, 96)) == (64, 96, 96)
-    assert roi_of("pretrain", COHORT, 2.0, (64, 96, 96)) == (64, 64, 64)
+    assert roi_of("pretrain", COHORT, 2.0, (64, 96, 64)) == (64, 64, 64)
     assert roi_of("classify", COHORT, 1.0, volume) == volume
 
 
-def test_smaller_rois_end_with_a_side_of_64_and_are_cubes_in_pretraining():
+def test_smaller_rois_end_with_a_side_of_64_and_keep_y_as_long_as_z_in_pretraining():
     roi, sides = (96, 128, 96), []
     while roi:
         sides.append(roi)
         roi = smaller("segment", roi)
     assert sides == [(96, 128, 96), (96, 96, 96), (96, 96, 64), (96, 64, 64), (64, 64, 64)]
-    assert smaller("pretrain", (96, 96, 96)) == (64, 64, 64)
+    assert smaller("pretrain", (32, 96, 96)) == (32, 64, 64)
+    assert smaller("pretrain", (32, 64, 64)) is None
     assert smaller("classify", (96, 96, 96)) is None
 
 
@@ -134,12 +135,12 @@ def test_every_line_of_a_plan_is_a_knob_with_its_reason(planned):
 
 
 def test_what_is_left_of_the_memory_is_for_cases_kept_in_it(planned):
-    volume = 4 * 3 * 32 * 64 * 32 * 3  # bytes of three cases: two channels and a mask
+    volume = 4 * 3 * 32 * 64 * 64 * 3  # bytes of three cases: two channels and a mask
     values, _ = planned(memory=30)
     assert values["spacing"] == 6.0
-    assert values["spatial_size"] == [32, 64, 32]
+    assert values["spatial_size"] == [32, 64, 64]
     assert values["cache_rate"] == 1.0
-    tight = (values["batch_size"] * values["num_samples"] * 32 * 64 * 32 * VOXEL + FIXED) * MARGIN + volume / 2
+    tight = (values["batch_size"] * values["num_samples"] * 32 * 64 * 64 * VOXEL + FIXED) * MARGIN + volume / 2
     tighter, _ = planned(memory=tight / GB)
     assert tighter["batch_size"] == values["batch_size"]
     assert 0.3 < tighter["cache_rate"] < 0.5
