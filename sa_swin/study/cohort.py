@@ -181,7 +181,7 @@ def split(lists: Lists, parts: Mapping[str, Part]) -> Lists:
 
 def read_lists(path: Path) -> Lists:
     """A datalist's lists of entries."""
-    return {name: entries for name, entries in datalist.read_lists(path).items() if isinstance(entries, list)}
+    return {name: entries for name, entries in datalist.read_lists(path).items() if name in datalist.SECTIONS}
 
 
 def studied(study: Study, folder: Path) -> Iterator[Lists]:

@@ -23,7 +23,12 @@ def cohort(tmp_path):
          "person": f"p{n % 10}", "lesion_ml": n + 0.5}
         for n in range(12)
     ]  # fmt: skip
-    lists = {"training": entries[:8], "validation": entries[8:10], "testing": entries[10:]}
+    lists = {
+        "training": entries[:8],
+        "validation": entries[8:10],
+        "testing": entries[10:],
+        "left_out": [{"subject": "x"}],
+    }
     (folder / "datalists" / "segment.json").write_text(json.dumps(lists))
     return folder
 
