@@ -15,7 +15,10 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     ),
     "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
     "plan": ({"": "sa_swin.plan.command:plan_command"}, "settings of a training that fit a cohort and a device"),
-    "phantom": ({"": "sa_swin.phantom.cohort:phantom_command"}, "a synthetic cohort to try things on"),
+    "phantom": (
+        {"": "sa_swin.phantom.cohort:phantom_command"},
+        "painted lesions, on painted or real heads",
+    ),
     "asymmetry": (
         {verb: f"sa_swin.asymmetry.command:{verb}_command" for verb in ("norm", "map")},
         "maps of what differs between the halves, without any training",

@@ -14,7 +14,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from custom.alignment.head import otsu
-from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane
+from custom.alignment.plane import MidsagittalPlane, aligned_affine, estimate_plane
 from custom.volumes.nifti import read_volume
 from sa_swin.phantom.anatomy import DEPTH_MM, brain_to_standard
 
@@ -70,10 +70,10 @@ class Head:
 
 
 def read_head(path: str) -> tuple[Head, nib.Nifti1Image]:
-    """A head and the image it is from.
+    """A head and the image it is from; the plane is taken as it is found, trusted or not.
 
     Raises:
-        ValueError: when the plane cannot be trusted or no brain is found.
+        ValueError: when no head or no brain is found.
         VolumeFileError: when the file cannot be read.
     """
     source = read_volume(path)
@@ -81,8 +81,6 @@ def read_head(path: str) -> tuple[Head, nib.Nifti1Image]:
     image = np.asarray(upright.dataobj, dtype=np.float32)
     affine = np.asarray(upright.affine, dtype=np.float64)
     plane = estimate_plane(torch.from_numpy(image), torch.from_numpy(affine))
-    if problem := distrust(plane):
-        raise ValueError(f"{path}: no midsagittal plane to trust: {problem}")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     brain = find_brain(image, spacing)
     volume = brain.sum() * spacing.prod() / 1000

@@ -160,10 +160,10 @@ def treated(generator: np.random.Generator, image: np.ndarray, noise: float) -> 
 
 
 def finished(image: np.ndarray, head: Head, source: nib.Nifti1Image) -> nib.Nifti1Image:
-    """A RAS volume in the grid, orientation, range and kind of numbers of the source; what was empty there stays so."""
+    """A RAS volume in the grid, orientation and kind of numbers of the source; what was empty there stays so."""
     low, high = float(head.image.min()), float(head.image.max())
-    image = np.where(head.image > low, np.clip(image, low, high), low)
-    whole = np.array_equal(head.image, np.rint(head.image)) and high < 2**15 and low >= -(2**15)
+    image = np.where(head.image > low, np.maximum(image, low), low)
+    whole = np.array_equal(head.image, np.rint(head.image)) and high < 2**14 and low >= -(2**14)
     return like(np.rint(image).astype(np.int16) if whole else image.astype(np.float32), source)
 
 
