@@ -57,18 +57,18 @@ def make_person(config: Config, number: int, healthy: bool = False) -> Subject:
 
 
 def find_lesion(generator: np.random.Generator, config: Config, number: int, plan: Plan, head: Head) -> Lesion:
-    """A lesion that this brain has room for; no other patient of the cohort has its shape, where masks suffice.
+    """A lesion that this brain has room for; no other patient has its shape, unless none of the own ones fits.
 
     Raises:
         ValueError: when of many lesions none fits.
     """
-    masks = lesion_shapes(config, number)
+    own, others = lesion_shapes(config, number), label_maps(str(config.lesions))
     low, high = config.lesion_ml or VOLUME_ML
-    for _ in range(TRIES):
+    for masks in [own] * TRIES + [others] * TRIES:
         size = (plan.quarter + generator.random()) / QUARTERS
         if lesion := draw_lesion(generator, head, plan, masks, low * (high / low) ** size):
             return lesion
-    raise ValueError(f"none of {TRIES} lesions fits into the brain; check the affines in {config.lesions}")
+    raise ValueError(f"none of {2 * TRIES} lesions fits into the brain; check the affines in {config.lesions}")
 
 
 @lru_cache(maxsize=1024)
