@@ -17,6 +17,7 @@ from typing import Any
 
 import fire
 import torch
+import yaml
 from torch import Tensor, nn
 
 from benchmarks.gpu_bundles import BUNDLES, SIZES, CheckError, Checks, cohort
@@ -28,6 +29,8 @@ from custom.support.files import write_whole
 from custom.support.run_record import commit, machine, versions
 from custom.symmetry import symmetric_pair
 from custom.training.replay import PLAIN_STEPS, ReplayedStep
+from sa_swin.plan.command import plan_command
+from sa_swin.plan.trial import measured
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("pretrain", "classify", "segment")
@@ -160,6 +163,18 @@ def check_full_memory(folder: Path) -> str:
     return "one sentence, last: " + last[:60] + "..."
 
 
+def check_plan(device: str, folder: Path, gigabytes: float = 6.0) -> str:
+    """A training with the plan for so much memory takes no more."""
+    cohort, plan = folder / "cohort", folder / "plan.yaml"
+    plan_command(str(cohort), memory=gigabytes, device=device, feature_size=12, output=str(plan))
+    settings = yaml.safe_load(plan.read_text())
+    case = json.loads((cohort / "datalists" / "segment.json").read_text())["training"][0]
+    taken = measured("segment", settings, case, cohort, device, settings["batch_size"]) / 2**30
+    if not taken < gigabytes:
+        raise CheckError(f"it takes {taken:.2f} GB, planned for {gigabytes:.2f} GB")
+    return f"it takes {taken:.2f} GB, planned for {gigabytes:.2f} GB"
+
+
 def bundle_processes(device: str, folder: Path) -> dict[str, subprocess.Popen[bytes]]:
     """A process per bundle, each with a log."""
     processes = {}
@@ -234,7 +249,8 @@ def main(
         if device == "cuda":
             torch.cuda.empty_cache()
             checks("memory full", lambda: check_full_memory(folder))
-            rows.append(checks.found[-1])
+            checks("training with a plan", lambda: check_plan(device, folder))
+            rows += checks.found[-2:]
         logs = "\n".join((folder / f"{task}.log").read_text()[-3000:] for task in TASKS)
     about = {"commit": commit(), "machine": machine(), "versions": versions()}
     content = {**about, "seconds": round(time.monotonic() - start, 1), "checks": rows}

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         "datalists from a BIDS folder or a table, checks of files, the leakage guard, DICOM in",
     ),
     "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
+    "plan": ({"": "sa_swin.plan.command:plan_command"}, "settings of a training that fit a cohort and a device"),
     "phantom": (
         {"": "sa_swin.phantom.cohort:phantom_command"},
         "painted lesions, on painted or real heads",

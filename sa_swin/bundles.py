@@ -2,8 +2,9 @@
 
 BUNDLE is pretrain, classify or segment, or the folder of a package. Every other option goes to the bundle as it is;
 its knobs stand at the top of `configs/train.yaml` and `configs/inference.yaml`. `--processes N` trains or
-evaluates on N GPUs, or in N processes of a CPU, by torchrun. `--weights A B C` predicts or evaluates with several
-weights of one training together: files, folders of a training, or folders of packages.
+evaluates on N GPUs, or in N processes of a CPU, by torchrun. `--plan FILE` lays what `sa-swin plan` wrote over
+`configs/train.yaml`. `--weights A B C` predicts or evaluates with several weights of one training together: files,
+folders of a training, or folders of packages.
 """
 
 import os
@@ -34,9 +35,12 @@ def bundle_folder(name: str) -> Path:
     raise ValueError(f"no bundle {name!r}: expected {', '.join(known)}, or the folder of a package")
 
 
-def bundle_command(workflow: str, folder: Path, options: Sequence[str], processes: int = 1) -> list[str]:
+def bundle_command(
+    workflow: str, folder: Path, options: Sequence[str], processes: int = 1, plan: str | None = None
+) -> list[str]:
     """The command that runs a workflow of a bundle, in MONAI's words."""
-    files = [str(file) for file in config_files(workflow, folder, processes)]
+    first, *layers = (str(file) for file in config_files(workflow, folder, processes))
+    files = [first, *([plan] if plan else []), *layers]
     python = [sys.executable, "-m"]
     start = [*python, "torch.distributed.run", f"--nproc_per_node={processes}", "-m"] if processes > 1 else python
     config = files[0] if len(files) == 1 else repr(files)
@@ -58,19 +62,40 @@ def knobs(workflow: str, folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def take_processes(options: list[str]) -> tuple[list[str], int]:
-    """The options without `--processes N` (or `--processes=N`), and N."""
-    rest, count = [], 1
+def take(name: str, options: Sequence[str]) -> tuple[list[str], str | None]:
+    """The options without `--name VALUE` (or `--name=VALUE`), and the value; None where it is not there."""
+    rest, value = [], None
     words = iter(options)
     for word in words:
-        if word.split("=")[0] == "--processes":
-            text = word.partition("=")[2] or next(words, "")
-            if not text.isdigit() or int(text) < 1:
-                raise ValueError(f"--processes must be a number of 1 or more, got {text!r}")
-            count = int(text)
+        if word.split("=")[0] == f"--{name}":
+            value = word.partition("=")[2] or next(words, "")
         else:
             rest.append(word)
-    return rest, count
+    return rest, value
+
+
+def take_processes(options: Sequence[str]) -> tuple[list[str], int]:
+    """The options without `--processes N`, and N.
+
+    Raises:
+        ValueError: it is no number of 1 or more.
+    """
+    rest, text = take("processes", options)
+    if text is not None and (not text.isdigit() or int(text) < 1):
+        raise ValueError(f"--processes must be a number of 1 or more, got {text!r}")
+    return rest, int(text or 1)
+
+
+def take_plan(options: Sequence[str]) -> tuple[list[str], str | None]:
+    """The options without `--plan FILE`, and the file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    rest, plan = take("plan", options)
+    if plan is not None and not Path(plan).is_file():
+        raise ValueError(f"no plan at {plan!r}; sa-swin plan writes one")
+    return rest, plan
 
 
 def checkpoint_at(path: str | Path) -> Path:
@@ -122,15 +147,16 @@ def main(arguments: Sequence[str]) -> None:
             say(knobs(workflow, folder))
             return
         options, processes = take_processes(rest[1:])
+        options, plan = take_plan(options)
+        if workflow == "predict" and (processes > 1 or plan):
+            raise ValueError("--processes and --plan are for training and evaluation; predict runs in one process")
         options = take_weights(options) if workflow != "train" else options
-        if processes > 1 and workflow == "predict":
-            raise ValueError("--processes is for training and evaluation; predict runs in one process")
     except ValueError as error:
         sys.stderr.write(f"sa-swin {workflow}: {error}\n")
         sys.exit(2)
     if sentence := referring(options):
         sys.exit(f"error: {sentence}")
-    command = bundle_command(workflow, folder, options, processes)
+    command = bundle_command(workflow, folder, options, processes, plan)
     sys.stderr.write(f"+ {shlex.join(command)}\n")
     sys.stderr.flush()
     os.execve(command[0], command, dict(os.environ) | quick_start())

@@ -1,4 +1,4 @@
-"""`python -m sa_swin.reference`: the tables of docs/reference.md, from the YAML's comments and the front door.
+"""`python -m sa_swin.reference`: the tables of docs/reference.md, from the YAML, the front door and the recipes.
 
 A table stands between the lines `<!-- made: NAME -->` and `<!-- end -->`; what is written by hand around them stays.
 """
@@ -12,6 +12,7 @@ import fire
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.__main__ import COMMANDS
+from sa_swin.cohort.recipes import names, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("pretrain", "classify", "segment")
@@ -61,6 +62,13 @@ def command_table() -> str:
     return _table(["command", "for"], [[f"`sa-swin {name}`", purpose] for name, (_, purpose) in COMMANDS.items()])
 
 
+def recipe_table() -> str:
+    """The public data sets that `sa-swin cohort build --recipe` knows."""
+    recipes = {name: read_recipe(name) for name in names()}
+    rows = [[f"`{name}`", recipe.title, recipe.source, recipe.licence] for name, recipe in recipes.items()]
+    return _table(["recipe", "data set", "had from", "licence"], rows)
+
+
 def _code(value: str) -> str:
     """A default as it is set; a path made of another as `<that>/...`."""
     joined = re.fullmatch(r"\$@(\w+) \+ '(.*)'", value)
@@ -95,7 +103,7 @@ def filled(page: str) -> str:
     Raises:
         UserError: when a mark names no table.
     """
-    makers = {"commands": command_table}
+    makers = {"commands": command_table, "recipes": recipe_table}
     makers |= {
         name: lambda name=name: knob_table(name) for name in ("train", "evaluate", "inference", "multi_gpu_train")
     }

@@ -1,21 +1,20 @@
 """Command line of cohorts: `sa-swin cohort build | check | leakage | dicom --help`."""
 
 import sys
-from collections import Counter
-from collections.abc import Hashable
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from custom.data.case import CohortError
-from custom.data.datalist import SECTIONS
 from custom.support.files import write_whole
 from sa_swin.cohort import leakage
-from sa_swin.cohort.bids import Scan, find_scans, subject_facts
-from sa_swin.cohort.build import Built, Plan, build, reasons, write_datalists
+from sa_swin.cohort.bids import find_scans, subject_facts
+from sa_swin.cohort.build import Plan, build, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
+from sa_swin.cohort.recipes import read_recipe, recipe_scans
 from sa_swin.cohort.sources import datalist_scans, table_scans
+from sa_swin.cohort.summary import summary
 from sa_swin.cohort.table import Facts, columns, conditions, words
 
 ALWAYS_KEPT = ("site", "side")  # `check` reads them
@@ -26,14 +25,15 @@ def build_command(
     bids: str | None = None,
     table: str | None = None,
     datalist: str | None = None,
-    image: str = "T1w",
+    recipe: str | None = None,
+    image: str | None = None,
     mask: str | None = None,
     derivative: str | None = None,
     runs: str = "all",
     subject: str = "subject",
     session: str | None = None,
     subject_pattern: str | None = None,
-    prefix: str = "",
+    prefix: str | None = None,
     target: str | None = None,
     classes: str | None = None,
     healthy: str | None = None,
@@ -61,7 +61,10 @@ def build_command(
         bids: BIDS folder; participants.tsv and sessions.tsv give the columns.
         table: CSV or TSV, one row per scan; its cells give the paths, relative to --dataset_dir of the bundles.
         datalist: JSON to split anew; `label` is a column, or the mask.
-        image: BIDS suffix such as T1w, or acq-3d_T1w; several for several channels: T1w,FLAIR. For a table: columns.
+        recipe: layout of a public data set, which --bids names as it was unpacked: arc, atlas2, brats2021, brats2023,
+            cq500, isles2022, ixi, oasis1, openmind or soop. It chooses what follows, unless given.
+        image: T1w unless given; BIDS suffix, or acq-3d_T1w; several for several channels: T1w,FLAIR. For a table:
+            columns.
         mask: BIDS suffix and entities among the derivatives, such as label-lesion_mask. For a table: a column.
         derivative: pipeline below derivatives/, or a folder, that has the masks; by default all pipelines.
         runs: of repeated runs take all, the first or the last.
@@ -84,12 +87,21 @@ def build_command(
     settings = {
         key: value for key, value in locals().items() if value is not None and key not in ("output", "overwrite")
     }
+    layout = read_recipe(recipe) if recipe else None
+    preset = layout.options if layout else {}
+    settings = {"image": "T1w", **preset, **settings}
+    image, mask, target, healthy = (settings.get(name) for name in ("image", "mask", "target", "healthy"))
+    prefix = settings.get("prefix", "")
     chosen = [name for name, place in (("bids", bids), ("table", table), ("datalist", datalist)) if place]
     if len(chosen) != 1:
         raise CohortError(f"give one of --bids, --table and --datalist; got {', '.join(chosen) or 'none'}")
+    if layout and not bids:
+        raise CohortError(f"--recipe {recipe} needs --bids, the folder of the data set: {layout.folder}")
     channels = words(image)
     known: list[Facts] = []
-    if bids:
+    if layout:
+        scans, left_out, known = recipe_scans(Path(str(bids)), layout, channels, mask)
+    elif bids:
         known = list(subject_facts(Path(str(bids))).values())
         scans, left_out = find_scans(Path(str(bids)), channels, mask, derivative, runs)
     elif table:
@@ -118,7 +130,7 @@ def build_command(
     if mask and "segment" not in built.datalists:
         raise CohortError(f"no scan has a mask ({mask}), so there is nothing to segment; {reasons(built.left_out)}")
     paths = write_datalists(built, Path(str(output)), settings, overwrite)
-    print(summary(built, scans))
+    print(*([layout.notes()] if layout else []), summary(built, scans), sep="\n")
     print("wrote", *paths)
 
 
@@ -255,55 +267,3 @@ def numbers(value: Any) -> list[float]:
         return [float(word) for word in words(value)]
     except ValueError as error:
         raise CohortError(f"expected numbers such as 0.6,0.15,0.25, or a column that there is, got {value}") from error
-
-
-def summary(built: Built, scans: list[Scan]) -> str:
-    """The split in figures, and what is left out."""
-    strata = sorted({stratum for counts in built.subjects.values() for stratum in counts}, key=str)
-    names = {stratum: stratum_name(stratum, built) for stratum in strata}
-    width = max(14, *(len(name) + 2 for name in names.values()))
-    lines = [f"{'subjects':<14}" + "".join(f"{name:>{width}}" for name in names.values())]
-    for part, counts in built.subjects.items():
-        name = f"fold {part}" if isinstance(part, int) else str(part)
-        lines.append(f"{name:<14}" + "".join(f"{counts[stratum]:>{width}}" for stratum in strata))
-    for part, counts in built.subjects.items():
-        if empty := [names[stratum] for stratum in strata if not counts[stratum]]:
-            lines.append(f"note: nobody of {', '.join(empty)} in {part}")
-    lines += notes(built)
-    entries = Counter({name: sum(map(len, _sections(lists))) for name, lists in built.datalists.items()})
-    lines.append(f"{len(scans)} scans; entries: " + ", ".join(f"{name} {number}" for name, number in entries.items()))
-    if built.left_out:
-        lines.append("left out of some or all lists:\n  " + reasons(built.left_out).replace("; ", "\n  "))
-    return "\n".join(lines)
-
-
-def stratum_name(stratum: Hashable, built: Built) -> str:
-    """What the subjects of a stratum have in common: a class's name, health, or a mask."""
-    if isinstance(stratum, tuple):  # with the values of `stratify`
-        first, *others = stratum
-        return ", ".join([stratum_name(first, built), *map(str, others)])
-    if isinstance(stratum, bool):
-        lists = built.datalists.get("pretrain", {})
-        healthy = any("healthy" in entry for section in SECTIONS for entry in lists.get(section, []))
-        return ("" if stratum else "not " if healthy else "no ") + ("healthy" if healthy else "mask")
-    return built.datalists.get("classify", {}).get("labels", {}).get(str(stratum), str(stratum))
-
-
-def notes(built: Built) -> list[str]:
-    """Lists that lack a part of the split, and classes that nobody has."""
-    lines = []
-    for bundle, lists in built.datalists.items():
-        parts = {entry.get("fold", section) for section in SECTIONS for entry in lists.get(section, [])}
-        named = {part: f"fold {part}" if isinstance(part, int) else str(part) for part in built.subjects}
-        if lacking := [name for part, name in named.items() if part not in parts]:
-            what = "mask" if bundle == "segment" else "entry"
-            lines.append(f"note: no {what} in {', '.join(lacking)} of {bundle}.json; a training needs validation cases")
-        if bundle == "classify":
-            there = {str(entry["label"]) for section in SECTIONS for entry in lists.get(section, [])}
-            absent = [name for number, name in lists["labels"].items() if number not in there]
-            lines += [f"note: nobody has {name}, a class of classify.json" for name in absent]
-    return lines
-
-
-def _sections(lists: dict[str, Any]) -> list[list]:
-    return [lists[section] for section in SECTIONS if section in lists]

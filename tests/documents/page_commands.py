@@ -13,7 +13,7 @@ import yaml
 
 from label_app.serve import serve
 from sa_swin.__main__ import COMMANDS, OTHERWISE
-from sa_swin.bundles import CONFIGS, bundle_folder, take_processes
+from sa_swin.bundles import CONFIGS, bundle_folder, take, take_processes
 from sa_swin.commands import command_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def check_front_door(words):
     name, *rest = words
     assert name in COMMANDS, f"sa-swin {name}"
     if name in CONFIGS:
-        options, _ = take_processes(rest[1:])
+        options, _ = take("plan", take_processes(rest[1:])[0])
         folder = bundle_folder(rest[0])
         check_ids([folder / "configs" / f"{layer}.yaml" for layer in CONFIGS[name]], options)
     elif name == "label":

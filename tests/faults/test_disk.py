@@ -166,7 +166,7 @@ def prepared(root, output):
 
 
 @pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("vanishing", [False, True])
+@pytest.mark.parametrize("vanishing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_preparation_stops_at_any_write_and_a_second_run_completes_it(two, tmp_path, monkeypatch, step, vanishing):
     assert prepared(two, tmp_path / "whole") == ""
     expected = tree(tmp_path / "whole")

@@ -28,6 +28,7 @@ interpreted = pytest.mark.skipif(
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+@pytest.mark.slow
 def test_in_tritons_interpreter():
     """Triton decides on its interpreter when it is imported, which torch may have done here already."""
     pytest.importorskip("triton")

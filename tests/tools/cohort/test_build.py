@@ -15,7 +15,8 @@ from custom.data.datalist import load_datalist
 from sa_swin.cohort.bids import Scan, parse_choice, parse_name
 from sa_swin.cohort.build import Built, Plan
 from sa_swin.cohort.build import build as make
-from sa_swin.cohort.command import build_command, summary
+from sa_swin.cohort.command import build_command
+from sa_swin.cohort.summary import summary
 from sa_swin.cohort.table import Condition, class_numbers, conditions, read_table
 from sa_swin.commands import in_a_sentence
 

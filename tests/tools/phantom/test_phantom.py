@@ -206,6 +206,7 @@ def test_the_template_anatomy_is_its_own_mirror_image():
     np.testing.assert_allclose(maps, maps[:, ::-1], atol=1)
 
 
+@pytest.mark.slow
 def test_a_bilateral_lesion_lies_as_much_on_either_side_and_keeps_the_symmetry():
     options = {"findings": ("tumour",), "modality": ("FLAIR",), "lesion_ml": (30, 31)}
     one_sided, both = (Config(4, bilateral=share, **options) for share in (0, 1))

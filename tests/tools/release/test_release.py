@@ -264,6 +264,7 @@ print("from", sys.modules["custom"].__file__)
     assert f"from {tmp_path}/sa_swin_segment/custom/__init__.py" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_packages_of_different_code_refuse_to_share_a_process(packages, repository, tmp_path):
     for task in ("segment", "classify"):
         with zipfile.ZipFile(packages[task]) as archive:
