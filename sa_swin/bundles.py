@@ -3,7 +3,8 @@
 BUNDLE is pretrain, classify or segment, or the folder of a package. Every other option goes to the bundle as it is;
 its knobs stand at the top of `configs/train.yaml` and `configs/inference.yaml`. `--processes N` trains or
 evaluates on N GPUs, or in N processes of a CPU, by torchrun. `--plan FILE` lays what `sa-swin plan` wrote over
-`configs/train.yaml`.
+`configs/train.yaml`. `--weights A B C` predicts or evaluates with several weights of one training together: files,
+folders of a training, or folders of packages.
 """
 
 import os
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from custom.support.errors import UserError
 from custom.support.startup import referring
 from sa_swin.commands import say
 
@@ -96,6 +98,42 @@ def take_plan(options: Sequence[str]) -> tuple[list[str], str | None]:
     return rest, plan
 
 
+def checkpoint_at(path: str | Path) -> Path:
+    """The weights in a package's folder, in a folder of a training, or the file itself.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = Path(path)
+    for place in (folder / "models" / "model.pt", folder / "model.pt", folder):
+        if place.is_file() and place.suffix != ".zip":
+            return place
+    raise UserError(f"no weights at {path}: expected a package of `sa-swin release`, or a folder with model.pt")
+
+
+def checkpoint_option(checkpoints: Sequence[Path]) -> str:
+    """Weights as the value of `--checkpoint`: one as its path, several as a list."""
+    return str(checkpoints[0]) if len(checkpoints) == 1 else repr([str(path) for path in checkpoints])
+
+
+def take_weights(options: Sequence[str]) -> list[str]:
+    """The options with `--checkpoint` in the place of `--weights A B C`.
+
+    Raises:
+        UserError: no weights there.
+    """
+    rest, paths, taking = [], [], False
+    for word in options:
+        name, _, value = word.partition("=")
+        if name == "--weights":
+            taking, paths = True, [*paths, *filter(None, [value])]
+        elif word.startswith("--") or not taking:
+            taking, rest = False, [*rest, word]
+        else:
+            paths.append(word)
+    return [*rest, "--checkpoint", checkpoint_option([checkpoint_at(path) for path in paths])] if paths else rest
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print and run the command; this process becomes it, so that its exit code is its own."""
     workflow, *rest = arguments
@@ -112,6 +150,7 @@ def main(arguments: Sequence[str]) -> None:
         options, plan = take_plan(options)
         if workflow == "predict" and (processes > 1 or plan):
             raise ValueError("--processes and --plan are for training and evaluation; predict runs in one process")
+        options = take_weights(options) if workflow != "train" else options
     except ValueError as error:
         sys.stderr.write(f"sa-swin {workflow}: {error}\n")
         sys.exit(2)

@@ -1,7 +1,11 @@
-"""`sa-swin weights convert`: published checkpoints under this project's names."""
+"""`sa-swin weights convert | calibrate`: published weights under this project's names; intervals with a coverage."""
 
+import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def convert(source: str, to: str, output: str, in_channels: int = 1) -> None:
@@ -19,3 +23,65 @@ def convert(source: str, to: str, output: str, in_channels: int = 1) -> None:
     from custom.weights.conversion import convert_file  # the networks, which take seconds to import
 
     sys.stdout.write(convert_file(Path(source), to, Path(output), in_channels))
+
+
+def calibrate(evaluations: Sequence[str], output: str, coverage: float = 0.9) -> None:
+    """Write what predictions need to give intervals of volumes, and sets of sides and classes, with a coverage.
+
+    Split-conformal: from evaluations of cases that no training saw, such as `sa-swin evaluate segment --section
+    validation --fold 0 ...` of each fold's weights, which are then used together. A figure that too few cases tell of
+    (at 90 %, fewer than 9) is not given. Research only.
+
+    Args:
+        evaluations: output folders of evaluations, all of one bundle.
+        output: conformal.json, best beside the first of the weights, where predictions look for it.
+        coverage: share of cases whose truth is to lie within, 0.5 to below 1.
+    """
+    from custom.evaluation.conformal import fit
+    from custom.support.files import write_whole
+
+    rows, digests = measured([Path(folder) for folder in evaluations])
+    figures = fit(rows, coverage) | {"cases": len(rows), "weights_sha256": digests}
+    write_whole(Path(output), json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write("\n".join([*summary(figures), output]) + "\n")
+
+
+def measured(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The cases of evaluations whose planes can be trusted, and the SHA-256 of the weights that were measured.
+
+    Raises:
+        UserError: no evaluation, one of cases that the weights saw, or a case in two of them.
+    """
+    from custom.evaluation.conformal import as_list
+    from custom.support.errors import UserError
+    from sa_swin.release.evaluation import read_rows
+
+    rows: dict[str, dict[str, Any]] = {}
+    digests: list[str] = []
+    for folder in folders:
+        try:
+            report, own = json.loads((folder / "cases.json").read_text()), read_rows(folder / "cases.csv")
+            seen, found = report["leakage"]["cases_seen_with_label"], as_list(report["weights_sha256"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} holds no evaluation (cases.json, cases.csv): {error}") from error
+        if seen:
+            raise UserError(f"{folder}: {seen} cases were seen in training: their errors tell nothing of those to come")
+        if twice := sorted(rows.keys() & {row["image"] for row in own}):
+            raise UserError(f"{twice[0]} is in two evaluations; a case counts once: evaluate these weights together")
+        rows |= {row["image"]: row for row in own if not isinstance(row.get("plane_reason"), str)}
+        digests += [digest for digest in found if digest not in digests]
+    return list(rows.values()), digests
+
+
+def summary(figures: dict[str, Any]) -> list[str]:
+    """What was found, a line each."""
+    lines = [f"{figures['cases']} cases, {figures['coverage']:.0%} asked; research only"]
+    for index, found in figures.get("lesions", {}).items():
+        volume, side = found["volume"]["radius"], found["side"]["radius"]
+        factor = "too few cases" if volume is None else f"within a factor of {math.exp(volume):.2f} (of ml + 1)"
+        apart = "too few cases" if side is None else f"asymmetry index within {side:.2f}"
+        lines.append(f"class {index}: volume {factor}; side: {apart}, {found['side']['cases']} cases")
+    for index, found in enumerate(figures.get("classes", ())):
+        least = "too few cases" if found["radius"] is None else f"in the set from probability {1 - found['radius']:.3f}"
+        lines.append(f"class {index}: {least}, {found['cases']} cases")
+    return lines

@@ -7,6 +7,8 @@ __getattr__, __all__ = opened(
     {
         "batch_inference": ["FinishedCases", "InferenceTable"],
         "case_table": ["CalibrationFit", "CaseTable", "PredictionGuard"],
+        "conformal": ["Conformal"],
+        "ensemble": ["MeanOfMembersd", "ensemble_of"],
         "evaluators": ["TolerantEvaluator"],
         "inferers": ["MirroredSlidingWindow", "PretextEvaluation", "WindowedEmbedding", "sliding_window"],
         "metrics": [

@@ -1,5 +1,6 @@
 """Inference over many cases: what is finished is not done again, and every case is accounted for at the end."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -7,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,15 +20,19 @@ from monai.data import MetaTensor
 from custom.data.case import Case, image_paths
 from custom.data.dataset import FailedCase
 from custom.evaluation.case_table import CaseTable, check_complete, write_csv
+from custom.evaluation.conformal import Conformal
 from custom.evaluation.metrics import Row
 from custom.support.bundle_command import typed
 from custom.support.files import append, unwritable, write_whole
 from custom.support.run_record import versions
+from custom.weights.settings import paths_of
 
 logger = logging.getLogger(__name__)
 
 APART = ("findings", "embedding")
 """Parts of a row that have a file of their own."""
+FAILED = "failed.csv"
+"""Table of the cases of a run that have no result: `image`, `reason`, `remedy`."""
 PLANE = ("plane", "plane_yaw_deg", "plane_roll_deg", "plane_offset_mm", "plane_reason")
 """Columns of the midsagittal plane in the closing table."""
 
@@ -40,7 +46,7 @@ class FinishedCases:
     Args:
         cases: all cases of the run (`custom.data.find_cases`).
         output_dir: of the run.
-        checkpoint: weights of the run.
+        checkpoint: weights of the run, or a list of those that are used together.
         settings: of the run, as far as a result depends on them; ids that were given on the command line come in by
             themselves.
         redo: do everything anew.
@@ -50,13 +56,13 @@ class FinishedCases:
         self,
         cases: Sequence[Case],
         output_dir: str | Path,
-        checkpoint: str | Path,
+        checkpoint: str | Path | Sequence[str | Path],
         settings: Mapping[str, Any],
         redo: bool = False,
     ) -> None:
         self.cases = list(cases)
         self.path = Path(output_dir) / "finished.jsonl"
-        self.settings = settings_digest(settings, Path(checkpoint))
+        self.settings = settings_digest(settings, paths_of(checkpoint))
         self.entries = {} if redo else self._read()
         self.begun = False
         self.found = {case_key(case) for case in self.cases if self._is_finished(case)}
@@ -145,17 +151,19 @@ def stamp(case: Case) -> list[list[int]]:
     return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
-def settings_digest(settings: Mapping[str, Any], checkpoint: Path) -> str:
+def settings_digest(settings: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
     """A hash of the weights, of the code's version, of settings, and of the parts of a config that were overridden."""
     given = command.overrides() if (command := typed()) else {}
     parts = {name: value for name, value in given.items() if re.search("#|::", name)}
     content = {"version": versions().get("sa-swin"), "settings": dict(settings), "parts": parts}
-    if (table := settings.get("planes")) and Path(table).is_file():
-        content["planes set by hand"] = Path(table).read_text(errors="replace")
-    if checkpoint.is_file():
-        with checkpoint.open("rb") as file:
-            content["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    tables = [table for name in ("planes", "conformal") if (table := settings.get(name))]
+    content["files"] = [_sha256(path) for path in (*tables, *checkpoints) if Path(path).is_file()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class InferenceTable(CaseTable):
@@ -167,22 +175,31 @@ class InferenceTable(CaseTable):
     Args:
         row: as in `CaseTable`.
         finished: the cases of the run.
-        output_dir: where `cases.csv`, and `findings.csv` or `embeddings.npz`, are written.
+        output_dir: where `cases.csv`, and `findings.csv`, `embeddings.npz` or `failed.csv`, are written.
         class_names: as in `CaseTable`.
+        conformal: gives further columns: intervals and sets.
 
     Raises:
         CohortError: at the end, when all is written, if cases are missing; it names them.
     """
 
-    def __init__(self, row: Callable[[Any], Row], finished: FinishedCases, output_dir: str | Path,
-                 class_names: Sequence[str] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        row: Callable[[Any], Row],
+        finished: FinishedCases,
+        output_dir: str | Path,
+        class_names: Sequence[str] | None = None,
+        conformal: Conformal | None = None,
+    ) -> None:
         super().__init__(row, output_dir=output_dir, class_names=class_names)
         self.finished = finished
+        self.conformal = conformal
 
     def collect(self, engine: Engine) -> None:
         before = len(self.rows)
         super().collect(engine)
         for row, output in zip(self.rows[before:], engine.state.output, strict=True):
+            row |= self.conformal(row, self.class_names) if self.conformal else {}
             self.finished.add(row["image"], row, written_files(output))
 
     def finish(self, engine: Engine) -> None:
@@ -195,8 +212,26 @@ class InferenceTable(CaseTable):
         if any("embedding" in row for row in rows):
             write_embeddings(self.output_dir / "embeddings.npz", rows)
         failed = getattr(engine, "failed", {})
+        write_failed(self.output_dir / FAILED, failed)
         logger.info("%s", overview(self.finished.cases, flat, self.finished.found, failed))
         check_complete(self.finished.cases, rows, failed)
+
+
+def write_failed(path: Path, failed: Mapping[str, FailedCase]) -> None:
+    """Write why cases have no result, by their first image; where all have one, there is no such table."""
+    if failed:
+        write_csv(path, [asdict(case) | {"image": image} for image, case in sorted(failed.items())])
+    else:
+        path.unlink(missing_ok=True)
+
+
+def failed_reasons(output_dir: Path) -> dict[str, str]:
+    """Why cases of the last run have no result, by their first image, from its `failed.csv`; a sentence each."""
+    path = output_dir / FAILED
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {row["image"]: str(FailedCase(row["image"], row["reason"])) for row in csv.DictReader(file)}
 
 
 def findings_of(rows: Sequence[Row]) -> list[Row]:

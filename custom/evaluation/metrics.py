@@ -9,22 +9,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.networks import one_hot
 from torch import Tensor
 
 from custom.evaluation.calibration import calibration_error
 from custom.losses import PRETEXT_TASKS
-from custom.transforms.findings import Row
+from custom.transforms.findings import Row, asymmetry_index, central_plane, volumes_by_side
 
 logger = logging.getLogger(__name__)
 
 
 def classification_row(output: Mapping[str, Any]) -> Row:
-    """Probability of each class (`pred`), the predicted class, and the true one where it is known."""
+    """Probability of each class (`pred`), the predicted class, and the true one where it is known.
+
+    Of several weights, also their `disagreement` (`custom.evaluation.ensemble`).
+    """
     probabilities = output["pred"].flatten().tolist()
     row: Row = {f"probability_{index}": value for index, value in enumerate(probabilities)}
     row["prediction"] = int(np.argmax(probabilities))
+    if "disagreement" in output:
+        row["disagreement"] = float(output["disagreement"])
     if output.get("label") is not None:
         row["label"] = int(output["label"])
     return row
@@ -69,9 +75,10 @@ def class_probabilities(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, 
 
 
 def segmentation_row(output: Mapping[str, Any]) -> Row:
-    """Dice, HD95 (mm) and volumes (ml) of each foreground class; `pred` holds probabilities or a mask.
+    """Dice, HD95 (mm), volumes (ml) and asymmetry indices of each foreground class.
 
-    Dice of two empty masks is 1; HD95 is NaN where either mask is empty.
+    `pred` holds probabilities or a mask; `image`, the aligned volume, is needed for the asymmetry indices alone. Dice
+    of two empty masks is 1; HD95 is NaN where either mask is empty, and an index where its own is.
     """
     pred, label = output["pred"], output["label"]
     spacing = _spacing(label)
@@ -90,7 +97,19 @@ def segmentation_row(output: Mapping[str, Any]) -> Row:
         row[f"hd95_mm{suffix}"] = _finite(float(distance[index - 1]))
         row[f"volume_ml{suffix}"], row[f"predicted_ml{suffix}"] = volumes
         row[f"volume_error_ml{suffix}"] = volumes[1] - volumes[0]
+        if isinstance(output.get("image"), MetaTensor):
+            both = ((volume == index)[0].cpu().numpy() for volume in (truth, mask))
+            row |= asymmetry_columns(*both, label, output["image"], suffix)
     return row
+
+
+def asymmetry_columns(
+    truth: np.ndarray, mask: np.ndarray, label: MetaTensor, image: MetaTensor, suffix: str = ""
+) -> Row:
+    """Asymmetry index of what is marked and of what is predicted, two masks `(X, Y, Z)` on the grid of `label`."""
+    affine, plane = label.affine.cpu().double().numpy(), central_plane(image)
+    true, predicted = (asymmetry_index(*volumes_by_side(volume, affine, plane)) for volume in (truth, mask))
+    return {f"asymmetry_index{suffix}": true, f"predicted_asymmetry_index{suffix}": predicted}
 
 
 def segmentation_summary(rows: Sequence[Row]) -> dict[str, float]:

@@ -201,7 +201,7 @@ def check_path(name: str, text: str | None) -> None:
     """
     if text is None:
         raise OptionError(f"--{name} has no value; a path that begins with - is written ./-...")
-    if text in ("", "None") and name in ("datalist", "pretrained") and not Path(text or "None").exists():
+    if text in ("", "None") and name in ("datalist", "pretrained", "conformal") and not Path(text or "None").exists():
         return
     if text[:1] in ("$", "@", "%") and not Path(text).exists():
         return  # an expression of the runner
@@ -212,6 +212,9 @@ def check_path(name: str, text: str | None) -> None:
             f"--{name} {text}: MONAI's runner reads # in a setting as the sign between the parts of an id, and would "
             "take another path; rename the folder, or link it to a name without #"
         )
+    paths = read_as_literal(text)
+    if name == "checkpoint" and isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
+        return  # several weights
     value = text if text[:1] not in ("$", "@", "%") else None
     if value is None or read_as_literal(text) != text:
         read = "an expression" if value is None else repr(read_as_literal(text))

@@ -15,7 +15,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-PATHS = ("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "checkpoint", "pretrained")
+PATHS = ("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "checkpoint", "conformal", "pretrained")
 """Settings that are paths."""
 LATER = ("matplotlib", "mlflow", "pandas", "scipy.signal", "sklearn")
 """Packages that MONAI imports later."""

@@ -131,6 +131,12 @@ def laterality_row(findings: list[Row], num_classes: int = 2) -> Row:
     return row
 
 
+def volumes_by_side(mask: np.ndarray, affine: np.ndarray, plane: Plane) -> tuple[float, float]:
+    """Volumes (ml) of what is True in a mask `(X, Y, Z)`, on the patient's left and right."""
+    shares = right_share(np.argwhere(mask), affine, plane)
+    return float((1 - shares).sum()) * voxel_ml(affine), float(shares.sum()) * voxel_ml(affine)
+
+
 def segmented_row(output: Mapping[str, Any], num_classes: int = 2) -> Row:
     """Findings per class of a segmented case, and under `findings` the rows of `finding_rows`.
 

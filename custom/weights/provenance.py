@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 from custom.data.case import Case, CohortError, image_paths, subject_of
 from custom.data.contents import contents_of
 from custom.support.errors import UserError
-from custom.weights.settings import carried
+from custom.weights.settings import carried, paths_of
 from custom.weights.transfer import weights_digest
 
 Record = dict[str, Any]
@@ -184,26 +184,36 @@ def _refuse_or_warn(what: str, sentences: Sequence[str], number: int, allow_leak
 class LeakageGuard:
     """Ignite handler of an evaluator: refuse cases that the weights, or those they came from, saw with a label.
 
+    Where the validation list itself is measured, as for intervals, cases that the weights were only selected on are
+    taken, and the verdict says so.
+
     What was found is left in `engine.state.leakage`, for the report: a `verdict` in words, how many cases were seen
     with and without a label, and what the weights saw.
 
     Args:
         cases: to be measured on.
-        checkpoint: weights.
+        checkpoint: weights, or a list of those that are used together.
         datalist: beside which the images' hashes are kept.
         allow_leakage: go on all the same; the report says so.
+        section: list of the datalist that is measured.
 
     Raises:
         LeakageError: at the start, with the cases.
     """
 
     def __init__(
-        self, cases: Sequence[Case], checkpoint: str | Path, datalist: str | Path, allow_leakage: bool = False
+        self,
+        cases: Sequence[Case],
+        checkpoint: str | Path | Sequence[str | Path],
+        datalist: str | Path,
+        allow_leakage: bool = False,
+        section: str = "testing",
     ) -> None:
         self.cases = cases
         self.checkpoint = checkpoint
         self.datalist = datalist
         self.allow_leakage = allow_leakage
+        self.section = section
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -212,9 +222,11 @@ class LeakageGuard:
         engine.state.leakage = on_rank_0(self.check)
 
     def check(self) -> dict[str, Any]:
-        records = records_of(self.checkpoint)
+        records = [record for path in paths_of(self.checkpoint) for record in records_of(path)]
         contents = _contents(self.cases, self.datalist)
-        labelled = overlaps(self.cases, filter(saw_label, records), contents)
+        selecting = [record for record in records if "validation" == record["section"] == self.section]
+        labelled = overlaps(self.cases, [r for r in records if saw_label(r) and r not in selecting], contents)
+        selected = len(overlaps(self.cases, selecting, contents).keys() - labelled.keys())
         plain = overlaps(self.cases, [record for record in records if record["label"] == "none"], contents)
         if labelled:
             sentences = [sentence for _, sentence in labelled.values()]
@@ -223,7 +235,7 @@ class LeakageGuard:
         if unknown:
             logger.warning("leakage cannot be ruled out: it is not known what %s saw", ", ".join(unknown))
         return {
-            "verdict": _verdict(len(labelled), len(self.cases), unknown),
+            "verdict": _verdict(len(labelled), len(self.cases), unknown, selected),
             "cases_seen_with_label": len(labelled),
             "cases_seen_without_label": len(set(plain) - set(labelled)),
             "weights_saw": [
@@ -232,7 +244,7 @@ class LeakageGuard:
         }
 
 
-def _verdict(seen: int, number: int, unknown: Sequence[str]) -> str:
+def _verdict(seen: int, number: int, unknown: Sequence[str], selected: int = 0) -> str:
     if seen:
         return (
             f"LEAKAGE, allowed by --allow_leakage: {seen} of {number} cases were seen with a label in training; "
@@ -240,6 +252,11 @@ def _verdict(seen: int, number: int, unknown: Sequence[str]) -> str:
         )
     if unknown:
         return f"unknown: nothing is recorded of what these weights saw: {', '.join(unknown)}"
+    if selected:
+        return (
+            f"none of the {number} cases was trained on, but the weights were selected on {selected} of them: the "
+            "figures are a little better than those of unseen cases"
+        )
     return f"none of the {number} cases was seen with a label in training"
 
 

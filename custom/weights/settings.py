@@ -8,13 +8,13 @@ and everybody else passes over.
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoint
+from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoint, weights_digest
 
 STATED = ("modality", "in_channels", "spacing", "spatial_size")
 """Settings of the input, which no tensor tells of."""
@@ -98,8 +98,10 @@ def settings_in(path: str | Path) -> dict[str, Any] | None:
 class Weights:
     """The weights that a run uses, or starts from, and the settings that they were trained with.
 
+    Several weights are used together, as those of the folds of one training; the first speaks for all.
+
     Args:
-        path: of the weights; empty where a training starts from nothing.
+        path: of the weights, or a list; empty where a training starts from nothing.
         names: of the settings that bind the run; None takes all.
         optional: weights that carry no settings bind nothing (a training that starts from published ones).
         resume_from: the checkpoint to go on from, exactly, where that is what they are.
@@ -107,12 +109,13 @@ class Weights:
 
     def __init__(
         self,
-        path: str | Path = "",
+        path: str | Path | Sequence[str | Path] = "",
         names: tuple[str, ...] | None = None,
         optional: bool = False,
         resume_from: str = "",
     ) -> None:
-        self.path, self.resume_from, self.optional = str(path), resume_from, optional
+        self.paths = paths_of(path)
+        self.path, self.resume_from, self.optional = self.paths[0], resume_from, optional
         there = bool(self.path) and Path(self.path).is_file()
         settings = settings_in(self.path) if there else None
         self.unknown = there and settings is None and not optional
@@ -139,10 +142,12 @@ class Weights:
         """Refuse settings of a run that contradict those of its weights, or warn where that is overridden.
 
         Raises:
-            WeightsError: with the values of both; or where there is no such file.
+            WeightsError: with the values of both; where there is no such file, or several are not of one training.
         """
-        if self.path and not Path(self.path).is_file():
-            raise WeightsError(f"no checkpoint at {self.path}")
+        if missing := [path for path in self.paths if path and not Path(path).is_file()]:
+            raise WeightsError(f"no checkpoint at {missing[0]}")
+        for path in self.paths[1:]:
+            self.check_member(path)
         known = [name for name in (*CONTRACT, *ENCODER, *HEAD) if name in self.settings and name in settings]
         differing = [name for name in known if not same(self.settings[name], settings[name])]
         if not differing:
@@ -155,6 +160,33 @@ class Weights:
                 "--override_contract True goes on with other ones all the same"
             )
         logger.warning("%s; --override_contract goes on", message)
+
+    def check_member(self, path: str) -> None:
+        """Refuse weights that cannot be used together with the first.
+
+        Raises:
+            WeightsError: with the settings that differ.
+        """
+        own = settings_in(path) or sizes(load_checkpoint(path))
+        names = [name for name in (*CONTRACT, *ENCODER, *HEAD) if name in own and name in self.settings]
+        if differing := [name for name in names if not same(self.settings[name], own[name])]:
+            values = "; ".join(f"{name} {self.settings[name]} and {own[name]}" for name in differing)
+            raise WeightsError(f"{self.path} and {path} are not of one training, and cannot go together: {values}")
+
+    def digest(self) -> str | list[str]:
+        """SHA-256 of the weights; of several a list."""
+        found = [weights_digest(path) for path in self.paths]
+        return found[0] if len(found) == 1 else found
+
+    def beside(self, name: str) -> str | None:
+        """A file in the folder of the first weights, if it is there."""
+        path = Path(self.path).parent / name
+        return str(path) if self.path and path.is_file() else None
+
+
+def paths_of(path: str | Path | Sequence[str | Path]) -> list[str]:
+    """One path or several as a list of text."""
+    return [str(path)] if isinstance(path, str | Path) else [str(part) for part in path] or [""]
 
 
 def same(one: Any, other: Any) -> bool:

@@ -55,7 +55,8 @@ def app_command(
         session_label: labels, with or without ses-; all by default.
         image: a choice such as T1w or acq-3d_FLAIR, one per channel of the weights; by default the norm's sequence,
             else T1w.
-        weights: packages of `sa-swin release`, zip or folder, or folders with model.pt; one for each task.
+        weights: packages of `sa-swin release`, zip or folder, or folders with model.pt, for one or both tasks; several
+            of a task, as of the folds of one training, are used together.
         what: of asymmetry, segment, classify; by default the asymmetry of MR, and what there are weights for.
         norm: file of `sa-swin asymmetry norm`; the map then has z-scores, and alarms.
         modality: MR or CT, of which there are no maps; by default that of the weights, else MR.
@@ -113,19 +114,15 @@ def wanted_models(
     """The weights that are asked for, by task.
 
     Raises:
-        OptionError: two for one task, none for one that is asked for, another number of channels or kind of image.
+        OptionError: none for a task that is asked for, another number of channels or kind of image.
     """
-    from sa_swin.app.models import load_model
+    from sa_swin.app.models import load_model, together
 
     models: dict[str, Model] = {}
     for model in (load_model(path, work) for path in weights):
-        if model.task in models:
-            raise OptionError(
-                f"--weights has two for {model.task}: {models[model.task].checkpoint}, {model.checkpoint}"
-            )
-        models[model.task] = model
+        models[model.task] = together(models[model.task], model) if model.task in models else model
         if (count := model.settings.get("in_channels", 1)) != len(channels):
-            raise OptionError(f"{model.checkpoint} takes {count} channel(s), --image names {', '.join(channels)}")
+            raise OptionError(f"{model.checkpoints[0]} takes {count} channel(s), --image names {', '.join(channels)}")
     if missing := set(what) - {"asymmetry"} - models.keys():
         raise OptionError(f"--what {' and '.join(sorted(missing))} needs --weights for it")
     return {task: model for task, model in models.items() if not what or task in what}
@@ -177,7 +174,7 @@ def person_of(
         str(reading),
         mapped,
         healthy and healthy.digest(),
-        sorted(m.digest for m in models.values()),
+        sorted((*m.digests, m.figures()) for m in models.values()),
     ]
     settings = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
     return Person(dataset, output, reading, mapped, healthy, settings, models)

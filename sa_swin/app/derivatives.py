@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 
+from custom.evaluation.ensemble import DISAGREEMENT
 from custom.support.files import write_whole
 from custom.volumes.nifti import write_nifti
 from sa_swin.app.dataset import sidecar
@@ -16,6 +17,8 @@ from sa_swin.app.models import Model
 from sa_swin.app.scans import AppScan
 from sa_swin.asymmetry.norm import Norm
 
+INTERVALS = ("volume_low", "volume_high", "side_set", "class_set", "cannot_tell", "coverage")
+"""Columns of `custom.evaluation.conformal`, those of a class without its suffix."""
 LESIONS = "_desc-lesion_dseg"
 PLANE = ("yaw_deg", "roll_deg", "offset_mm", "similarity", "overlap", "margin", "angle_error", "offset_error")
 
@@ -40,7 +43,7 @@ def write_lesions(scan: AppScan, output: Path, row: Mapping[str, Any], model: Mo
     write_whole(mask, Path(row["pred"]).read_bytes())
     classes = list(enumerate(model.names))[1:]
     write_whole(names, "index\tname\n" + "".join(f"{index}\t{name}\n" for index, name in classes))
-    about = {"Manual": False, "Weights": model.digest}
+    about = {"Manual": False, "Weights": model.digests[0] if len(model.digests) == 1 else list(model.digests)}
     masked = _described(mask, sidecar(scan.images, "Predicted classes.", **about))
     image = nib.load(row["probability"])
     shares = np.asanyarray(image.dataobj)[..., 1:]
@@ -48,7 +51,20 @@ def write_lesions(scan: AppScan, output: Path, row: Mapping[str, Any], model: Mo
     write_nifti(path, shares[..., 0] if shares.shape[-1] == 1 else shares, image.affine)
     labels = {"LabelMap": [name for _, name in classes], "Units": "probability"}
     shared = _described(path, sidecar(scan.images, "Predicted probabilities.", **about, **labels))
-    return [mask, names, masked, path, shared]
+    return [mask, names, masked, path, shared, *write_disagreement(scan, output, row)]
+
+
+def write_disagreement(scan: AppScan, output: Path, row: Mapping[str, Any]) -> list[Path]:
+    """Write where several weights disagree, on the grid of the file; nothing of one."""
+    found = Path(row.get(DISAGREEMENT, ""))
+    if not found.is_file():
+        return []
+    path = scan.place(output, "_desc-disagreement_stat.nii.gz")
+    write_whole(path, found.read_bytes())
+    about = (
+        "Standard deviation of the probabilities that several weights give, 0 to 0.5; of the class where it is largest."
+    )
+    return [path, _described(path, sidecar(scan.images, about, Units="probability"))]
 
 
 def _described(path: Path, content: str) -> Path:
@@ -60,10 +76,11 @@ def _described(path: Path, content: str) -> Path:
 def lesion_figures(row: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Findings, volumes (ml) and sides, per class and per finding."""
     wanted = ("findings", "volume_ml", "left_ml", "right_ml", "side", "asymmetry_index")
-    classes = [
-        {"class": name, **{key: row.get(f"{key}_class{index}") for key in wanted}}
-        for index, name in list(enumerate(model.names))[1:]
-    ]
+    shared = {"coverage": row["coverage"]} if "coverage" in row else {}
+    classes = []
+    for index, name in list(enumerate(model.names))[1:]:
+        doubt = {key: row[f"{key}_class{index}"] for key in INTERVALS if f"{key}_class{index}" in row}
+        classes.append({"class": name, **{key: row.get(f"{key}_class{index}") for key in wanted}, **doubt, **shared})
     findings = [{**finding, "class": model.names[finding["class"]]} for finding in row.get("findings", [])]
     return {"lesions": classes, "findings": findings}
 
@@ -71,7 +88,9 @@ def lesion_figures(row: Mapping[str, Any], model: Model) -> dict[str, Any]:
 def class_figures(row: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Probabilities by class, the likeliest class, and what the probabilities rest on."""
     shares = {name: row[f"probability_{index}"] for index, name in enumerate(model.names)}
-    return {"classes": {"probability": shares, "likeliest": max(shares, key=shares.get), "basis": model.calibration}}
+    doubt = {name: row[name] for name in (*INTERVALS, DISAGREEMENT) if name in row}
+    likeliest = max(shares, key=shares.get)
+    return {"classes": {"probability": shares, "likeliest": likeliest, "basis": model.calibration, **doubt}}
 
 
 def plane_figures(meta: Mapping[str, Any]) -> dict[str, Any]:

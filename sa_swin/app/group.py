@@ -10,6 +10,8 @@ import numpy as np
 
 from custom.support.errors import UserError
 from custom.support.files import write_whole
+from sa_swin.app.derivatives import INTERVALS
+from sa_swin.app.page import short_digest
 from sa_swin.app.person import SUMMARY
 from sa_swin.cohort.table import tsv
 from sa_swin.report.html import note, picture, short, table_html, whole_page
@@ -30,8 +32,8 @@ def flat(summary: Mapping[str, Any]) -> Row:
         row |= {f"{name}_{lesion['class']}": value for name, value in lesion.items() if name != "class"}
     classes = summary.get("classes", {})
     row |= {f"probability_{name}": value for name, value in classes.get("probability", {}).items()}
-    row |= {"likeliest": classes["likeliest"]} if classes else {}
-    return row | {f"weights_{model['task']}": model["sha256"][:12] for model in summary.get("weights", ())}
+    row |= {name: classes[name] for name in ("likeliest", *INTERVALS) if name in classes}
+    return row | {f"weights_{model['task']}": short_digest(model["sha256"]) for model in summary.get("weights", ())}
 
 
 def write_group(output: Path) -> int:

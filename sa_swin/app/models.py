@@ -8,13 +8,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from custom.evaluation.batch_inference import finished_entries
+from custom.evaluation.batch_inference import FAILED, failed_reasons, finished_entries
+from custom.evaluation.conformal import FILE
+from custom.evaluation.ensemble import DISAGREEMENT
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from custom.volumes.saving import result_path
@@ -22,7 +24,7 @@ from custom.weights.provenance import records_of
 from custom.weights.settings import settings_in, sizes
 from custom.weights.transfer import load_checkpoint, weights_digest
 from sa_swin.app.scans import AppScan
-from sa_swin.bundles import bundle_command, bundle_folder
+from sa_swin.bundles import bundle_command, bundle_folder, checkpoint_at, checkpoint_option
 from sa_swin.release.archive import read_package
 from sa_swin.release.verification import verify
 
@@ -37,18 +39,18 @@ class Model:
     Args:
         task: `segment` or `classify`.
         bundle: folder whose configs run them.
-        checkpoint: the weights' file.
+        checkpoints: the weights' files, several where they are used together.
         settings: that they were trained with.
-        digest: SHA-256 of the weights.
+        digests: SHA-256 of each of the weights.
         seen: what they were trained on, a sentence each.
         calibration: of the classes' probabilities; empty where there are none.
     """
 
     task: str
     bundle: Path
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
     settings: Mapping[str, Any]
-    digest: str
+    digests: tuple[str, ...]
     seen: tuple[str, ...]
     calibration: str = ""
 
@@ -60,11 +62,16 @@ class Model:
         default = ["background", "lesion"] if self.task == "segment" and count == 2 else []
         return list(given or default or [f"class {index}" for index in range(count)])
 
+    def figures(self) -> str:
+        """The figures of intervals beside the first weights, as text; empty where there are none."""
+        path = self.checkpoints[0].with_name(FILE)
+        return path.read_text(errors="replace") if path.is_file() else ""
+
     def about(self) -> dict[str, Any]:
         """Plain facts, for files."""
         kept = ("modality", "in_channels", "spacing", "spatial_size", "counterpart", "training_cases")
         settings = {name: self.settings[name] for name in kept if name in self.settings}
-        return {"task": self.task, "sha256": self.digest, "trained_on": list(self.seen), "settings": settings}
+        return {"task": self.task, "sha256": list(self.digests), "trained_on": list(self.seen), "settings": settings}
 
 
 def load_model(path: str, work: Path) -> Model:
@@ -80,9 +87,7 @@ def load_model(path: str, work: Path) -> Model:
     folder = Path(path)
     if folder.is_file() and folder.suffix == ".zip":
         folder = _unpacked(folder, work)
-    checkpoint = next((p for p in (folder / "models" / "model.pt", folder / "model.pt", folder) if p.is_file()), None)
-    if checkpoint is None:
-        raise UserError(f"no weights at {path}: expected a package of `sa-swin release`, or a folder with model.pt")
+    checkpoint = checkpoint_at(folder)
     tensors = load_checkpoint(checkpoint)
     task = _task(tensors, checkpoint)
     own = folder.resolve() if (folder / "configs").is_dir() else bundle_folder(task)
@@ -92,7 +97,19 @@ def load_model(path: str, work: Path) -> Model:
         f"{r['stage']}, {r['section']} list: {len(r['subjects'])} subjects, label: {r['label']}" for r in records
     )
     basis = _calibration(tensors, records) if task == "classify" else ""
-    return Model(task, own, checkpoint.resolve(), settings, weights_digest(checkpoint), seen, basis)
+    return Model(task, own, (checkpoint.resolve(),), settings, (weights_digest(checkpoint),), seen, basis)
+
+
+def together(one: Model, other: Model) -> Model:
+    """Two sets of weights of one task as one, whose probabilities are averaged; that they fit, the bundle asks."""
+    basis = one.calibration if one.calibration == other.calibration else f"{one.calibration}; {other.calibration}"
+    return replace(
+        one,
+        checkpoints=one.checkpoints + other.checkpoints,
+        digests=one.digests + other.digests,
+        seen=tuple(dict.fromkeys(one.seen + other.seen)),
+        calibration=basis,
+    )
 
 
 def _unpacked(path: Path, work: Path) -> Path:
@@ -136,31 +153,32 @@ def predict(
     output, datalist = work / model.task, work / f"{model.task}.json"
     entries = [{"image": list(scan.images), "subject": scan.name} for scan in scans]
     write_whole(datalist, json.dumps({"testing": entries}))
-    options = {"dataset_dir": dataset, "datalist": datalist, "output_dir": output, "checkpoint": model.checkpoint}
+    options = {"dataset_dir": dataset, "datalist": datalist, "output_dir": output}
+    options |= {"checkpoint": checkpoint_option(model.checkpoints)}
     options |= {"untrusted": untrusted, "allow_outside": allow_outside, "num_workers": 0}
     options |= {"save_probabilities": True} if model.task == "segment" else {}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    told = _run(bundle_command("predict", model.bundle, words))
+    (output / FAILED).unlink(missing_ok=True)
+    last = _run(bundle_command("predict", model.bundle, words))
     rows = {image: entry["row"] for image, entry in finished_entries(output / "finished.jsonl")[1].items()}
-    found = {s.name: _prediction(s.paths(dataset)[0], rows, told, dataset, output) for s in scans}
-    if not rows and not any("left out: " in line for line in told):
-        raise UserError(f"{model.checkpoint} could not be used: {told[-1].removeprefix('error: ') if told else ''}")
+    failed = failed_reasons(output)
+    if not rows and not failed:
+        raise UserError(f"{model.checkpoints[0]} could not be used: {last.removeprefix('error: ')}")
+    kinds = ("pred", "probability", DISAGREEMENT) if model.task == "segment" else ()
+    found: dict[str, Prediction] = {}
+    for scan in scans:
+        image = scan.paths(dataset)[0]
+        files = {kind: str(result_path(image, dataset, output, kind)) for kind in kinds}
+        unknown = f"{image}: no prediction; the log says why"
+        found[scan.name] = rows[image] | files if image in rows else failed.get(image, unknown)
     return found
 
 
-def _run(command: Sequence[str]) -> list[str]:
-    """Run a command, its output shown on stderr as it comes; the lines of it."""
-    lines = []
+def _run(command: Sequence[str]) -> str:
+    """Run a command, its output shown on stderr as it comes; the last line of it."""
+    last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             sys.stderr.write(line)
-            lines.append(line.strip())
-    return [line for line in lines if line]
-
-
-def _prediction(image: str, rows: Mapping[str, Any], told: Sequence[str], dataset: Path, output: Path) -> Prediction:
-    if image not in rows:
-        reasons = (line.partition("left out: ")[2] for line in told if "left out: " in line and image in line)
-        return next(reasons, f"{image}: no prediction; the log says why")
-    files = {kind: str(result_path(image, dataset, output, kind)) for kind in ("pred", "probability")}
-    return rows[image] | files
+            last = line.strip() or last
+    return last

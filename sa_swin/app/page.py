@@ -4,8 +4,9 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sa_swin.app.derivatives import INTERVALS
 from sa_swin.app.pictures import FAINT, LIMIT, Head, place_figure, plane_figure
-from sa_swin.report.html import note, picture, short, table_html, whole_page, words
+from sa_swin.report.html import coverage_sentence, note, picture, short, table_html, whole_page, words
 from sa_swin.report.page import PLANE
 
 Figures = Mapping[str, Any]
@@ -80,14 +81,32 @@ def lesion_section(figures: Figures, head: Head) -> Iterator[str]:
         if figures["findings"]:
             yield "<h3>Findings</h3>" + table_html(_rows(figures["findings"]))
         yield note("Volumes in ml; asymmetry index: (right - left) / (right + left).")
+        yield from doubts(figures["lesions"])
 
 
 def class_section(figures: Figures, head: Head) -> Iterator[str]:
     """Probabilities of the classes, and what they rest on."""
     if classes := figures.get("classes"):
         shares = {name: f"{share:.3f}" for name, share in classes["probability"].items()}
-        yield "<h2>Classes</h2>" + table_html([shares])
+        doubt = {name: classes[name] for name in INTERVALS if name in classes}
+        yield "<h2>Classes</h2>" + table_html([shares | doubt])
+        yield from doubts([classes])
         yield note(f"Probabilities, {html.escape(classes['basis'])}.")
+
+
+def doubts(rows: Sequence[Figures]) -> Iterator[str]:
+    """What cannot be told, and what the intervals and sets beside figures mean, where there are any."""
+    for row in rows:
+        if row.get("cannot_tell"):
+            of = f"{row['class']}: " if "class" in row else ""
+            yield f'<p class="warn">Cannot tell: {html.escape(of + row["cannot_tell"])}.</p>'
+    if "coverage" in rows[0]:
+        yield note(coverage_sentence(rows[0]["coverage"]))
+
+
+def short_digest(digests: Sequence[str]) -> str:
+    """The beginnings of the SHA-256 of weights."""
+    return " ".join(digest[:12] for digest in digests)
 
 
 def weights_section(figures: Figures, head: Head) -> Iterator[str]:
@@ -96,7 +115,7 @@ def weights_section(figures: Figures, head: Head) -> Iterator[str]:
     rows = [
         {
             "for": model["task"],
-            "weights (SHA-256)": model["sha256"][:12],
+            "weights (SHA-256)": short_digest(model["sha256"]),
             "trained on": "; ".join(model["trained_on"]),
             "input": ", ".join(f"{words(name)} {value}" for name, value in model["settings"].items()),
         }

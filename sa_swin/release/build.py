@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from custom.evaluation.conformal import FILE, read_figures
 from custom.support.vendored import code_digest
 from custom.weights.provenance import records_of
 from custom.weights.transfer import weights_digest
@@ -70,6 +71,7 @@ def build(root: Path, bundle: str, options: Options, output: Path, say: Say = la
     network = model.network_of(config)
     state = model.fill(network, options.weights)
     records = records_of(options.weights)
+    files |= conformal_of(options.weights)
     files["models/model.pt"] = model.as_pt(state, records, settings)
     files["models/model.safetensors"] = model.as_safetensors(state, records, settings)
     evaluation, onnx = _evaluation(bundle, options, say), _onnx(network, config, options, say)
@@ -110,6 +112,14 @@ def _configs(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> dict[st
             out[name] = text.encode()
             out[name.removesuffix("yaml") + "json"] = json_twin(text).encode()
     return out
+
+
+def conformal_of(weights: Path) -> dict[str, bytes]:
+    """The figures of intervals beside the weights, if they are of these weights alone."""
+    path = weights.with_name(FILE)
+    if not path.is_file() or read_figures(path)["weights_sha256"] != [weights_digest(weights)]:
+        return {}
+    return {f"models/{FILE}": path.read_bytes()}
 
 
 def _evaluation(bundle: str, options: Options, say: Say) -> Evaluation | None:

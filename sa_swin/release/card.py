@@ -149,7 +149,9 @@ import monai.bundle
 network = monai.bundle.load("{facts.name}", bundle_dir="FOLDER_WHERE_THE_PACKAGE_LIES")
 ```
 
-`monai.bundle ckpt_export` needs `--use_trace True`, and the result takes only the size in the metadata: its default,
-`torch.jit.script`, fails on the network. Checksums: `sha256sum --check SHA256SUMS`, or
+`monai.bundle ckpt_export` needs `--use_trace True`, and the result takes only the size in the metadata. Its default,
+`torch.jit.script`, cannot take the encoder: windows are laid out by NumPy, and gradients recomputed by
+`torch.utils.checkpoint`, for which it refuses MONAI's Swin UNETR, too, which the zoo lists as without TorchScript.
+Checksums: `sha256sum --check SHA256SUMS`, or
 `sa-swin release verify .`, in the package.
 """

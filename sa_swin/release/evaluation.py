@@ -58,7 +58,7 @@ def read_evaluation(folder: Path, bundle: str, weights_sha256: str) -> Evaluatio
     """
     try:
         report = json.loads((folder / "cases.json").read_text())
-        rows = _rows(folder / "cases.csv")
+        rows = read_rows(folder / "cases.csv")
         stated = {name: value for name, value in report["metrics"].items() if value is not None}
         computed = _defined(SUMMARIES[bundle](rows))
     except (OSError, ValueError, KeyError, IndexError) as error:
@@ -101,7 +101,8 @@ def is_count(name: str) -> bool:
     return name == "n" or name.startswith("n_")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table of cases: numbers as numbers, what is not defined as NaN, words as text."""
     with path.open(newline="") as file:
         return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
 

@@ -67,3 +67,11 @@ def short(value: Any) -> str:
         except ValueError:
             return value
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def coverage_sentence(coverage: float) -> str:
+    """What intervals and sets of `custom.evaluation.conformal` mean."""
+    return (
+        f"Of heads like those of the validation, {coverage:.0%} have their volume between low and high, their side and "
+        "their class in the set; where something cannot be told, the figure beside it is no answer."
+    )

@@ -23,11 +23,12 @@ from custom.losses import PRETEXT_TASKS
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from custom.training.tracking_record import add_to_runs
+from custom.weights.settings import paths_of
 from sa_swin.bootstrap import interval
 from sa_swin.report import plots as report_plots
 from sa_swin.report.cases import Row, Run, chosen, class_labels, cohort_table, named_column, pictured, used_lists
 from sa_swin.report.figures import mosaic
-from sa_swin.report.html import note, picture, short, table_html, whole_page, words
+from sa_swin.report.html import coverage_sentence, note, picture, short, table_html, whole_page, words
 from sa_swin.report.privacy import numbered, without_places
 from sa_swin.report.training import curves_section
 
@@ -189,6 +190,8 @@ def cases_section(run: Run) -> Iterator[str]:
         yield "<h2>All cases</h2>" + table_html(_shown(run.rows, class_labels(run)))
         if not run.ids:
             yield note("Cases by their number in cases.csv. With --ids True the page names subjects and paths.")
+        if coverage := run.rows[0].get("coverage"):
+            yield note(coverage_sentence(float(coverage)))
     if run.findings:
         yield "<h2>Findings</h2>" + table_html(_shown(run.findings, class_labels(run)))
         yield note("Connected components. Sides are the patient's; asymmetry index: (right - left) / (right + left).")
@@ -247,7 +250,7 @@ def cohort_section(run: Run) -> Iterator[str]:
 
 def places(run: Run) -> list[str]:
     """The paths that the records of a run name."""
-    return [str(path) for record in run.records.values() for path in record["paths"].values()]
+    return [text for record in run.records.values() for path in record["paths"].values() for text in paths_of(path)]
 
 
 def record_section(run: Run) -> Iterator[str]:

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -5,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 import torch
 from bundle_configs import ROOT, TASKS, WORKFLOWS, configs, made, read
@@ -17,7 +19,7 @@ from custom.evaluation.inferers import MirroredSlidingWindow
 from custom.support.errors import advice, root_cause
 from custom.support.run_record import of_weights
 from custom.training.best_weights import BestWeights
-from custom.weights.settings import carrying
+from custom.weights.settings import Weights, carrying
 
 SCHEMA = Path(os.environ.get("SA_SWIN_SCHEMA", ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"))
 
@@ -142,6 +144,29 @@ def test_the_segmenters_windows_can_be_those_of_the_mirrored_brain_too(tiny_coho
     bundle.run()
     assert isinstance(bundle.parser.get_parsed_content("inferer").inferer, MirroredSlidingWindow)
     assert len(list(tmp_path.rglob("*_asymmetry.nii.gz"))) == len(list(tmp_path.rglob("*_pred.nii.gz"))) == 1
+
+
+def test_several_weights_leave_a_map_of_their_disagreement_and_intervals_where_there_are_figures(tiny_cohort, tmp_path):
+    paths = [str(tmp_path / f"fold{number}.pt") for number in range(2)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        save_weights(made("segment", "inference", tiny_cohort, tmp_path), path)
+    found = {"volume": {"radius": 0.1, "cases": 20, "usual": [0.0, 1e6]}, "side": {"radius": None, "cases": 3}}
+    figures = {"coverage": 0.9, "lesions": {"1": found}, "weights_sha256": Weights(paths).digest()}
+    (tmp_path / "conformal.json").write_text(json.dumps(figures))
+    bundle = made("segment", "inference", tiny_cohort, tmp_path, checkpoint=paths, save_probabilities=True)
+    bundle.initialize()
+    bundle.run()
+    (spread,) = (nib.load(path) for path in tmp_path.rglob("*_disagreement.nii.gz"))
+    (shares,) = (nib.load(path) for path in tmp_path.rglob("*_probability.nii.gz"))
+    assert spread.shape[:3] == shares.shape[:3]
+    assert 0 < spread.get_fdata().max() <= 0.5 + 1e-5
+    with (tmp_path / "cases.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    volume, low, high = (float(row[f"volume_{name}_class1"]) for name in ("ml", "low", "high"))
+    assert low < volume < high
+    assert row["cannot_tell_class1"] == "side: 3 validation cases are too few"
+    assert not (tmp_path / "failed.csv").exists()
 
 
 def test_every_knob_is_used():

@@ -7,7 +7,13 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from custom.data.dataset import FailedCase
-from custom.evaluation.batch_inference import FinishedCases, InferenceTable, overview
+from custom.evaluation.batch_inference import (
+    FinishedCases,
+    InferenceTable,
+    failed_reasons,
+    overview,
+    write_failed,
+)
 from custom.evaluation.metrics import embedding_row
 
 
@@ -63,3 +69,16 @@ def test_the_closing_table_tells_cases_of_one_file_name_apart_and_has_their_plan
         ["b/anat/T1w.nii", "done", "0.5", "found,", "not", "trusted", "-20.2", "margin", "0.14"],
         ["c/anat/T1w.nii", "failed", "yaw", "+3.0,", "not", "trusted"],
     ]
+
+
+def test_why_cases_failed_is_a_table_that_goes_when_none_fails(tmp_path):
+    failed = {
+        "/b,c.nii": FailedCase("/b,c.nii", 'no "head"\nin it', "look at it"),
+        "/a.nii": FailedCase("/a.nii", "/a.nii: no such file"),
+    }
+    write_failed(tmp_path / "failed.csv", failed)
+    assert (tmp_path / "failed.csv").read_text().splitlines()[0] == "image,reason,remedy"
+    assert failed_reasons(tmp_path) == {"/a.nii": "/a.nii: no such file", "/b,c.nii": '/b,c.nii: no "head"\nin it'}
+    write_failed(tmp_path / "failed.csv", {})
+    assert failed_reasons(tmp_path) == {}
+    assert not list(tmp_path.iterdir())

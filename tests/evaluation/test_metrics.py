@@ -44,6 +44,8 @@ def test_a_classified_case_is_a_row_of_probabilities():
     row = classification_row({"pred": torch.tensor([0.25, 0.75]), "label": torch.tensor(0)})
     assert row == {"probability_0": 0.25, "probability_1": 0.75, "prediction": 1, "label": 0}
     assert "label" not in classification_row({"pred": torch.tensor([0.25, 0.75])})
+    several = {"pred": torch.tensor([0.25, 0.75]), "disagreement": torch.tensor([0.125])}
+    assert classification_row(several)["disagreement"] == 0.125
 
 
 @pytest.fixture
@@ -109,6 +111,15 @@ def test_a_shifted_box_has_the_dice_distance_and_volumes_of_the_shift(as_probabi
     assert row["volume_ml"] == pytest.approx(4 * 36 * 3 / 1000)
     assert row["predicted_ml"] == pytest.approx(6 * 36 * 3 / 1000)
     assert row["volume_error_ml"] == pytest.approx(2 * 36 * 3 / 1000)
+
+
+def test_the_sides_of_what_is_marked_and_predicted_are_told_by_the_plane_of_the_image():
+    image = MetaTensor(torch.zeros(2, 20, 10, 10), affine=torch.eye(4))  # its central plane is x = 9.5
+    row = segmentation_row({"pred": boxes((2, 6)), "label": boxes((8, 14)), "image": image})
+    assert row["predicted_asymmetry_index"] == -1
+    assert row["asymmetry_index"] == pytest.approx((4 - 2) / 6)  # x from 10 to 13 is right of it, 8 and 9 left
+    row = segmentation_row({"pred": boxes(), "label": boxes((2, 6)), "image": image})
+    assert math.isnan(row["predicted_asymmetry_index"])
 
 
 def test_nothing_found_where_nothing_is_counts_as_right():

@@ -153,6 +153,15 @@ def test_the_bundles_take_their_own_settings_and_no_others(task, tmp_path):
         check_options(command("--args_file", str(args)))
 
 
+def test_several_weights_are_a_list_of_paths_and_a_single_path_is_text():
+    check_path("checkpoint", "['a/model.pt', '2026_11_28/model.pt']")
+    for text in ("[1, 2]", "2026_11_28", "[]"):
+        with pytest.raises(OptionError, match="MONAI's runner reads that as"):
+            check_path("checkpoint", text)
+    with pytest.raises(OptionError, match="MONAI's runner reads that as"):
+        check_path("output_dir", "['a']")
+
+
 def test_the_configuration_is_merged_as_the_runner_does(monkeypatch):
     files = configs("segment", "train", "evaluate")
     given = [*RUN, "--config_file", str(files), "--train#trainer#max_epochs", "7", "--datalist", "None", "--fold=2"]

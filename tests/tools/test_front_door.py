@@ -5,9 +5,18 @@ from importlib.util import find_spec
 
 import pytest
 
+from custom.support.errors import UserError
 from sa_swin import label
 from sa_swin.__main__ import COMMANDS, main
-from sa_swin.bundles import ROOT, bundle_command, bundle_folder, quick_start, take_processes
+from sa_swin.bundles import (
+    ROOT,
+    bundle_command,
+    bundle_folder,
+    checkpoint_at,
+    quick_start,
+    take_processes,
+    take_weights,
+)
 from sa_swin.commands import command_of
 
 SEGMENT = ROOT / "bundles" / "sa_swin_segment"
@@ -105,6 +114,27 @@ def test_several_processes_go_through_torchrun_and_the_layer_for_them():
 def test_a_number_of_processes_must_be_one(words):
     with pytest.raises(ValueError, match="--processes must be a number of 1 or more"):
         take_processes(words)
+
+
+def test_several_weights_become_the_checkpoint_of_the_bundle(tmp_path):
+    for place in ("fold0/model.pt", "package/models/model.pt", "one.pt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    first, package, file = (str(tmp_path / name) for name in ("fold0", "package", "one.pt"))
+    assert take_weights(["--weights", first, "--redo", "True"]) == [
+        "--redo",
+        "True",
+        "--checkpoint",
+        f"{first}/model.pt",
+    ]
+    found = [f"{first}/model.pt", f"{package}/models/model.pt", file]
+    assert take_weights(["--images", "*.nii", f"--weights={first}", package, file]) == [
+        "--images", "*.nii", "--checkpoint", repr(found),
+    ]  # fmt: skip
+    assert take_weights(["--checkpoint", file]) == ["--checkpoint", file]
+    (tmp_path / "package.zip").touch()
+    with pytest.raises(UserError, match=r"no weights at .*package\.zip: expected a package"):
+        checkpoint_at(tmp_path / "package.zip")
 
 
 def test_without_its_environment_the_label_server_says_how_to_make_it(monkeypatch, tmp_path, capsys):

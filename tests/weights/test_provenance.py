@@ -282,11 +282,29 @@ def test_every_bundle_refuses_its_own_validation_list_as_a_test(task, tiny_cohor
     monkeypatch.setattr("sys.excepthook", lambda *args: None)
     options = {"num_samples": 1} if task != "classify" else {}
     run(task, "train", tiny_cohort, tmp_path, max_epochs=1, val_interval=1, **options)
+    lists = json.loads((tiny_cohort / "datalists" / f"{task}.json").read_text())
+    (tmp_path / "list.json").write_text(json.dumps(lists | {"testing": lists["validation"]}))
     with pytest.raises(Exception) as raised:  # noqa: PT011
-        run(task, "evaluate", tiny_cohort, tmp_path, section="validation")
+        run(task, "evaluate", tiny_cohort, tmp_path, datalist=str(tmp_path / "list.json"))
     assert f"was in the validation list of {task}" in str(root_cause(raised.value))
     run(task, "evaluate", tiny_cohort, tmp_path)
     assert report(tmp_path)["cases_seen_with_label"] == 0
+
+
+def test_the_validation_list_is_measured_as_what_the_weights_were_selected_on(cases, tmp_path):
+    trained, selected, other = cases(1, 2, 3)
+    seen = record_training("segment", "mask", [trained], [selected], tmp_path / "list.json")
+    torch.save(carrying({"weight": torch.ones(2)}, seen=seen), tmp_path / "model.pt")
+
+    def found(*chosen, section="validation"):
+        return LeakageGuard(chosen, [tmp_path / "model.pt"], tmp_path / "list.json", section=section).check()
+
+    verdict = found(selected, other)["verdict"]
+    assert verdict.startswith("none of the 2 cases was trained on, but the weights were selected on 1")
+    assert found(selected)["cases_seen_with_label"] == 0
+    for case, section in ((trained, "validation"), (selected, "testing")):
+        with pytest.raises(LeakageError):
+            found(case, section=section)
 
 
 @pytest.mark.parametrize("record", [{"stage": "x"}, [], None, "x", RECORD | {"subjects": 3}, RECORD | {"images": [3]}])

@@ -108,3 +108,20 @@ def test_published_weights_bind_nothing(tmp_path):
     weights = starting_weights(tmp_path, pretrained=tmp_path / "published.pt")
     assert weights.get("spacing", 1.0) == 1.0
     weights.check(SETTINGS)
+
+
+def test_weights_of_one_training_go_together_and_the_first_speaks_for_all(model, tmp_path):
+    torch.save(carrying({"weight": torch.zeros(2)}, settings=SETTINGS | {"learning_rate": 1.0}), tmp_path / "fold1.pt")
+    both = Weights([str(model), str(tmp_path / "fold1.pt")])
+    both.check(SETTINGS)
+    assert (both.path, len(both.paths), both.get("spacing", 1.0)) == (str(model), 2, 3.0)
+    assert both.digest() == [Weights(path).digest() for path in both.paths]
+    assert Weights(model).digest() != both.digest()[1]
+    (tmp_path / "conformal.json").touch()
+    assert both.beside("conformal.json") == str(tmp_path / "conformal.json")
+    assert Weights("").beside("conformal.json") is None
+    torch.save(carrying({"weight": torch.zeros(2)}, settings=SETTINGS | {"spacing": 1.0}), tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"are not of one training, and cannot go together: spacing 3\.0 and 1\.0"):
+        Weights([model, tmp_path / "other.pt"]).check(SETTINGS)
+    with pytest.raises(WeightsError, match=r"no checkpoint at .*none\.pt"):
+        Weights([model, tmp_path / "none.pt"]).check(SETTINGS)

@@ -14,8 +14,10 @@ from released import SEEN, network_of
 from custom.support.errors import UserError
 from custom.weights.settings import carrying
 from sa_swin.__main__ import main
+from sa_swin.app.command import wanted_models
 from sa_swin.app.derivatives import class_figures, lesion_figures, write_lesions
 from sa_swin.app.models import load_model
+from sa_swin.app.page import class_section, lesion_section
 from sa_swin.app.scans import AppScan
 from sa_swin.bundles import ROOT, bundle_command, bundle_folder
 
@@ -30,6 +32,11 @@ def saved(folder, task, change=lambda network: None, **settings):
     seen = [SEEN, SEEN | {"section": "validation", "subjects": ["ab", "cd"]}]
     torch.save(carrying(network.state_dict(), seen=seen, settings=SETTINGS | settings), folder / "model.pt")
     return folder
+
+
+def spread_out(network):
+    for parameter in network.parameters():
+        parameter.data *= 1.5
 
 
 def calibrated(network):
@@ -75,7 +82,7 @@ def test_a_zip_runs_by_its_own_configs_and_must_be_as_it_was_built(packages, tmp
     model = load_model(str(packages["segment"]), tmp_path / "work")
     assert model.bundle == tmp_path / "work" / "packages" / "sa_swin_segment"
     assert (model.bundle / "configs" / "inference.yaml").is_file()
-    assert model.checkpoint == model.bundle / "models" / "model.pt"
+    assert model.checkpoints == (model.bundle / "models" / "model.pt",)
     spoilt = tmp_path / "sa_swin_segment.zip"
     shutil.copy(packages["segment"], spoilt)
     with zipfile.ZipFile(spoilt, "a") as archive:
@@ -110,6 +117,7 @@ def test_lesions_have_a_mask_a_table_of_names_and_probabilities(tmp_path, names)
     shares = np.random.default_rng(0).random((4, 5, 6, len(names))).astype(np.float32)
     row = {"pred": write_nifti(tmp_path / "pred.nii.gz", shares.argmax(-1).astype(np.uint8))}
     row |= {"probability": write_nifti(tmp_path / "probability.nii.gz", shares)}
+    row |= {"disagreement": write_nifti(tmp_path / "disagreement.nii.gz", shares[..., 0] / 2)}
     scan = AppScan(("sub-1/anat/sub-1_T1w.nii.gz",), "sub-1", "")
     files = {path.name: path for path in write_lesions(scan, tmp_path / "out", row, model)}
     assert files["sub-1_desc-lesion_dseg.tsv"].read_text().splitlines()[1:] == [
@@ -117,9 +125,49 @@ def test_lesions_have_a_mask_a_table_of_names_and_probabilities(tmp_path, names)
     ]
     kept = nib.load(files["sub-1_desc-lesion_probseg.nii.gz"]).get_fdata()
     np.testing.assert_allclose(kept.reshape(4, 5, 6, -1), shares[..., 1:], rtol=1e-6)
+    spread = nib.load(files["sub-1_desc-disagreement_stat.nii.gz"]).get_fdata()
+    np.testing.assert_allclose(spread, shares[..., 0] / 2, rtol=1e-6)
     about = json.loads(files["sub-1_desc-lesion_probseg.json"].read_text())
-    assert (about["LabelMap"], about["Weights"]) == (names[1:], model.digest)
+    assert (about["LabelMap"], about["Weights"]) == (names[1:], model.digests[0])
     assert np.array_equal(nib.load(files["sub-1_desc-lesion_dseg.nii.gz"]).get_fdata(), shares.argmax(-1))
+
+
+def test_weights_of_one_task_are_used_together(tmp_path):
+    paths = [
+        saved(tmp_path / name, "segment", scaled) for name, scaled in (("a", spread_out), ("b", lambda network: None))
+    ]
+    models = wanted_models([*map(str, paths), str(saved(tmp_path / "c", "classify"))], (), ("T1w",), tmp_path / "work")
+    model = models["segment"]
+    assert model.checkpoints == tuple(path / "model.pt" for path in paths)
+    assert len(set(model.digests)) == 2
+    assert model.about()["sha256"] == list(model.digests)
+    assert len(models["classify"].checkpoints) == 1
+    assert model.figures() == ""
+    (paths[0] / "conformal.json").write_text("{}")
+    assert model.figures() == "{}"
+
+
+def test_intervals_and_sets_are_among_the_figures(tmp_path):
+    model = load_model(str(saved(tmp_path / "w", "segment")), tmp_path)
+    doubt = {"volume_low_class1": 2.0, "volume_high_class1": 5.0, "side_set_class1": "left", "cannot_tell_class1": ""}
+    (lesion,) = lesion_figures({"volume_ml_class1": 3.0, "coverage": 0.9, **doubt}, model)["lesions"]
+    assert (lesion["volume_low"], lesion["volume_high"], lesion["side_set"]) == (2.0, 5.0, "left")
+    told = "".join(lesion_section({"lesions": [lesion], "findings": []}, None))
+    assert "volume low" in told
+    assert "90% have their volume between low and high" in told
+    classes = class_figures(
+        {
+            "probability_0": 0.5,
+            "probability_1": 0.5,
+            "class_set": "0 or 1",
+            "cannot_tell": "it may be any",
+            "coverage": 0.9,
+        },
+        load_model(str(saved(tmp_path / "c", "classify")), tmp_path),
+    )
+    told = "".join(class_section(classes, None))
+    assert "0 or 1" in told
+    assert '<p class="warn">Cannot tell: it may be any.</p>' in told
 
 
 def test_figures_of_lesions_name_their_class(tmp_path):
@@ -137,10 +185,9 @@ def test_figures_of_lesions_name_their_class(tmp_path):
 
 
 def test_weights_that_do_not_fit_what_is_asked_are_refused(study, tmp_path, capsys):
-    one, other = saved(tmp_path / "a", "segment"), saved(tmp_path / "b", "segment")
+    one = saved(tmp_path / "a", "segment")
     scans = saved(tmp_path / "ct", "classify", modality="CT")
     for words, message in (
-        ((one, other), "has two for segment"),
         ((one, "--image", "T1w", "T1w"), "takes 1 channel(s)"),
         ((scans, "--what", "asymmetry", "classify"), "is for MR"),
         ((one, scans), "are of MR and of CT"),

@@ -18,8 +18,9 @@ from safetensors.torch import load as load_safetensors
 
 from custom.weights.provenance import records_of
 from custom.weights.settings import settings_in, sizes
+from custom.weights.transfer import weights_digest
 from sa_swin.release.archive import read_package
-from sa_swin.release.build import Options, build
+from sa_swin.release.build import Options, build, conformal_of
 from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, defaults, knob_names, with_settings
 from sa_swin.release.errors import ReleaseError
 from sa_swin.release.verification import verify
@@ -113,6 +114,15 @@ def test_what_the_weights_have_seen_goes_with_them_in_both_formats(packages, tmp
     for name in ("model.pt", "model.safetensors"):
         (tmp_path / name).write_bytes(files[f"models/{name}"])
         assert records_of(tmp_path / name) == [SEEN]
+
+
+def test_figures_of_intervals_go_with_the_weights_that_they_are_of_and_with_no_others(weights, tmp_path):
+    path = Path(shutil.copy(checkpoint(weights, "segment"), tmp_path / "model.pt"))
+    assert conformal_of(path) == {}
+    for digest, expected in ((weights_digest(path), {"models/conformal.json"}), ("ab", set())):
+        content = {"coverage": 0.9, "lesions": {}, "weights_sha256": [digest]}
+        (tmp_path / "conformal.json").write_text(json.dumps(content))
+        assert conformal_of(path).keys() == expected
 
 
 def test_the_state_of_a_training_is_released_as_its_network_alone(repository, weights, tmp_path):
