@@ -120,18 +120,22 @@ def take_weights(options: Sequence[str]) -> list[str]:
     """The options with `--checkpoint` in the place of `--weights A B C`.
 
     Raises:
-        UserError: no weights there.
+        UserError: no weights there, or none named.
     """
-    rest, paths, taking = [], [], False
+    rest, paths, taking, asked = [], [], False, False
     for word in options:
-        name, _, value = word.partition("=")
+        name, equals, value = word.partition("=")
         if name == "--weights":
-            taking, paths = True, [*paths, *filter(None, [value])]
+            taking, asked, paths = True, True, [*paths, *([value] if equals else [])]
         elif word.startswith("--") or not taking:
             taking, rest = False, [*rest, word]
         else:
             paths.append(word)
-    return [*rest, "--checkpoint", checkpoint_option([checkpoint_at(path) for path in paths])] if paths else rest
+    if not asked:
+        return rest
+    if not paths or "" in paths:  # an empty variable of the shell
+        raise UserError("--weights has an empty value: give files, or folders of trainings or packages")
+    return [*rest, "--checkpoint", checkpoint_option([checkpoint_at(path) for path in paths])]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -29,8 +29,8 @@ def calibrate(evaluations: Sequence[str], output: str, coverage: float = 0.9) ->
     """Write what predictions need to give intervals of volumes, and sets of sides and classes, with a coverage.
 
     Split-conformal: from evaluations of cases that no training saw, such as `sa-swin evaluate segment --section
-    validation --fold 0 ...` of each fold's weights, which are then used together. A figure that too few cases tell of
-    (at 90 %, fewer than 9) is not given. Research only.
+    validation --fold 0 ...` of each fold's weights, which are then used together. A figure that too few tell of
+    (at 90 %, fewer than 9 subjects) is not given. Research only.
 
     Args:
         evaluations: output folders of evaluations, all of one bundle.
@@ -40,8 +40,9 @@ def calibrate(evaluations: Sequence[str], output: str, coverage: float = 0.9) ->
     from custom.evaluation.conformal import fit
     from custom.support.files import write_whole
 
-    rows, digests = measured([Path(folder) for folder in evaluations])
-    figures = fit(rows, coverage) | {"cases": len(rows), "weights_sha256": digests}
+    folders = [Path(folder) for folder in evaluations]
+    rows, digests = measured(folders)
+    figures = fit(rows, coverage) | {"cases": len(rows), "weights_sha256": digests, "settings": settings_of(folders)}
     write_whole(Path(output), json.dumps(figures, indent=2, allow_nan=False) + "\n")
     sys.stdout.write("\n".join([*summary(figures), output]) + "\n")
 
@@ -73,15 +74,40 @@ def measured(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     return list(rows.values()), digests
 
 
+def settings_of(folders: Sequence[Path]) -> dict[str, Any]:
+    """The settings that the figures of evaluations depend on, from what is recorded of their runs.
+
+    Raises:
+        UserError: no such record, or evaluations that were made with different ones.
+    """
+    from custom.evaluation.conformal import HOW, differing
+    from custom.support.errors import UserError
+
+    found: dict[str, Any] = {}
+    for folder in folders:
+        try:
+            own = json.loads((folder / "run_evaluate.json").read_text())["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} does not say how it was evaluated (run_evaluate.json): {error}") from error
+        if other := differing(found, own):
+            raise UserError(f"{folder} is of other {other} than {folders[0]}: evaluate with the same")
+        found |= {name: own[name] for name in HOW if name in own}
+    return found
+
+
 def summary(figures: dict[str, Any]) -> list[str]:
     """What was found, a line each."""
-    lines = [f"{figures['cases']} cases, {figures['coverage']:.0%} asked; research only"]
+    lines = [
+        f"{figures['subjects']} subjects, {figures['cases']} cases, {figures['coverage']:.0%} asked; research only"
+    ]
     for index, found in figures.get("lesions", {}).items():
         volume, side = found["volume"]["radius"], found["side"]["radius"]
-        factor = "too few cases" if volume is None else f"within a factor of {math.exp(volume):.2f} (of ml + 1)"
-        apart = "too few cases" if side is None else f"asymmetry index within {side:.2f}"
-        lines.append(f"class {index}: volume {factor}; side: {apart}, {found['side']['cases']} cases")
+        factor = "too few subjects" if volume is None else f"within a factor of {math.exp(volume):.2f} (of ml + 1)"
+        apart = "too few subjects" if side is None else f"asymmetry index within {side:.2f}"
+        lines.append(f"class {index}: volume {factor}; side: {apart}, {found['side']['subjects']} subjects")
     for index, found in enumerate(figures.get("classes", ())):
-        least = "too few cases" if found["radius"] is None else f"in the set from probability {1 - found['radius']:.3f}"
-        lines.append(f"class {index}: {least}, {found['cases']} cases")
+        least = (
+            "too few subjects" if found["radius"] is None else f"in the set from probability {1 - found['radius']:.3f}"
+        )
+        lines.append(f"class {index}: {least}, {found['subjects']} subjects")
     return lines

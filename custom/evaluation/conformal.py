@@ -2,7 +2,8 @@
 
 A *score* says how far the truth of a validation case is from its prediction. The *radius* is the score that a new case
 keeps below with the coverage that is asked, whatever the network, if that case is exchangeable with those of the
-validation: of such heads and scanners, read in the same way. A radius that too few cases tell of is infinite.
+validation: of such heads and scanners, read in the same way. Scans of one person are no cases of their own: each
+subject counts once, with its largest score. A radius that too few subjects tell of is infinite.
 
     volume   log of (ml + 1), so that an interval is a factor for large volumes and a millilitre for the smallest
     side     the asymmetry index, whose interval meets left, both, or right
@@ -22,11 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from custom.data.case import subject_of
 from custom.support.errors import UserError
 from custom.transforms.findings import ONE_SIDED, Row
+from custom.weights.settings import same
 
 FILE = "conformal.json"
 """Name of the file beside the weights that `Conformal` reads."""
+HOW = ("counterpart", "overlap", "mirror_tta", "min_volume_ml")
+"""Settings of an evaluation that the figures depend on, beside the weights."""
 LEAST_ML = 1.0
 """Added to volumes before their logarithm."""
 UNTRUSTED = "the midsagittal plane cannot be trusted"
@@ -74,7 +79,7 @@ def fit(rows: Sequence[Row], coverage: float) -> dict[str, Any]:
     """The radii that validation cases give, as `Conformal` takes them.
 
     Args:
-        rows: of `classification_row` with labels, or of `segmentation_row`.
+        rows: of `classification_row` with labels, or of `segmentation_row`, each with its `subject`.
         coverage: asked, 0 to 1.
 
     Raises:
@@ -82,28 +87,41 @@ def fit(rows: Sequence[Row], coverage: float) -> dict[str, Any]:
     """
     if not 0.5 <= coverage < 1:
         raise UserError(f"a coverage is a share from 0.5 to below 1, got {coverage}")
+    if not rows:
+        raise UserError("no validation cases: expected an evaluation of heads whose midsagittal plane can be trusted")
+    found = {"coverage": coverage, "subjects": len({subject_of(row) for row in rows})}
     if "probability_0" in rows[0] and "label" in rows[0]:
-        return {"coverage": coverage, "classes": fit_classes(rows, coverage)}
+        return found | {"classes": fit_classes(rows, coverage)}
     if "predicted_asymmetry_index" not in rows[0] and "predicted_asymmetry_index_class1" not in rows[0]:
         raise UserError("expected the cases of an evaluation of segment or classify, by this version of the code")
     suffixes = [name.removeprefix("predicted_ml") for name in rows[0] if name.startswith("predicted_ml")]
     lesions = {suffix.removeprefix("_class") or "1": fit_lesions(rows, suffix, coverage) for suffix in suffixes}
-    return {"coverage": coverage, "lesions": lesions}
+    return found | {"lesions": lesions}
 
 
 def fit_classes(rows: Sequence[Row], coverage: float) -> list[dict[str, Any]]:
-    """Of each class the radius, and the number of cases that it comes from."""
+    """Of each class the radius, and the number of subjects that it comes from."""
     found = []
     for index in range(sum(name.startswith("probability_") for name in rows[0])):
-        scores = [1 - row[f"probability_{index}"] for row in rows if row["label"] == index]
-        found.append(fitted(scores, coverage))
+        own = [row for row in rows if row["label"] == index]
+        found.append(fitted(largest(own, [1 - row[f"probability_{index}"] for row in own]), coverage))
     return found
 
 
+def largest(rows: Sequence[Row], scores: Sequence[float]) -> list[float]:
+    """The largest score of each subject; those that are not defined (NaN) are left out."""
+    found: dict[str, float] = {}
+    for row, score in zip(rows, scores, strict=True):
+        if math.isfinite(score):
+            subject = subject_of(row)
+            found[subject] = max(score, found.get(subject, score))
+    return list(found.values())
+
+
 def fitted(scores: Sequence[float], coverage: float) -> dict[str, Any]:
-    """The radius, None where it is infinite, for which JSON has no word, and how many cases it comes from."""
+    """The radius, None where it is infinite, for which JSON has no word, and how many subjects it comes from."""
     reach = radius(scores, coverage)
-    return {"radius": reach if math.isfinite(reach) else None, "cases": len(scores)}
+    return {"radius": reach if math.isfinite(reach) else None, "subjects": len(scores)}
 
 
 def reach_of(found: Mapping[str, Any]) -> float:
@@ -119,11 +137,11 @@ def fit_lesions(rows: Sequence[Row], suffix: str, coverage: float) -> dict[str, 
     volumes = [row[f"volume_ml{suffix}"] for row in rows]
     scores = [volume_score(row[f"volume_ml{suffix}"], row[f"predicted_ml{suffix}"]) for row in rows]
     pairs = [(row[f"asymmetry_index{suffix}"], row[f"predicted_asymmetry_index{suffix}"]) for row in rows]
-    apart = [abs(true - predicted) for true, predicted in pairs if math.isfinite(true - predicted)]
+    apart = [abs(true - predicted) for true, predicted in pairs]
     usual = np.quantile(volumes, [(1 - coverage) / 2, (1 + coverage) / 2]).tolist()
     return {
-        "volume": {**fitted(scores, coverage), "usual": usual},
-        "side": fitted(apart, coverage),
+        "volume": {**fitted(largest(rows, scores), coverage), "usual": usual},
+        "side": fitted(largest(rows, apart), coverage),
     }
 
 
@@ -134,15 +152,21 @@ class Conformal:
         path: JSON of `sa-swin weights calibrate`; empty or None says nothing.
         digest: gives the SHA-256 of the weights in use, or a list; figures of other weights are not used, with a
             warning.
+        settings: of the run; figures that were made with other ones of `HOW` are not used either.
 
     Raises:
         UserError: not such a file.
     """
 
-    def __init__(self, path: str | Path | None, digest: Callable[[], str | list[str]]) -> None:
+    def __init__(
+        self, path: str | Path | None, digest: Callable[[], str | list[str]], settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.figures = read_figures(Path(path)) if path else {}
-        if path and set(self.figures["weights_sha256"]) != set(as_list(digest())):
-            logger.warning("%s is of other weights than those in use: no intervals are given", path)
+        if not path:
+            return
+        other = "" if set(self.figures["weights_sha256"]) == set(as_list(digest())) else "weights"
+        if other := other or differing(self.figures["settings"], settings or {}):
+            logger.warning("%s is of other %s than those in use: no intervals are given", path, other)
             self.figures = {}
 
     def __call__(self, row: Row, names: Sequence[str] | None = None) -> Row:
@@ -164,6 +188,12 @@ class Conformal:
         return columns | {"coverage": self.figures["coverage"]}
 
 
+def differing(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The settings that figures and a run have both, and not alike, as text."""
+    names = [name for name in figures if name in settings and not same(figures[name], settings[name])]
+    return "settings (" + ", ".join(f"--{n} {figures[n]}, here {settings[n]}" for n in names) + ")" if names else ""
+
+
 def lesion_columns(row: Row, suffix: str, found: Mapping[str, Any]) -> Row:
     """`volume_low` and `volume_high` (ml), `side_set`, and why something of this cannot be told."""
     low, high = volume_interval(row[f"volume_ml{suffix}"], reach_of(found["volume"]))
@@ -174,6 +204,7 @@ def lesion_columns(row: Row, suffix: str, found: Mapping[str, Any]) -> Row:
         too_few("volume", found["volume"]): math.isinf(high),
         "volume: the interval holds what the validation cases have": low <= usual[0] and usual[1] <= high < math.inf,
         too_few("side", found["side"]): math.isinf(reach),
+        "side: nothing is predicted": math.isnan(index),
         "side: it may be either": {"left", "right"} <= set(sides) and math.isfinite(reach),
     }
     return {
@@ -205,7 +236,7 @@ def told(why: Mapping[str, bool]) -> str:
 
 def too_few(what: str, found: Mapping[str, Any]) -> str:
     """Why there is no radius."""
-    return f"{what}: {found['cases']} validation cases are too few"
+    return f"{what}: {found['subjects']} validation subjects are too few"
 
 
 def read_figures(path: Path) -> dict[str, Any]:
@@ -216,7 +247,8 @@ def read_figures(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text())
-        if isinstance(content["weights_sha256"], list) and content.keys() & {"lesions", "classes"}:
+        sound = isinstance(content["weights_sha256"], list) and isinstance(content["settings"], dict)
+        if sound and content["subjects"] and content.keys() & {"lesions", "classes"}:
             return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.debug("%s", error)

@@ -86,13 +86,17 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def settings_in(path: str | Path) -> dict[str, Any] | None:
-    """The settings that weights carry, or None.
+    """The settings that weights carry, or None; those from before there was a `readout`, with that of their tensors.
 
     Raises:
         WeightsError: as `carried`.
     """
     found = carried(path, "settings")
-    return dict(found) if isinstance(found, Mapping) and found else None
+    if not isinstance(found, Mapping) or not found:
+        return None
+    if "readout" in found:
+        return dict(found)
+    return {name: value for name, value in sizes(load_checkpoint(path)).items() if name == "readout"} | dict(found)
 
 
 class Weights:

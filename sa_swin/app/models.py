@@ -4,6 +4,7 @@ Each set of weights is run as `sa-swin predict` runs it, in a process of its own
 be used together.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -116,9 +117,12 @@ def _unpacked(path: Path, work: Path) -> Path:
     files = read_package(path)
     if problems := verify(files):
         raise UserError(f"{path} is not as it was built: " + "; ".join(problems))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = work / "packages" / digest / path.stem  # packages of several folds may have one name
     for name, content in files.items():
-        write_whole(work / "packages" / path.stem / name, content)
-    return work / "packages" / path.stem
+        write_whole(folder / name, content)
+    return folder
 
 
 def _task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:

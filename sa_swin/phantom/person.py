@@ -9,7 +9,7 @@ from custom.alignment.plane import MidsagittalPlane, aligned_affine
 from sa_swin.phantom.anatomy import label_maps
 from sa_swin.phantom.config import Config
 from sa_swin.phantom.geometry import Pose
-from sa_swin.phantom.lesion import MASS_EFFECT
+from sa_swin.phantom.lesion import MASS_EFFECT, volume_and_side
 from sa_swin.phantom.people import chosen
 from sa_swin.phantom.plan import QUARTERS, Plan, is_patient, plans
 from sa_swin.phantom.real import Head, read_head, smoothed
@@ -57,18 +57,19 @@ def make_person(config: Config, number: int, healthy: bool = False) -> Subject:
 
 
 def find_lesion(generator: np.random.Generator, config: Config, number: int, plan: Plan, head: Head) -> Lesion:
-    """A lesion that this brain has room for; no other patient has its shape, unless none of the own ones fits.
+    """A lesion that this brain has room for: of an own shape, unless none of these is one-sided or fits.
 
     Raises:
         ValueError: when of many lesions none fits.
     """
     own, others = lesion_shapes(config, number), label_maps(str(config.lesions))
     low, high = config.lesion_ml or VOLUME_ML
-    for masks in [own] * TRIES + [others] * TRIES:
+    tries = ([own] * TRIES if any(volume_and_side(path)[1] for path in own) else []) + [others] * TRIES
+    for masks in tries:
         size = (plan.quarter + generator.random()) / QUARTERS
         if lesion := draw_lesion(generator, head, plan, masks, low * (high / low) ** size):
             return lesion
-    raise ValueError(f"none of {2 * TRIES} lesions fits into the brain; check the affines in {config.lesions}")
+    raise ValueError(f"none of {len(tries)} lesions fits into the brain; check the affines in {config.lesions}")
 
 
 @lru_cache(maxsize=1024)

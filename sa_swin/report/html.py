@@ -72,6 +72,7 @@ def short(value: Any) -> str:
 def coverage_sentence(coverage: float) -> str:
     """What intervals and sets of `custom.evaluation.conformal` mean."""
     return (
-        f"Of heads like those of the validation, {coverage:.0%} have their volume between low and high, their side and "
-        "their class in the set; where something cannot be told, the figure beside it is no answer."
+        f"Of heads like those of the validation, {coverage:.0%} have their volume between low and high, and as many "
+        "have their side or their class in the set. Volume, side and class hold each by itself, not all at once; the "
+        "side is that of lesions that were found. Where something cannot be told, the figure beside it is no answer."
     )

@@ -151,8 +151,9 @@ def test_several_weights_leave_a_map_of_their_disagreement_and_intervals_where_t
     for seed, path in enumerate(paths):
         torch.manual_seed(seed)
         save_weights(made("segment", "inference", tiny_cohort, tmp_path), path)
-    found = {"volume": {"radius": 0.1, "cases": 20, "usual": [0.0, 1e6]}, "side": {"radius": None, "cases": 3}}
-    figures = {"coverage": 0.9, "lesions": {"1": found}, "weights_sha256": Weights(paths).digest()}
+    found = {"volume": {"radius": 0.1, "subjects": 20, "usual": [0.0, 1e6]}, "side": {"radius": None, "subjects": 3}}
+    figures = {"coverage": 0.9, "subjects": 20, "lesions": {"1": found}, "settings": {"overlap": 0.5}}
+    figures["weights_sha256"] = Weights(paths).digest()
     (tmp_path / "conformal.json").write_text(json.dumps(figures))
     bundle = made("segment", "inference", tiny_cohort, tmp_path, checkpoint=paths, save_probabilities=True)
     bundle.initialize()
@@ -165,7 +166,7 @@ def test_several_weights_leave_a_map_of_their_disagreement_and_intervals_where_t
         (row,) = csv.DictReader(file)
     volume, low, high = (float(row[f"volume_{name}_class1"]) for name in ("ml", "low", "high"))
     assert low < volume < high
-    assert row["cannot_tell_class1"] == "side: 3 validation cases are too few"
+    assert row["cannot_tell_class1"] == "side: 3 validation subjects are too few"
     assert not (tmp_path / "failed.csv").exists()
 
 

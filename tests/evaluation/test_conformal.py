@@ -44,6 +44,11 @@ def test_exchangeable_draws_are_covered_as_often_as_asked(number):
     assert found_within(hits, len(draws), exact)
 
 
+def of_people(rows):
+    """Rows of one subject each."""
+    return [row | {"subject": str(number)} for number, row in enumerate(rows)]
+
+
 def drawn_lesions(generator, number):
     """Rows of an evaluation whose predictions are off by a factor, and whose findings may be on the other side."""
     volumes = generator.lognormal(2, 1, number)
@@ -52,7 +57,7 @@ def drawn_lesions(generator, number):
     seen = np.clip(index + generator.normal(0, 0.1, number), -1, 1)
     columns = zip(volumes, predicted, index, seen, strict=True)
     names = ("volume_ml", "predicted_ml", "asymmetry_index", "predicted_asymmetry_index")
-    return [dict(zip(names, map(float, values), strict=True)) for values in columns]
+    return of_people(dict(zip(names, map(float, values), strict=True)) for values in columns)
 
 
 def as_predicted(row, suffix="_class1"):
@@ -67,10 +72,11 @@ def as_predicted(row, suffix="_class1"):
 def conformal(tmp_path):
     """Intervals from rows, by the file."""
 
-    def made(rows, coverage=0.9, digest="ab", used="ab"):
+    def made(rows, coverage=0.9, digest="ab", used="ab", evaluated=(), settings=None):
         path = tmp_path / "conformal.json"
-        path.write_text(json.dumps(fit(rows, coverage) | {"weights_sha256": [digest]}, allow_nan=False))
-        return Conformal(path, lambda: used)
+        figures = fit(rows, coverage) | {"weights_sha256": [digest], "settings": dict(evaluated)}
+        path.write_text(json.dumps(figures, allow_nan=False))
+        return Conformal(path, lambda: used, settings)
 
     return made
 
@@ -101,7 +107,7 @@ def test_every_class_is_in_its_set_as_often_as_asked_however_rare_it_is(conforma
 
     hits = [0, 0]
     for _ in range(200):
-        told = conformal([case(int(index < 12)) for index in range(60)])
+        told = conformal(of_people(case(int(index < 12)) for index in range(60)))
         for label in (0, 1):
             hits[label] += str(label) in told(case(label))["class_set"] or told(case(label))["class_set"] == ""
     assert min(hits) >= binom.ppf(0.0005, 200, 0.9)
@@ -144,9 +150,9 @@ def test_too_few_cases_and_intervals_that_hold_everything_cannot_tell(conformal)
     told = conformal(rows)(as_predicted(rows[0]))
     assert told["volume_high_class1"] is None
     assert told["cannot_tell_class1"] == (
-        "volume: 8 validation cases are too few; side: 8 validation cases are too few"
+        "volume: 8 validation subjects are too few; side: 8 validation subjects are too few"
     )
-    guessed = [row | {"predicted_ml": 8.0, "predicted_asymmetry_index": 0.0} for row in rows * 4]
+    guessed = of_people(row | {"predicted_ml": 8.0, "predicted_asymmetry_index": 0.0} for row in rows * 4)
     told = conformal(guessed)(as_predicted(guessed[0]))
     assert (
         told["cannot_tell_class1"]
@@ -158,10 +164,10 @@ def test_too_few_cases_and_intervals_that_hold_everything_cannot_tell(conformal)
 def test_a_class_with_too_few_cases_is_always_in_the_set(conformal):
     rows = [{"probability_0": 0.9, "probability_1": 0.1, "label": 0}] * 20
     rows += [{"probability_0": 0.2, "probability_1": 0.8, "label": 1}] * 5
-    told = conformal(rows)(rows[0], ["healthy", "patient"])
+    told = conformal(of_people(rows))(rows[0], ["healthy", "patient"])
     assert told["class_set"] == "healthy or patient"
-    assert told["cannot_tell"] == "it may be any class; class 1: 5 validation cases are too few"
-    sure = conformal(rows + rows[-5:])(rows[0], ["healthy", "patient"])
+    assert told["cannot_tell"] == "it may be any class; class 1: 5 validation subjects are too few"
+    sure = conformal(of_people(rows + rows[-5:]))(rows[0], ["healthy", "patient"])
     assert (sure["class_set"], sure["cannot_tell"]) == ("healthy", "")
 
 
@@ -173,9 +179,39 @@ def test_figures_of_other_weights_are_not_used(conformal, caplog):
     assert Conformal(None, lambda: "ab")(as_predicted(rows[0])) == {}
 
 
+def test_a_person_of_many_sessions_counts_once_with_the_largest_score():
+    sessions = [{**row, "subject": "sub-1"} for row in drawn_lesions(np.random.default_rng(0), 9)]
+    assert fit(sessions, 0.9)["lesions"]["1"]["volume"]["radius"] is None
+    score = max(volume_score(row["volume_ml"], row["predicted_ml"]) for row in sessions)
+    found = fit([*sessions, *({**row, "subject": "1"} for row in sessions)], 0.5)  # sub-1 and 1 are the same
+    assert found["subjects"] == found["lesions"]["1"]["side"]["subjects"] == 1
+    assert found["lesions"]["1"]["volume"]["radius"] == pytest.approx(score)
+    classes = [{"probability_0": share, "probability_1": 1 - share, "label": 0, "subject": "1"} for share in (0.9, 0.6)]
+    assert fit(classes, 0.5)["classes"][0] == {"radius": pytest.approx(0.4), "subjects": 1}
+
+
+def test_where_nothing_is_predicted_no_side_can_be_told(conformal):
+    rows = drawn_lesions(np.random.default_rng(0), 20)
+    told = conformal(rows)({"volume_ml_class1": 0.0, "asymmetry_index_class1": math.nan})
+    assert told["side_set_class1"] == ""
+    assert "side: nothing is predicted" in told["cannot_tell_class1"].split("; ")
+    assert "nothing is predicted" not in conformal(rows)(as_predicted(rows[0]))["cannot_tell_class1"]
+
+
+def test_figures_of_evaluations_with_other_settings_are_not_used(conformal, caplog):
+    rows, evaluated = drawn_lesions(np.random.default_rng(0), 20), {"mirror_tta": False, "overlap": 0.5}
+    alike = conformal(rows, evaluated=evaluated, settings={**evaluated, "min_volume_ml": 1.0})
+    assert alike(as_predicted(rows[0]))["coverage"] == 0.9
+    other = conformal(rows, evaluated=evaluated, settings={**evaluated, "mirror_tta": True})
+    assert other(as_predicted(rows[0])) == {}
+    assert "is of other settings (--mirror_tta False, here True) than those in use" in caplog.text
+
+
 def test_what_is_no_evaluation_and_no_file_of_figures_is_refused(tmp_path):
     with pytest.raises(UserError, match="cases of an evaluation"):
         fit([{"volume_ml": 1.0}], 0.9)
+    with pytest.raises(UserError, match="no validation cases"):
+        fit([], 0.9)
     with pytest.raises(UserError, match=r"0\.5 to below 1, got 1"):
         fit(drawn_lesions(np.random.default_rng(0), 9), 1.0)
     (tmp_path / "conformal.json").write_text("[]")

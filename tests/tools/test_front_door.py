@@ -132,6 +132,10 @@ def test_several_weights_become_the_checkpoint_of_the_bundle(tmp_path):
         "--images", "*.nii", "--checkpoint", repr(found),
     ]  # fmt: skip
     assert take_weights(["--checkpoint", file]) == ["--checkpoint", file]
+    for nothing in (["--weights"], ["--weights", "--redo", "True"], ["--weights", ""], ["--weights="],
+                    ["--weights", first, ""]):  # fmt: skip
+        with pytest.raises(UserError, match="--weights has an empty value"):
+            take_weights(nothing)
     (tmp_path / "package.zip").touch()
     with pytest.raises(UserError, match=r"no weights at .*package\.zip: expected a package"):
         checkpoint_at(tmp_path / "package.zip")

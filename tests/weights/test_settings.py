@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from custom.networks.classifier import SASwinClassifier
+from custom.networks.segmenter import SASwinUNETR
 from custom.training.checkpoints import starting_weights
 from custom.weights.settings import Weights, as_metadata, carried, carrying, same, settings_in
 from custom.weights.transfer import WeightsError
@@ -87,6 +88,14 @@ def test_weights_that_do_not_say_tell_their_sizes_and_need_the_rest_in_so_many_w
         weights.get("modality", "MR")
     with pytest.raises(WeightsError, match="num_classes 3, here 2"):
         weights.check({"modality": "CT", "num_classes": 2})
+
+
+@pytest.mark.parametrize("readout", ["places", "paper"])
+def test_settings_from_before_the_readout_have_that_of_the_tensors(tmp_path, readout):
+    network = SASwinUNETR(out_channels=2, feature_size=12, window_size=4, depths=[1] * 4, readout=readout)
+    torch.save(carrying(network.state_dict(), settings=SETTINGS), tmp_path / "model.pt")
+    assert Weights(tmp_path / "model.pt").get("readout", "neither") == readout
+    assert settings_in(tmp_path / "model.pt") == SETTINGS | {"readout": readout}
 
 
 def test_a_training_is_bound_by_the_encoder_of_pretrained_weights_and_by_all_of_its_own_state(model, tmp_path):

@@ -13,6 +13,7 @@ from released import SEEN, network_of
 
 from custom.support.errors import UserError
 from custom.weights.settings import carrying
+from custom.weights.transfer import weights_digest
 from sa_swin.__main__ import main
 from sa_swin.app.command import wanted_models
 from sa_swin.app.derivatives import class_figures, lesion_figures, write_lesions
@@ -80,7 +81,8 @@ def test_weights_of_a_training_run_by_the_bundle_of_their_task(tmp_path):
 
 def test_a_zip_runs_by_its_own_configs_and_must_be_as_it_was_built(packages, tmp_path):
     model = load_model(str(packages["segment"]), tmp_path / "work")
-    assert model.bundle == tmp_path / "work" / "packages" / "sa_swin_segment"
+    assert model.bundle.name == "sa_swin_segment"
+    assert model.bundle.is_relative_to(tmp_path / "work" / "packages")
     assert (model.bundle / "configs" / "inference.yaml").is_file()
     assert model.checkpoints == (model.bundle / "models" / "model.pt",)
     spoilt = tmp_path / "sa_swin_segment.zip"
@@ -89,6 +91,19 @@ def test_a_zip_runs_by_its_own_configs_and_must_be_as_it_was_built(packages, tmp
         archive.writestr("sa_swin_segment/custom/more.py", "x = 1")
     with pytest.raises(UserError, match="not as it was built"):
         load_model(str(spoilt), tmp_path / "work")
+
+
+def test_packages_of_one_name_stay_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("sa_swin.app.models.verify", lambda files: [])
+    paths = []
+    for name, change in (("fold0", spread_out), ("fold1", lambda network: None)):
+        weights = saved(tmp_path / name, "segment", change) / "model.pt"
+        paths.append(str(tmp_path / name / "sa_swin_segment.zip"))
+        with zipfile.ZipFile(paths[-1], "w") as archive:
+            archive.write(weights, "sa_swin_segment/models/model.pt")
+    model = wanted_models(paths, (), ("T1w",), tmp_path / "work")["segment"]
+    assert [weights_digest(path) for path in model.checkpoints] == list(model.digests)
+    assert len(set(model.digests)) == 2
 
 
 def test_what_is_no_weights_of_these_tasks_is_refused(tmp_path):
@@ -155,6 +170,7 @@ def test_intervals_and_sets_are_among_the_figures(tmp_path):
     told = "".join(lesion_section({"lesions": [lesion], "findings": []}, None))
     assert "volume low" in told
     assert "90% have their volume between low and high" in told
+    assert "hold each by itself" in told
     classes = class_figures(
         {
             "probability_0": 0.5,

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sa_swin.phantom import cohort as phantom
-from sa_swin.phantom import person
+from sa_swin.phantom import lesion, person
 from sa_swin.phantom.config import Config
 from sa_swin.phantom.lesion import MARGIN_MM
 from sa_swin.phantom.people import chosen, healthy_people
@@ -134,6 +134,15 @@ def test_no_two_patients_have_one_lesion_mask(folders):
     config = config_of(folders)
     pools = [lesion_shapes(config, number) for number in range(1, 5) if is_patient(config, number)]
     assert sorted(path for pool in pools for path in pool) == sorted(map(str, Path(folders["lesions"]).iterdir()))
+
+
+def test_a_patient_whose_own_masks_have_no_side_gets_another_ones(folders, monkeypatch):
+    own = str(folders["lesions"]) + "/0.nii.gz"
+    known = person.volume_and_side
+    for module in (person, lesion):
+        monkeypatch.setattr(module, "volume_and_side", lambda path: (known(path)[0], known(path)[1] * (path != own)))
+    monkeypatch.setattr(person, "lesion_shapes", lambda config, number: [own])
+    assert make_person(config_of(folders), 2).participant["lesion_ml"] > 7
 
 
 def test_scans_of_one_person_are_one(folders, tmp_path, write_volume):

@@ -120,7 +120,7 @@ def test_figures_of_intervals_go_with_the_weights_that_they_are_of_and_with_no_o
     path = Path(shutil.copy(checkpoint(weights, "segment"), tmp_path / "model.pt"))
     assert conformal_of(path) == {}
     for digest, expected in ((weights_digest(path), {"models/conformal.json"}), ("ab", set())):
-        content = {"coverage": 0.9, "lesions": {}, "weights_sha256": [digest]}
+        content = {"coverage": 0.9, "lesions": {}, "subjects": 20, "settings": {}, "weights_sha256": [digest]}
         (tmp_path / "conformal.json").write_text(json.dumps(content))
         assert conformal_of(path).keys() == expected
 
