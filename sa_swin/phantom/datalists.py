@@ -9,6 +9,8 @@ from sa_swin.phantom.plan import PLACES, Level, apportion
 
 SPLITS = ("training", "validation", "testing")
 FOLDS = 5
+KEPT = ("site", "side", "diagnosis", "lesion_ml", "anatomy")
+"""Columns of participants.tsv that the entries have, too."""
 BALANCED = ("healthy", "diagnosis", "side", "site", "skull")
 """Columns of participants.tsv of whose values every part and every fold has its share; so it has of lesion volumes."""
 
@@ -81,7 +83,7 @@ def datalists(
         split, fold = assigned[subject]
         images = [image_path(subject, modality) for modality in modalities]
         case = {"image": images if len(images) > 1 else images[0], "healthy": row["healthy"], "subject": subject}
-        case |= {key: row[key] for key in ("site", "side", "diagnosis", "lesion_ml")} | {"fold": fold}
+        case |= {key: row[key] for key in KEPT if key in row} | {"fold": fold}
         lists["pretrain"][split].append(case)
         lists["classify"][split].append(case | {"label": int(not row["healthy"])})
         if not row["healthy"]:

@@ -146,16 +146,19 @@ def run_bundle(task: str, workflow: str, settings: Mapping[str, Any]) -> None:
 
 
 def read_cases(path: Path, score: str) -> dict[str, float]:
-    """Score of every case by subject, from an evaluation's table.
+    """Score of every subject, the mean over its scans, from an evaluation's table.
 
     Raises:
         UserError: when a case has no finite score.
     """
     with path.open(newline="") as file:
-        rows = {row["subject"]: row[score] for row in csv.DictReader(file)}
-    if missing := [subject for subject, value in rows.items() if value == ""]:
+        rows = [(row["subject"], row[score]) for row in csv.DictReader(file)]
+    if missing := [subject for subject, value in rows if value == ""]:
         raise UserError(f"{path}: no {score} of {', '.join(missing)}")
-    return {subject: round(float(value), 6) for subject, value in rows.items()}
+    scans: dict[str, list[float]] = {}
+    for subject, value in rows:
+        scans.setdefault(subject, []).append(float(value))
+    return {subject: round(sum(values) / len(values), 6) for subject, values in scans.items()}
 
 
 def waves(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:

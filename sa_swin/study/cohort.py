@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from custom.data import datalist
 from custom.data.splits import Part, split_subjects
 from custom.support.files import write_whole
 from sa_swin.cohort.command import build_command
+from sa_swin.cohort.table import words
 from sa_swin.phantom import cohort as phantom
 from sa_swin.prepare import cohort as prepare
 from sa_swin.study.plan import Cell, Study, StudyError
@@ -59,6 +60,15 @@ class Cohort:
         """Folder of the raw volumes' datalists."""
         return (self.folder if self.built else self.raw) / "datalists"
 
+    @property
+    def group(self) -> list[str]:
+        """Columns that keep subjects together: the study's own, or those that the datalists were split by."""
+        if "group" in self.options or self.options.get("anatomies"):
+            return words(self.options.get("group", "anatomy"))
+        contents = [datalist.read_json(path) for path in sorted(self.datalists.glob("*.json"))]
+        records = [content.get("built") for content in contents if isinstance(content, Mapping)]
+        return next((words(built["group"]) for built in records if built and built.get("group")), [])
+
     def dataset_dir(self, align: bool) -> Path:
         """Folder of the volumes of a cell."""
         return self.aligned if align else self.raw
@@ -76,11 +86,19 @@ def of_cell(cell: Cell, folder: Path) -> tuple[Path, Path]:
 
 
 def make_cohort(study: Study, folder: Path, workers: int) -> None:
-    """Make or find the cohort of a study, its aligned version, and its lists; what is there is not made again."""
+    """Make or find the cohort of a study, its aligned version, and its lists; what is there is not made again.
+
+    Raises:
+        StudyError: where the folder holds another cohort's work, an unaligned arm has no unaligned volumes, or cases
+            cannot be read.
+    """
     own = Cohort(study.content["cohort"], folder)
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in own.options.items()}
     grid = study.content["grid"]
-    with stopping():
+    refuse_others(study, folder)
+    if own.raw == own.aligned and any(not cell.align for cell in study.cells()):
+        raise StudyError(f"{own.raw} is aligned already, so that an arm with align: false would be no other")
+    with stopping("the cohort could not be made whole"):
         if own.built:
             options.pop("dataset_dir", None)
             build_command(output=str(own.datalists), overwrite=True, **options)
@@ -94,13 +112,22 @@ def make_cohort(study: Study, folder: Path, workers: int) -> None:
     write_lists(study, folder)
 
 
+def refuse_others(study: Study, folder: Path) -> None:
+    """Refuse a folder with the work of another cohort or grid; studies that differ elsewhere may share one."""
+    path = folder / "cohort_of_study.json"
+    own = {"cohort": study.content["cohort"], "grid": study.content["grid"]}
+    if path.exists() and (found := json.loads(path.read_text())) != json.loads(json.dumps(own)):
+        raise StudyError(f"{folder} holds the work on another cohort, {found}; take another folder for {own}")
+    write_if_new(path, json.dumps(own, indent=2) + "\n")
+
+
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """A command line's exit with a message as an error."""
+def stopping(otherwise: str) -> Iterator[None]:
+    """A command line's exit as an error, with its message, or what to say where it has printed its own."""
     try:
         yield
     except SystemExit as error:
-        raise StudyError(str(error)) from error
+        raise StudyError(error.code if isinstance(error.code, str) else f"{otherwise}; see above") from error
 
 
 def write_lists(study: Study, folder: Path) -> None:
@@ -114,8 +141,8 @@ def write_lists(study: Study, folder: Path) -> None:
     aligned = {path.name: read_lists(path) for path in paths}
     kept = {name: {entry["subject"] for entry in every(lists)} for name, lists in aligned.items()}
     raw = {name: chosen(read_lists(own.datalists / name), kept[name]) for name in aligned}
-    entries = {entry["subject"]: entry for lists in aligned.values() for entry in every(lists)}
-    parts = {fold: parts_of(study, entries, fold) for fold in study.folds if fold is not None}
+    entries = merged(aligned)
+    parts = {fold: parts_of(study, entries, own.group, fold) for fold in study.folds if fold is not None}
     for fold in study.folds:
         for align, own_lists in ((True, aligned), (False, raw)):
             for name, lists in own_lists.items():
@@ -140,34 +167,51 @@ def every(lists: Lists) -> list[dict[str, Any]]:
     return [entry for entries in lists.values() for entry in entries]
 
 
-def parts_of(study: Study, entries: Mapping[str, Mapping[str, Any]], fold: int) -> dict[str, Part]:
-    """The part of each subject in a fold, the same for every task, balanced by diagnosis and side.
+def merged(lists: Mapping[str, Lists]) -> dict[str, dict[str, Any]]:
+    """What the lists of all tasks say of each subject, and which of them name it."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, own in sorted(lists.items()):
+        for entry in every(own):
+            found = entries.setdefault(entry["subject"], {"lists": []})
+            found |= {key: value for key, value in entry.items() if key != "label" or isinstance(value, int)}
+            found["lists"] = sorted({*found["lists"], name})
+    return entries
 
-    The fold's own subjects are tested; of the others a share validates, one of each kind at least.
+
+def parts_of(
+    study: Study, entries: Mapping[str, Mapping[str, Any]], columns: Sequence[str], fold: int
+) -> dict[str, Part]:
+    """The part of each subject in a fold, the same for every task, balanced by what is known of the subjects.
+
+    The fold's own subjects are tested; of the others a share validates, some of each class and with each kind of label.
     """
     number = len(study.folds)
     if len(entries) < number:
         raise StudyError(f"{number} folds need as many subjects, the cohort has {len(entries)}")
-    strata = {subject: (str(e.get("diagnosis", e.get("healthy"))), kind(e)) for subject, e in entries.items()}
-    groups = together(study, entries)
+    strata = {subject: (*needed(e), str(e.get("diagnosis")), kind(e)) for subject, e in entries.items()}
+    groups = together(columns, entries)
     tested = split_subjects(strata, dict.fromkeys(study.folds, 1 / number), groups, seed=0)
-    rest = {subject: kind(entry) for subject, entry in entries.items() if tested[subject] != fold}
+    rest = {subject: needed(entry) for subject, entry in entries.items() if tested[subject] != fold}
     share = min(0.5, max(VALIDATION, 1 / min(Counter(rest.values()).values())))
     groups = [[subject for subject in group if subject in rest] for group in groups]
     own = split_subjects(rest, {"training": 1 - share, "validation": share}, groups, seed=fold)
     return dict.fromkeys(entries, "testing") | own
 
 
-def together(study: Study, entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Subjects that the cohort's column `group` keeps in one fold, such as one person's two scans."""
-    column = study.content["cohort"].get("group")
-    if column is None:
-        return []
-    if missing := [subject for subject, entry in entries.items() if column not in entry]:
-        raise StudyError(f"group {column}: no such column in the datalists' entries of {missing[0]}; add it to keep")
-    groups: dict[str, list[str]] = {}
-    for subject, entry in entries.items():
-        groups.setdefault(str(entry[column]), []).append(subject)
+def needed(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What every part needs some of: each class, the healthy and the others, those with a mask."""
+    return str(entry.get("label")), str(entry.get("healthy")), *entry["lists"]
+
+
+def together(columns: Sequence[str], entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Subjects that columns keep in one fold, such as one person's two scans, or heads of one label map."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for column in columns:
+        if missing := [subject for subject, entry in entries.items() if column not in entry]:
+            who = f"the datalists' entries of {missing[0]}"
+            raise StudyError(f"group {column}: no such column in {who}; add it to keep")
+        for subject, entry in entries.items():
+            groups.setdefault((column, str(entry[column])), []).append(subject)
     return list(groups.values())
 
 
@@ -196,8 +240,11 @@ def facts_of(study: Study, folder: Path) -> dict[str, Mapping[str, Any]]:
     """Facts of every test subject, from all lists that name it; who is not said to be healthy is a patient."""
     facts: dict[str, dict[str, Any]] = {}
     for entry in (entry for lists in studied(study, folder) for entry in lists["testing"]):
-        facts.setdefault(entry["subject"], {}).update({key: entry[key] for key in FACTS if key in entry})
-    return {subject: {"healthy": False, "side": "n/a"} | own for subject, own in facts.items()}
+        own = facts.setdefault(entry["subject"], {"healthy": False, "side": "n/a"})
+        own |= {key: entry[key] for key in FACTS if key in entry}
+        if isinstance(entry.get("label"), int):
+            own["label"] = entry["label"]
+    return facts
 
 
 def sizes(study: Study, folder: Path) -> dict[str, dict[str, int]]:

@@ -112,10 +112,7 @@ def run_worth(
         plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds)
         study, failures = run_study(Study(worth.write_plan(plan, folder)), folder, workers, words(device), only)
         write_whole(folder / "worth.json", evidence.dumps(study))
-        if study["missing"]:
-            print(f"{folder / 'worth.json'}: {len(study['missing'])} trainings still missing")
-        if study["summary"]["comparisons"]:
-            print(f"{worth.write_page(study, folder)}: {worth.verdict(study)}")
+        print(f"{worth.write_page(study, folder) if not study['missing'] else folder}: {worth.verdict(study)}")
     except UserError as error:
         sys.exit(f"sa-swin study: {error}")
     stop_if_failed(failures)

@@ -1,10 +1,13 @@
 """Figures of arms, and paired comparisons of them: intervals and p-values.
 
 Scores of an arm are `(S, N)`: S seeds (trainings), N cases, the same cases in the same order in both arms of a
-comparison. An arm's figure is the mean over its seeds.
+comparison. An arm's figure is the mean over its seeds. The truth `(N,)` is whether a case is positive, or, where cases
+were tested in folds, `2 fold + positive`: the scores of two folds are of two trainings and not of one scale, so that an
+AUC compares cases of one fold only.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -16,12 +19,21 @@ Figure = Callable[[np.ndarray, np.ndarray], float]
 
 
 def mean_auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over seeds of the area under the ROC curve; truth `(N,)` bool, scores `(S, N)`."""
-    ranks = stats.rankdata(scores, axis=1)
-    positive = int(truth.sum())
-    negative = len(truth) - positive
-    above = ranks[:, truth].sum(axis=1) - positive * (positive + 1) / 2
-    return float(np.mean(above / (positive * negative)))
+    """Mean over seeds of the area under the ROC curve, within folds; truth `(N,)`, scores `(S, N)`."""
+    above, pairs = np.zeros(len(scores)), 0
+    for own in folds(truth):
+        positives = truth[own] % 2 == 1
+        positive, negative = int(positives.sum()), int((~positives).sum())
+        ranks = stats.rankdata(scores[:, own], axis=1)[:, positives]
+        above += ranks.sum(axis=1) - positive * (positive + 1) / 2
+        pairs += positive * negative
+    return float(np.mean(above / pairs)) if pairs else math.nan
+
+
+def folds(truth: np.ndarray) -> list[np.ndarray]:
+    """Which cases are of each fold, `(N,)` bool."""
+    fold = truth.astype(int) // 2
+    return [fold == number for number in np.unique(fold)]
 
 
 def mean_score(truth: np.ndarray, scores: np.ndarray) -> float:
@@ -35,13 +47,13 @@ def mean_log_loss(truth: np.ndarray, logits: np.ndarray) -> float:
 
 
 def nested_draws(truth: np.ndarray, seeds: int, count: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Resampled cases `(count, N)`, by class, and resampled seeds `(count, S)`."""
+    """Resampled cases `(count, N)`, by class and fold, and resampled seeds `(count, S)`."""
     cases = resamples(truth, count, seed)
     return cases, np.random.default_rng([seed, 1]).integers(seeds, size=(count, seeds))
 
 
 def figure_interval(figure: Figure, truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of an arm's figure: cases (by class) and seeds are both resampled."""
+    """95 % percentile interval of an arm's figure: cases (by class and fold) and seeds are both resampled."""
     draws = zip(*nested_draws(truth, len(scores)), strict=True)
     low, high = limits(np.array([figure(truth[cases], scores[np.ix_(seeds, cases)]) for cases, seeds in draws]))
     return float(low), float(high)
@@ -60,10 +72,27 @@ def difference_interval(
 
 
 def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """DeLong's structural components: for each positive the share of negatives below it, and the reverse; `(N,)`."""
-    positive, negative = scores[truth], scores[~truth]
-    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
-    return wins.mean(axis=1), wins.mean(axis=0)
+    """DeLong's structural components: for each positive the share of negatives below it, and the reverse; `(N,)`.
+
+    Within folds; a fold's components count by its share of the pairs, so that their means are the AUC.
+    """
+    parts, pairs = [], []
+    for own in folds(truth):
+        positives = truth[own] % 2 == 1
+        positive, negative = scores[own][positives], scores[own][~positives]
+        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        if wins.size:
+            parts.append((wins.mean(axis=1), wins.mean(axis=0)))
+            pairs.append(wins.size)
+    of_positives, of_negatives = (weighted(side, pairs) for side in zip(*parts, strict=True))
+    return of_positives, of_negatives
+
+
+def weighted(components: Sequence[np.ndarray], pairs: Sequence[int]) -> np.ndarray:
+    """The components of all folds, each times its fold's weight, so that their mean weighs the folds by their pairs."""
+    count = sum(map(len, components))
+    weights = [own / sum(pairs) * count / len(part) for part, own in zip(components, pairs, strict=True)]
+    return np.concatenate([part * weight for part, weight in zip(components, weights, strict=True)])
 
 
 def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
@@ -73,7 +102,7 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     of these trainings over other cases; other trainings are not in it. With fewer than two cases of a class it is 1.
 
     Args:
-        truth: `(N,)` bool.
+        truth: `(N,)`.
         first: scores `(S, N)` of one arm.
         second: and of the other.
 

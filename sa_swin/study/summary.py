@@ -59,11 +59,12 @@ def joined(paths: Sequence[Path]) -> dict[str, Any]:
     parts = [json.loads(path.read_text()) for path in paths]
     own = [path.with_name("reflected.json") for path in paths]
     reflected = [json.loads(path.read_text()) for path in own if path.exists()]
-    result = {
+    result: dict[str, Any] = {
         "seconds": round(sum(part["seconds"] for part in parts), 1),
         "memory_mb": max((part["memory_mb"] for part in parts if part.get("memory_mb")), default=None),
         "commits": [str(part["commit"]) for part in parts],
         "cases": {subject: score for part in parts for subject, score in part["cases"].items()},
+        "folds": {subject: fold for fold, part in enumerate(parts) for subject in part["cases"]},
     }
     if len(reflected) == len(paths):
         result["reflected"] = {subject: score for part in reflected for subject, score in part.items()}
@@ -82,6 +83,8 @@ def of_arm(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> di
         "subjects": subjects,
         "scores": [[result["cases"][subject] for subject in subjects] for result in results],
     }
+    if set(results[0]["folds"].values()) != {0}:
+        arm["folds"] = [results[0]["folds"][subject] for subject in subjects]
     if all(result["memory_mb"] for result in results):
         arm["memory_mb"] = [result["memory_mb"] for result in results]
     if all("reflected" in result for result in results):
@@ -119,12 +122,18 @@ def columns(
     group: Mapping[str, Any] | None,
     seeds: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Truth `(N,)`, whether a subject is a patient, and scores `(S, N)` of an arm's cases in a group, of some seeds."""
+    """Truth `(N,)`, as `sa_swin.study.statistics` has it, and scores `(S, N)` of an arm's cases in a group."""
     chosen = members({subject: facts[subject] for subject in arm["subjects"]}, group)
     kept = [i for i, subject in enumerate(arm["subjects"]) if subject in chosen]
-    truth = np.array([not facts[arm["subjects"][i]]["healthy"] for i in kept])
+    positive = [is_positive(arm["task"], facts[arm["subjects"][i]]) for i in kept]
+    truth = np.array(positive) + 2 * np.array([arm["folds"][i] for i in kept]) if "folds" in arm else np.array(positive)
     rows = [arm["seeds"].index(seed) for seed in (arm["seeds"] if seeds is None else seeds)]
     return truth, np.array(arm["scores"])[np.ix_(rows, kept)]
+
+
+def is_positive(task: str, facts: Mapping[str, Any]) -> bool:
+    """Whether a case is of the class that is looked for: class 1 of a classification, else a patient."""
+    return facts["label"] == 1 if task == "classify" and "label" in facts else not facts["healthy"]
 
 
 def figure_of(task: str) -> Any:
@@ -146,7 +155,7 @@ def figures(
             "high": high,
             "seeds": [figure(truth, own[None]) for own in scores],
             "n": len(truth),
-            "n_patients": int(truth.sum()),
+            "n_patients": int((truth % 2).sum()),
             "seconds": float(np.mean(arm["seconds"])),
         }
         | ({"memory_mb": max(arm["memory_mb"])} if "memory_mb" in arm else {})

@@ -108,10 +108,18 @@ def count_subjects(dataset_dir: Path, task: str) -> int:
     if not path.is_file():
         raise StudyError(f"no {path}; make it with sa-swin cohort build --output {path.parent}")
     entries = every(read_lists(path))
-    labels = {entry["label"] for entry in entries} if task == "classify" else {0, 1}
-    if labels != {0, 1}:
-        raise StudyError(f"{path}: the ready study is of classes 0 and 1, found {sorted(labels)}; write a study file")
+    labels = sorted({entry["label"] for entry in entries}) if task == "classify" else [0, 1]
+    if labels != [0, 1]:
+        raise StudyError(f"{path}: the ready study is of classes 0 and 1, found {labels}; write a study file")
+    if several := [entry["subject"] for entry in entries if not isinstance(entry["image"], str)]:
+        raise StudyError(f"{path}: the ready study is of one image per case, {several[0]} has more; write a study file")
     return len({entry["subject"] for entry in entries})
+
+
+def main_comparison(study: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The comparison that the verdict is of, once all cells have run."""
+    rows = [r for r in study["summary"]["comparisons"] if (r["arm"], r["against"]) == ("saca", "plain")]
+    return rows[0] if rows and not study["missing"] else None
 
 
 def write_plan(plan: Mapping[str, Any], work: Path) -> Path:
@@ -123,8 +131,10 @@ def write_plan(plan: Mapping[str, Any], work: Path) -> Path:
 
 
 def verdict(study: Mapping[str, Any]) -> str:
-    """One sentence on the study's first comparison: with the mirrored counterpart against without."""
-    row = study["summary"]["comparisons"][0]
+    """One sentence: with the mirrored counterpart against without; or that not all has run."""
+    row = main_comparison(study)
+    if row is None:
+        return f"Not known yet: {len(study['missing'])} trainings are missing"
     values = {arm["arm"]: arm["value"] for arm in study["summary"]["arms"] if arm["group"] == "all"}
     with_it, without = values[row["arm"]], values[row["against"]]
     return (

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from sa_swin.study import worth
-from sa_swin.study.cohort import facts_of, make_cohort, read_lists
+from sa_swin.study.cohort import Cohort, facts_of, make_cohort, read_lists
 from sa_swin.study.command import run_worth
 from sa_swin.study.plan import Study, StudyError, meets
 
@@ -69,13 +69,44 @@ def test_a_column_that_should_keep_subjects_together_must_be_there(tmp_path, coh
         make_cohort(study, tmp_path / "work", workers=1)
 
 
+def test_what_the_datalists_were_split_by_keeps_subjects_together_unasked(tmp_path, cohort):
+    path = cohort / "datalists" / "segment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"built": {"group": "person"}}))
+    assert Cohort({"dataset_dir": str(cohort)}, tmp_path).group == ["person"]
+    assert Cohort({"dataset_dir": str(cohort), "group": "site,person"}, tmp_path).group == ["site", "person"]
+
+
+def test_every_part_has_some_with_a_mask_where_few_have_one(tmp_path, cohort):
+    entries = [{"image": f"{n}.nii", "healthy": n >= 6, "subject": f"s{n}", "person": n} for n in range(60)]
+    masks = [entry | {"label": f"{entry['subject']}_mask.nii"} for entry in entries[:6]]
+    for name, own in (("pretrain", entries), ("segment", masks)):
+        (cohort / "datalists" / f"{name}.json").write_text(json.dumps({"training": own}))
+    for own in folds_of(plan(tmp_path, cohort), tmp_path / "work"):
+        assert [len(own[part]) for part in ("training", "validation", "testing")] == [3, 1, 2]
+
+
+def test_the_work_on_one_cohort_is_not_taken_for_that_on_another(tmp_path, cohort):
+    make_cohort(plan(tmp_path, cohort), tmp_path / "work", workers=1)
+    other = shutil.copytree(cohort, tmp_path / "other")
+    with pytest.raises(StudyError, match="holds the work on another cohort"):
+        make_cohort(plan(tmp_path, other), tmp_path / "work", workers=1)
+
+
+def test_an_aligned_cohort_has_no_unaligned_arm(tmp_path, cohort):
+    changes = {"variants": {"plain": {}}, "controls": {"unaligned": {"align": False}},
+               "segment": {"max_epochs": 1},
+               "arms": [{"task": "segment", "variant": "plain", "control": "unaligned"}]}  # fmt: skip
+    with pytest.raises(StudyError, match="is aligned already"):
+        make_cohort(plan(tmp_path, cohort, **changes), tmp_path / "work", workers=1)
+
+
 def test_the_cohort_itself_is_not_written_to(tmp_path, cohort):
     before = {path: path.stat().st_mtime_ns for path in cohort.rglob("*")}
     make_cohort(plan(tmp_path, cohort), tmp_path / "work", workers=1)
     assert before == {path: path.stat().st_mtime_ns for path in cohort.rglob("*")}
 
 
-def facts_of_are_of_all_subjects_who_are_patients_unless_said_to_be_healthy(tmp_path, cohort):
+def test_facts_are_of_all_subjects_who_are_patients_unless_said_to_be_healthy(tmp_path, cohort):
     study = plan(tmp_path, cohort)
     make_cohort(study, tmp_path / "work", workers=1)
     facts = facts_of(study, tmp_path / "work")
@@ -141,7 +172,7 @@ def test_the_ready_study_runs_on_a_cohort_and_goes_on_where_it_stopped(tiny_coho
     options = {"work": str(tmp_path / "work"), "dataset_dir": str(cohort), "spacing": 6.0, "spatial_size": (32, 64, 64),
                "roi_size": (32, 64, 32), "steps": 2, "folds": 2, "seeds": 1}  # fmt: skip
     run_worth(**options, only="plain")
-    assert "worth.json: 10 trainings still missing" in capsys.readouterr().out
+    assert "Not known yet: 10 trainings are missing" in capsys.readouterr().out
     run_worth(**options)
     page = (tmp_path / "work" / "worth.md").read_text()
     for arm in ("plain", "channel", "saca", "baseline", "saca, other subject", "saca, wrong axis"):

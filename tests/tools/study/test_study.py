@@ -12,7 +12,7 @@ from sa_swin.study import evidence
 from sa_swin.study.cells import read_cases, run_all, waves
 from sa_swin.study.cohort import make_cohort
 from sa_swin.study.plan import Arm, Study, StudyError, members
-from sa_swin.study.summary import collect, compare, summarize
+from sa_swin.study.summary import collect, compare, is_positive, summarize
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -75,10 +75,10 @@ def test_a_pretrained_cell_is_another_when_its_pretraining_is(tmp_path):
     assert study(tmp_path, arms=arms, pretrain={"margin": 0.5}).cells()[-1].digest != one
 
 
-def test_a_variants_readout_does_not_reach_the_bundles_that_have_none(tmp_path):
-    plan = study(tmp_path)
-    assert plan.cell(Arm("classify", "saca"), 3).settings["readout"] == "places"
-    assert "readout" not in plan.cell(Arm("segment", "saca"), 3).settings
+def test_a_variants_setting_does_not_reach_the_bundles_that_have_none(tmp_path):
+    plan = study(tmp_path, variants={"plain": {}, "saca": {"augmentation": "deep"}})
+    assert plan.cell(Arm("segment", "saca"), 3).settings["augmentation"] == "deep"
+    assert "augmentation" not in plan.cell(Arm("classify", "saca"), 3).settings
     assert plan.cell(Arm("segment", "saca"), 3).settings["seed"] == 3
 
 
@@ -135,6 +135,18 @@ def test_a_group_is_its_patients_and_all_the_healthy():
     }
     assert members(facts, {"side": ["left", "right"]}) == {"a", "b"}
     assert members(facts, None) == {"a", "b", "c"}
+
+
+def test_what_a_classification_looks_for_is_its_class_1_whoever_is_healthy():
+    truths = [is_positive("classify", {"healthy": healthy, "label": label}) for healthy in (0, 1) for label in (0, 1)]
+    assert truths == [False, True, False, True]
+    assert [is_positive("pretrain", {"healthy": healthy, "label": 0}) for healthy in (True, False)] == [False, True]
+
+
+def test_a_subjects_scans_count_as_their_mean(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text("subject,dice\na,0.5\nb,0.25\na,1.0\n")
+    assert read_cases(path, "dice") == {"a": 0.75, "b": 0.25}
 
 
 def test_a_case_without_a_score_is_an_error(tmp_path):

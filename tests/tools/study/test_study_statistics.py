@@ -24,6 +24,21 @@ def scores(seed, shift, seeds=3, n=80):
     return truth, shift * truth + common + 0.3 * generator.standard_normal((seeds, n))
 
 
+def test_cases_of_two_folds_are_not_ranked_against_each_other():
+    truth, own = scores(0, 1.0)
+    fold = np.arange(80) // 2 % 2
+    moved = own + 100 * fold  # the scale of another training
+    strata = 2 * fold + truth
+    within = [mean_auc(truth[fold == number], own[:, fold == number]) for number in (0, 1)]
+    assert mean_auc(strata, moved) == pytest.approx(np.mean(within))  # as many pairs in either
+    assert mean_auc(truth, moved) < mean_auc(strata, moved) - 0.1
+    for part in placements(strata, moved[0]):
+        assert part.mean() == pytest.approx(mean_auc(strata, moved[:1]))
+    assert delong(strata, moved, own) == 1.0
+    low, high = figure_interval(mean_auc, strata, moved)
+    assert low < mean_auc(strata, moved) < high
+
+
 def test_the_auc_is_the_mean_of_scikit_learns_over_the_seeds_ties_included():
     truth, own = scores(0, 1.0)
     own = own.round(1)
