@@ -15,10 +15,12 @@ from sa_swin.study.overview import SIGNIFICANT, answer, overview, sentences
 from sa_swin.study.plots import forest, label_curve, save_svg
 
 FIGURES = {"pretrain": "zero-shot AUC", "normative": "normative AUC", "classify": "AUC", "segment": "Dice"}
+REAL = {"bids", "table", "datalist", "dataset_dir", "images"}
+"""Options of a cohort whose heads are not painted."""
 HEAD = """# Evidence
 
-What symmetry is worth here, and what not. Synthetic cohorts, small networks, minutes of training: what is compared is
-how the parts of the method act, not how well they would do on patients. **Not for clinical use.**
+What symmetry is worth, and what not: real heads first, then painted ones. Small networks, coarse voxels, minutes of
+training: what is compared is how the parts of the method act, not how well they could do. **Not for clinical use.**
 
 ![Differences of the chosen comparisons with their intervals](evidence/overview.svg)
 
@@ -37,6 +39,9 @@ how the parts of the method act, not how well they would do on patients. **Not f
 - Differences are paired: the same cases and seeds are drawn for both arms. `p` is DeLong's test for an AUC (over cases,
   the seeds' components averaged; other trainings are not in it), and a sign-flip permutation test over cases for Dice.
   `q` is `p` after Benjamini-Hochberg over the study's comparisons.
+- In folds every subject is tested once, by a training that did not see it; an AUC compares subjects of one fold.
+- Painted cohorts of three findings were made before 2026-11-28, when every finding was on one side only; what was
+  asked of the networks, healthy or not, was not tied to it.
 - Calibration: `logits / temperature + bias`, both fitted to the validation subjects, before and after. It does not
   change the AUC of two classes. A difference of log losses below zero is a gain.
 - An answer is *yes* or *the opposite* only where the interval leaves out zero and `q` is below {significant}; all else
@@ -62,7 +67,7 @@ def dumps(content: Mapping[str, Any]) -> str:
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """The studies' contents, in the order of their file names.
+    """The studies' contents, those on real heads first, in the order of their file names.
 
     Raises:
         UserError: when there is none.
@@ -70,7 +75,7 @@ def read(results: Path) -> list[dict[str, Any]]:
     studies = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     if not studies:
         raise UserError(f"no study's JSON in {results}; run sa-swin study STUDY.yaml first")
-    return studies
+    return sorted(studies, key=lambda study: REAL.isdisjoint(study["study"]["cohort"]))
 
 
 def write(results: Path, output: Path) -> list[Path]:

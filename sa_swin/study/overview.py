@@ -37,36 +37,40 @@ class Headline:
 
 SENTENCES = (
     (
-        "AUC with the mirrored counterpart, against AUC without, of lesions that look like other tissue",
-        (Headline("T1w, lesion on one side", "classify", "saca", "plain"),),
+        "Gliomas of real patients, segmented (Dice), with the mirrored counterpart against without",
+        (
+            Headline("patients, T1w", "gliomas_t1w", "saca", "plain", "all", "segment"),
+            Headline("patients, FLAIR", "gliomas_flair", "saca", "plain", "all", "segment"),
+        ),
     ),
     (
-        "What helps is the own other hemisphere, compared place by place",
+        "Lesions painted on T1w images of real healthy people, told from healthy people (AUC), with against without",
         (
+            Headline("real heads, lesion on one side", "real_lesions", "saca", "plain", "one side"),
+            Headline("real heads, one side, 3 to 10 ml", "real_lesions", "saca", "plain", "one side, 3 to 10 ml"),
+        ),
+    ),
+    (
+        "Painted heads, lesions that look like other tissue (AUC)",
+        (
+            Headline("painted heads, T1w, one side", "classify", "saca", "plain"),
             Headline("own counterpart, not another subject's", "classify", "saca", "saca, other subject"),
             Headline("read place by place, not as the mean", "classify", "saca", "saca_paper"),
         ),
     ),
     (
-        "Disease that is much the same on both sides",
+        "Disease that is much the same on both sides, and lesions brighter than all else (AUC)",
         (
-            Headline("T1w, lesions on both sides", "classify", "saca", "plain", "bilateral"),
-            Headline("T1w, lesion across the midline", "midline", "saca", "plain", "midline"),
+            Headline("real heads, both sides", "real_lesions", "saca", "plain", "both sides"),
+            Headline("painted heads, T1w, both sides", "classify", "saca", "plain", "bilateral"),
+            Headline("painted heads, T1w, across the midline", "midline", "saca", "plain", "midline"),
+            Headline("painted heads, FLAIR, one side", "flair", "saca", "plain"),
+            Headline("label maps, FLAIR, one side", "anatomies", "saca", "plain"),
         ),
     ),
     (
-        "Lesions that are brighter than all else",
-        (
-            Headline("FLAIR, lesion on one side", "flair", "saca", "plain"),
-            Headline("FLAIR, real anatomies, one side", "anatomies", "saca", "plain"),
-        ),
-    ),
-    (
-        "Pretraining before the classification (AUC), and SACA in segmentation (Dice)",
-        (
-            Headline("pretrained, not from scratch", "pretrain", "saca, weighted pretraining", "saca"),
-            Headline("segmentation with SACA", "segment", "saca", "plain", task="segment"),
-        ),
+        "Pretraining before the classification of painted heads (AUC)",
+        (Headline("pretrained, not from scratch", "pretrain", "saca, weighted pretraining", "saca"),),
     ),
 )
 """Opening of each sentence, and what it tells."""
