@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         {
             "run": "sa_swin.study.command:run",
             "worth": "sa_swin.study.command:run_worth",
+            "coverage": "sa_swin.study.coverage:write_coverage",
             "evidence": "sa_swin.study.command:make_evidence",
         },
         "a grid of trainings, and the page of evidence",

@@ -1,6 +1,6 @@
 """Split-conformal intervals of volumes on held-out folds of a study on real heads: coverage asked, and found.
 
-    python benchmarks/coverage.py --study studies/gliomas_t1w.yaml --work WORK --output benchmarks/results
+`sa-swin study coverage --study studies/gliomas_t1w.yaml --work WORK` writes the tables.
 
 Every patient of a fold is measured by radii that the other folds' patients give; none was seen by the training that
 predicted it. Each seed is a repetition on the same patients.
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 from scipy.stats import binomtest
 
@@ -63,14 +62,16 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(study: str, work: str, output: str = "benchmarks/results", asked: float = 0.9) -> None:
-    """Write coverage_<study>_<date>.md and .json.
+def write_coverage(study: str, work: str, output: str = "benchmarks/results", asked: float = 0.9) -> None:
+    """How often split-conformal intervals of volumes hold, on the held-out folds of a study of segmentation.
+
+    Writes coverage_<study>_<date>.md and .json. Not for clinical use.
 
     Args:
-        study: a study with folds, of segmentation.
+        study: YAML file of a study with folds.
         work: folder of its work.
         output: folder of the results.
-        asked: coverage.
+        asked: coverage, 0.5 to 1.
     """
     plan = Study(study)
     found = rows(plan, Path(work), asked)
@@ -81,7 +82,3 @@ def main(study: str, work: str, output: str = "benchmarks/results", asked: float
         f"{plan.content['title']}: split-conformal intervals of volumes, {asked:.0%} asked, each fold by the others."
     )
     path.with_suffix(".md").write_text(f"# Coverage of volumes\n\n{about}\n\n{table(found)}\n")
-
-
-if __name__ == "__main__":
-    fire.Fire(main)
