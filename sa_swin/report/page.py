@@ -250,7 +250,9 @@ def cohort_section(run: Run) -> Iterator[str]:
 
 def places(run: Run) -> list[str]:
     """The paths that the records of a run name."""
-    return [text for record in run.records.values() for path in record["paths"].values() for text in paths_of(path)]
+    return [
+        text for record in run.records.values() for path in record["paths"].values() if path for text in paths_of(path)
+    ]
 
 
 def record_section(run: Run) -> Iterator[str]:

@@ -105,7 +105,7 @@ def write_table(path, rows):
 def record(folder, workflow, **paths):
     content = {
         "workflow": workflow, "bundle": "sa_swin_segment", "started": "now", "commit": "abc+changes", "seed": 3,
-        "paths": {name: str(path) for name, path in paths.items()}, "versions": {"torch": "9.9"},
+        "paths": {name: path and str(path) for name, path in paths.items()}, "versions": {"torch": "9.9"},
         "machine": {"gpu": None}, "config": {"align": False, "spacing": 3.0, "note": "<knob>"},
     }  # fmt: skip
     (folder / f"run_{workflow}.json").write_text(json.dumps(content))
@@ -231,8 +231,9 @@ def test_heads_that_are_not_aligned_are_named_where_no_other_is(tmp_path):
     write_table(tmp_path / "cases.csv", rows)
     told = "Not aligned, taken as they lie in their files, 2: s0, s1."
     assert told in page(read_run(tmp_path, ids=True))
-    recorded(tmp_path, "inference", {"align": False})
+    recorded(tmp_path, "inference", {"align": False}, datalist=None)  # of a folder, without one
     assert told not in page(read_run(tmp_path, ids=True))
+    assert "Record: inference" in page(read_run(tmp_path, ids=False))
 
 
 def test_pictures_are_across_the_width_and_asymmetry_has_one_scale_with_a_bar():
