@@ -62,9 +62,9 @@ class StockEncoding:
 
     def encode_scales(
         self, pair: Tensor, scales: Sequence[int], with_mirrored: bool = False
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[tuple[Tensor, Tensor | None]]:
         hidden, mirrored = self.encode(pair)
-        return [(hidden[BOTTLENECK], mirrored)]  # all that the paper reads
+        return [(hidden[scale], mirrored if scale == BOTTLENECK else None) for scale in scales]
 
 
 class StockPretrainer(StockEncoding, SASwinPretrainer):
@@ -101,5 +101,5 @@ class StockUNETR(StockEncoding, SASwinUNETR):
     """Two encoder passes a step if `separate`."""
 
     def __init__(self, feature_size: int, separate: bool, use_checkpoint: bool) -> None:
-        super().__init__(out_channels=2, feature_size=feature_size)
+        super().__init__(out_channels=2, readout="paper", feature_size=feature_size)
         self.use_stock_encoder(feature_size, separate, use_checkpoint)

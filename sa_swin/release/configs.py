@@ -82,10 +82,13 @@ def knob_names(text: str) -> list[str]:
 
 
 def defaults(text: str) -> dict[str, Any]:
-    """The settings that a config takes from its weights, as they are where those do not say."""
+    """The settings that a config takes from its weights, as they are where those do not say.
+
+    What lies beside the weights is looked for where the package is run.
+    """
     config = yaml.safe_load(text)
     parser = ConfigParser(config | {"weights": {"_target_": "custom.weights.settings.Weights"}})
-    names = [name for name in config["settings"] if str(config[name]).startswith("$@weights")]
+    names = [name for name in config["settings"] if str(config[name]).startswith("$@weights.get(")]
     return {name: parser.get_parsed_content(name) for name in names}
 
 

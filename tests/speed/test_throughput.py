@@ -23,10 +23,10 @@ CELL = Cell("segment", "ours", "fp32", 12, 1, 64, (96, 64, 64), "cpu")
     [(StockPretrainer, SASwinPretrainer), (StockClassifier, SASwinClassifier), (StockUNETR, SASwinUNETR)],
 )
 def test_the_stock_composition_computes_the_same_outputs(stock, ours, separate):
-    options = {"out_channels": 2} if ours is SASwinUNETR else {"readout": "paper"}
+    options = {"out_channels": 2} if ours is SASwinUNETR else {}
     theirs = stock(12, separate, use_checkpoint=False)
     torch.manual_seed(0)
-    network = ours(feature_size=12, **options)
+    network = ours(readout="paper", feature_size=12, **options)
     assert not any(type(part).__module__.startswith("custom.networks.channels_last") for part in theirs.modules())
     pair = symmetric_pair(torch.randn(2, 1, 64, 32, 32))
     for part in (theirs.symmetry, network.symmetry):
@@ -38,7 +38,7 @@ def test_operations_are_those_of_the_products_and_windows():
     small = replace(CELL, task="classify")
     assert flops(replace(small, batch=2)) == 2 * flops(small)
     windows = replace(CELL, task="infer", volume=(96, 64, 64))  # two windows with half an overlap
-    network = SASwinUNETR(out_channels=2, feature_size=12).eval()
+    network = SASwinUNETR(out_channels=2, readout="paper", feature_size=12).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.to("meta")(torch.empty(1, 2, 64, 64, 64, device="meta"))
     assert flops(windows) == 2 * counter.get_total_flops()
