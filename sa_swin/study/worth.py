@@ -116,12 +116,6 @@ def count_subjects(dataset_dir: Path, task: str) -> int:
     return len({entry["subject"] for entry in entries})
 
 
-def main_comparison(study: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The comparison that the verdict is of, once all cells have run."""
-    rows = [r for r in study["summary"]["comparisons"] if (r["arm"], r["against"]) == ("saca", "plain")]
-    return rows[0] if rows and not study["missing"] else None
-
-
 def write_plan(plan: Mapping[str, Any], work: Path) -> Path:
     """Write the study file into the work folder."""
     path = work / "worth.yaml"
@@ -132,9 +126,9 @@ def write_plan(plan: Mapping[str, Any], work: Path) -> Path:
 
 def verdict(study: Mapping[str, Any]) -> str:
     """One sentence: with the mirrored counterpart against without; or that not all has run."""
-    row = main_comparison(study)
-    if row is None:
+    if study["missing"]:
         return f"Not known yet: {len(study['missing'])} trainings are missing"
+    row = next(r for r in study["summary"]["comparisons"] if (r["arm"], r["against"]) == ("saca", "plain"))
     values = {arm["arm"]: arm["value"] for arm in study["summary"]["arms"] if arm["group"] == "all"}
     with_it, without = values[row["arm"]], values[row["against"]]
     return (
