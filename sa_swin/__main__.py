@@ -16,8 +16,8 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "prepare": ({"": "sa_swin.prepare.cohort:prepare_command"}, "align a whole cohort once, with contact sheets"),
     "plan": ({"": "sa_swin.plan.command:plan_command"}, "settings of a training that fit a cohort and a device"),
     "phantom": (
-        {"": "sa_swin.phantom.cohort:phantom_command"},
-        "painted lesions, on painted or real heads",
+        {"cohort": "sa_swin.phantom.cohort:phantom_command", "tissues": "sa_swin.phantom.tissues:tissues_command"},
+        "painted lesions, on painted or real heads; tissue maps to paint from",
     ),
     "asymmetry": (
         {verb: f"sa_swin.asymmetry.command:{verb}_command" for verb in ("norm", "map")},
@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "label": ("sa_swin.label", "the MONAI Label server"),
 }
 """Name to the functions that do it (`sa_swin.commands.run`) or the module whose `main` does, and what it is for."""
-OTHERWISE = {"release": "build", "study": "run"}
+OTHERWISE = {"phantom": "cohort", "release": "build", "study": "run"}
 """The verb of a command that is meant where none is given."""
 
 

@@ -10,6 +10,8 @@ import torch
 from hypothesis import settings
 from released import checkout, packages, unpacked, weights  # noqa: F401  fixtures
 
+from custom.painting.anatomies import CHANNELS
+
 SPACING = 6.0  # mm, of the tiny volumes
 
 torch.set_num_threads(1)  # small tensors: more threads lose several times over, wherever a core is shared
@@ -107,3 +109,17 @@ def repository(tmp_path_factory):
     for arguments in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "All of it")):
         subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def tissues(tmp_path_factory):
+    """A folder with one ball of a head: white matter in grey matter in fluid, in bone, in fat."""
+    folder = tmp_path_factory.mktemp("tissues")
+    axes = [(np.arange(n) - (n - 1) / 2) * 4 for n in (48, 56, 48)]
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*axes, indexing="ij")))
+    shells = {"wm": (0, 45), "gm": (45, 60), "csf": (60, 65), "bone": (65, 72), "fat": (72, 80), "brain": (0, 65)}
+    maps = np.zeros((*radius.shape, len(CHANNELS)), np.uint8)
+    for name, (low, high) in shells.items():
+        maps[..., CHANNELS.index(name)] = 255 * ((radius >= low) & (radius < high))
+    nib.save(nib.Nifti1Image(maps, np.diag([4.0, 4, 4, 1])), folder / "ball_tissues.nii.gz")
+    return folder

@@ -52,6 +52,7 @@ def load_datalist(
     seed: int = 0,
     grid: Mapping[str, Any] | None = None,
     allow_outside: bool = False,
+    facts: Sequence[str] = (),
 ) -> list[Case]:
     """Read one section of a datalist, resolve its paths and check every case; all problems come in one error.
 
@@ -72,6 +73,7 @@ def load_datalist(
         grid: `spacing`, `spatial_size` and `align` of the run; where it does not align, images from `sa-swin prepare`
             must have been made so, by this version of the code, from files that have not changed since.
         allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
+        facts: further keys of the entries that the cases keep, as text.
 
     Returns:
         Cases with absolute paths, ready for a MONAI dataset.
@@ -87,7 +89,7 @@ def load_datalist(
         entries = label_fraction(entries, label_percent, seed)
     entries = entries[: limit or None]
     with ThreadPoolExecutor(workers) as pool:
-        cases = list(pool.map(lambda entry: resolved(entry, Path(dataset_dir), label), entries))
+        cases = list(pool.map(lambda entry: resolved(entry, Path(dataset_dir), label, facts), entries))
         root = None if allow_outside else Path(dataset_dir)
         problems = list(pool.map(lambda case: case_problems(case, label, in_channels, num_classes, root), cases))
     found = [problem for case in problems for problem in case]
@@ -190,10 +192,11 @@ def _is_list_of_cases(entries: Any) -> bool:
     return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
 
 
-def resolved(entry: Case, dataset_dir: Path, label: str) -> Case:
+def resolved(entry: Case, dataset_dir: Path, label: str, facts: Sequence[str] = ()) -> Case:
     """The case's `CASE_KEYS`, with absolute paths and a `subject`, which falls back on the image's path.
 
-    A `label` stays where it is called for (`class`, `mask`).
+    A `label` stays where it is called for (`class`, `mask`). Further `facts` are text, empty where
+    there are none.
     """
     case = {key: entry[key] for key in CASE_KEYS if entry.get(key) is not None}
     paths = [str(dataset_dir / path) for path in image_paths(entry)]
@@ -204,7 +207,7 @@ def resolved(entry: Case, dataset_dir: Path, label: str) -> Case:
         case["label"] = str(dataset_dir / entry["label"])
     elif label not in ("class", "mask"):
         case.pop("label", None)
-    return case
+    return {fact: str(entry.get(fact, "")) for fact in facts if fact not in ("healthy", "subject")} | case
 
 
 def with_shared_keys(cases: Sequence[Case]) -> list[Case]:

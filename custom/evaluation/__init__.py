@@ -11,6 +11,7 @@ __getattr__, __all__ = opened(
         "ensemble": ["MeanOfMembersd", "ensemble_of"],
         "evaluators": ["TolerantEvaluator"],
         "inferers": ["MirroredSlidingWindow", "PretextEvaluation", "WindowedEmbedding", "sliding_window"],
+        "probe": ["FrozenProbe"],
         "metrics": [
             "classification_row",
             "classification_summary",

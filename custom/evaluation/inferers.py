@@ -176,7 +176,8 @@ class PretextEvaluation:
     """Iteration of the pretraining evaluator: pretext losses on fixed views, zero-shot score on the whole volume.
 
     `engine.state.output` then holds `image`, `pred` (of `WindowedEmbedding`), `label` (healthy, where known)
-    and `losses` (those of the batch, repeated for each of its cases).
+    and `losses` (those of the batch, repeated for each of its cases); of painted brains also `rescan`,
+    as `pred`, of the same heads by another scanner.
 
     Args:
         network: the pretrainer itself, not its distributed wrapper.
@@ -210,6 +211,9 @@ class PretextEvaluation:
         engine.state.output = {"image": image, "pred": pred, "losses": losses}
         if "healthy" in batch:
             engine.state.output["label"] = torch.as_tensor(batch["healthy"])
+        if "rescan" in batch:
+            with eval_mode(self.network), autocast(self.precision, device):
+                engine.state.output["rescan"] = engine.inferer(batch["rescan"].to(device), self.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

@@ -20,7 +20,37 @@ READOUTS = ("places", "paper")
 nothing but what the cross-attention adds at the bottleneck."""
 
 
-class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
+class ComparingDecoder:
+    """Mixin: the decoder of MONAI's Swin UNETR, under its names, and the comparisons of its skip connections."""
+
+    comparisons: nn.ModuleList | None
+
+    def decode(self, pair: Halves, scales: Sequence[Halves]) -> Tensor:
+        """Features of each place, `(B, feature_size, X, Y, Z)`, of which the last layer makes logits.
+
+        Args:
+            pair: image and counterpart.
+            scales: features of both at five scales; None where there are none.
+        """
+        image, *hidden = self.skips(pair, scales)
+        x = self.encoder10(self.join(*scales[BOTTLENECK]))
+        x = self.decoder5(x, hidden[3])
+        x = self.decoder4(x, self.encoder4(hidden[2]))
+        x = self.decoder3(x, self.encoder3(hidden[1]))
+        x = self.decoder2(x, self.encoder2(hidden[0]))
+        return self.decoder1(x, image)
+
+    def skips(self, pair: Halves, scales: Sequence[Halves]) -> list[Tensor]:
+        """What the skip connections carry: of the image, then its features at four scales."""
+        image = self.encoder1(channels_last(self.encoder_input(*pair)))
+        carried = [image, *(features for features, _ in scales[:BOTTLENECK])]
+        if self.comparisons is None:
+            return carried
+        compared = zip(carried, self.comparisons, (pair, *scales[:BOTTLENECK]), strict=True)
+        return [features + comparison(*both) for features, comparison, both in compared]
+
+
+class SASwinUNETR(ComparingDecoder, SymmetryAwareEncoding, SwinUNETR):
     """MONAI's Swin UNETR whose bottleneck goes through the cross-attention, and whose skip connections compare.
 
     To each skip connection, from the image itself to features of X/16, is added how its places differ from their
@@ -58,7 +88,7 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
 
     def forward(self, pair: Tensor) -> Tensor:
         scales = self.encode_scales(pair, range(BOTTLENECK + 1))
-        return self.decode(halves(pair), scales)
+        return self.out(self.decode(halves(pair), scales))
 
     def predict_both(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the pair, and of the pair with its halves swapped (the mirrored brain), from one encoder pass.
@@ -68,24 +98,5 @@ class SASwinUNETR(SymmetryAwareEncoding, SwinUNETR):
         image, mirrored = halves(pair)
         images = torch.cat([self.encoder_input(image, mirrored), self.encoder_input(mirrored, image)])
         features = [both.chunk(2) for both in self.swinViT(images)]
-        logits = self.decode((image, mirrored), features)
-        return logits, self.decode((mirrored, image), [both[::-1] for both in features])
-
-    def decode(self, pair: Halves, scales: Sequence[Halves]) -> Tensor:
-        """Logits, from image and counterpart, and the features of both at five scales; None where there are none."""
-        image, *hidden = self.skips(pair, scales)
-        x = self.encoder10(self.join(*scales[BOTTLENECK]))
-        x = self.decoder5(x, hidden[3])
-        x = self.decoder4(x, self.encoder4(hidden[2]))
-        x = self.decoder3(x, self.encoder3(hidden[1]))
-        x = self.decoder2(x, self.encoder2(hidden[0]))
-        return self.out(self.decoder1(x, image))
-
-    def skips(self, pair: Halves, scales: Sequence[Halves]) -> list[Tensor]:
-        """What the skip connections carry: of the image, then its features at four scales."""
-        image = self.encoder1(channels_last(self.encoder_input(*pair)))
-        carried = [image, *(features for features, _ in scales[:BOTTLENECK])]
-        if self.comparisons is None:
-            return carried
-        compared = zip(carried, self.comparisons, (pair, *scales[:BOTTLENECK]), strict=True)
-        return [features + comparison(*both) for features, comparison, both in compared]
+        logits = self.out(self.decode((image, mirrored), features))
+        return logits, self.out(self.decode((mirrored, image), [both[::-1] for both in features]))

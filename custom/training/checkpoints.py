@@ -15,6 +15,7 @@ from custom.training.best_weights import write_checkpoint
 from custom.training.preemption import Preemption
 from custom.training.randomness import SampleOrder, Seedable, SeedSteps
 from custom.training.step_guard import check_weights
+from custom.weights.pretrained import pretrained_file
 from custom.weights.settings import CONTRACT, ENCODER, Weights
 from custom.weights.transfer import WeightsError, read_checkpoint
 
@@ -34,14 +35,14 @@ def starting_weights(save_dir: str | Path, resume: bool | str = False, pretraine
     Args:
         save_dir: the bundle's `models` folder.
         resume: as in `find_last`.
-        pretrained: checkpoint; empty where there is none.
+        pretrained: as in `custom.weights.pretrained_file`; empty where there are none.
 
     Raises:
         WeightsError: as `find_last`.
     """
     if last := find_last(save_dir, resume):
         return Weights(last, optional=True, resume_from=last)
-    return Weights(pretrained or "", CONTRACT + ENCODER, optional=True)
+    return Weights(pretrained_file(pretrained or ""), CONTRACT + ENCODER, optional=True)
 
 
 def find_last(save_dir: str | Path, resume: bool | str) -> str:

@@ -3,7 +3,7 @@
 Shapes: B pairs `(B, 2C, X, Y, Z)`, K holes. Views are stacked along the batch, view one first: `(2B, 2C, X, Y, Z)`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -12,7 +12,9 @@ from monai.engines import PrepareBatch
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from custom.losses.dense import UNKNOWN
 from custom.support.distributed import own_rows, previous_rows
+from custom.support.draws import Draws
 from custom.support.errors import UserError
 from custom.symmetry import split_pair
 
@@ -92,13 +94,17 @@ def cut_holes(images: Tensor, cuboids: Tensor, filling: Tensor) -> Tensor:
 
 
 def random_roi(pair: Tensor, roi_size: Sequence[int], generator: torch.Generator) -> Tensor:
-    """The same random ROI of every symmetric pair of a batch, no larger than the volume."""
+    """The same random ROI of every volume of a batch, no larger than the volume."""
     for axis, (size, wanted) in enumerate(zip(pair.shape[2:], roi_size, strict=True), start=2):
         room = max(0, size - wanted)
         start = torch.randint(0, room + 1, (1,), generator=generator, device=generator.device)
         if room:  # else nobody waits for a GPU's number
             pair = pair.narrow(axis, int(start), wanted)
     return pair
+
+
+KEYS = ("image", "healthy", "labels")
+"""Of a batch: symmetric pairs, whether each brain is healthy, and of painted brains the labels of their places."""
 
 
 class PrepareViews(PrepareBatch):
@@ -108,19 +114,23 @@ class PrepareViews(PrepareBatch):
     same seed they see what one process would. The holes of an image are filled from the image before it in the batch.
 
     The network's input is `(2B, 2C, X, Y, Z)`; the targets are a dictionary: `image`, the rotated image without holes
-    `(2B, C, X, Y, Z)`; `rotation` `(2B,)`; and `healthy` `(2B,)`, where the batch has that key.
+    `(2B, C, X, Y, Z)`; `rotation` `(2B,)`; `healthy` `(2B,)`, where the batch has that key; of painted brains
+    `tissue`, `lesion` and `alike`, `(2B, 1, X, Y, Z)`, as `custom.painting` has them; `UNKNOWN` or False in the others.
 
     Args:
         hole_ratio: largest share of the image's voxels cut out.
         hole_max_side: longest side of a hole, as a share of the ROI's side.
         rotate: whether to turn the views.
         needs_healthy: fail if the batch has no `healthy` label.
+        needs_labels: refuse to go without painted brains.
         num_samples: pairs of each case, which lie together in the batch.
         roi_size: voxels, X Y Z: take a random ROI of each batch first, where its volumes are larger; None takes them
             whole.
         seed: of the views, the same in all processes.
         repeat: draw the same views for every batch, so that validation losses can be compared over epochs; every
             process by itself.
+        painter: `custom.painting.Painter`, of brains that take the place of the batch's.
+        painted: share of the brains that are painted, 0 to 1; at 1 the batch's own images are not looked at.
 
     Raises:
         ValueError: when `healthy` is needed and missing.
@@ -135,43 +145,84 @@ class PrepareViews(PrepareBatch):
         hole_max_side: float = 0.25,
         rotate: bool = True,
         needs_healthy: bool = True,
+        needs_labels: bool = False,
         num_samples: int = 1,
         roi_size: Sequence[int] | None = None,
         seed: int = 0,
         repeat: bool = False,
+        painter: Callable[..., Any] | None = None,
+        painted: float = 0.0,
     ) -> None:
         self.hole_ratio = hole_ratio
         self.hole_max_side = hole_max_side
         self.rotate = rotate
         self.needs_healthy = needs_healthy
+        if needs_labels and (painter is None or not painted):
+            raise UserError("the objective is of painted brains; give --painted a share above 0, or choose another")
         self.num_samples = num_samples
         self.roi_size = roi_size
         self.seed = seed
         self.repeat = repeat
+        self.painter = painter
+        self.painted = painted if painter is not None else 0.0
         self.generator: torch.Generator | None = None
 
     def __call__(
         self, batchdata: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        pair = convert_to_tensor(batchdata["image"], track_meta=False).to(device, non_blocking=non_blocking)
-        generator = self.random_generator(pair.device)
-        pairs = random_roi(pair, self.roi_size or pair.shape[2:], generator).repeat(2, 1, 1, 1, 1)
-        turns = self.own(torch.randint(0, 4, (self.whole(pairs),), generator=generator, device=pair.device))
+        batch = {name: self.moved(batchdata[name], device, non_blocking) for name in KEYS if name in batchdata}
+        generator = self.random_generator(batch["image"].device)
+        views, labels, healthy = self.brains(batch, generator)
+        volumes = torch.cat(views)
+        whole = torch.cat([volumes, labels.repeat(2, 1, 1, 1, 1).to(volumes)], 1)
+        roi = random_roi(whole, self.roi_size or whole.shape[2:], generator)
+        turns = self.own(torch.randint(0, 4, (self.whole(roi),), generator=generator, device=roi.device))
         turns = turns * int(self.rotate)
-        image, mirrored = split_pair(quarter_turns(pairs, turns) if self.rotate else pairs)
+        turned = quarter_turns(roi, turns) if self.rotate else roi
+        pairs, labels = turned.split([volumes.shape[1], labels.shape[1]], 1)
+        image, mirrored = split_pair(pairs)
         shape = tuple(image.shape[2:])
         cuboids = random_cuboids(self.whole(pairs), shape, generator, self.hole_ratio, self.hole_max_side)
         holed = cut_holes(image, self.own(cuboids), self.filling(image))
         targets = {"image": image, "rotation": turns}
-        if "healthy" in batchdata:
-            targets["healthy"] = torch.as_tensor(batchdata["healthy"]).to(device, non_blocking=non_blocking)
-            targets["healthy"] = targets["healthy"].bool().repeat(2)
+        if labels.shape[1]:
+            tissue, lesion, alike = labels.split(1, 1)
+            targets |= {"tissue": tissue.long(), "lesion": lesion, "alike": alike == 1}
+        if healthy is not None:
+            targets["healthy"] = healthy.bool().repeat(2)
         elif self.needs_healthy:
             raise UserError(
                 "the symmetry loss needs the key 'healthy' (true or false) in every entry of the datalist; "
                 "add it, or choose objective label_free, no_symmetry or reconstruction"
             )
         return torch.cat([holed, mirrored], dim=1), targets
+
+    @staticmethod
+    def moved(value: Any, device: Any, non_blocking: bool) -> Tensor:
+        """A batch's tensor, list or number on the device."""
+        return convert_to_tensor(value, track_meta=False).to(device, non_blocking=non_blocking)
+
+    def brains(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Both views of the pairs, the labels of their places `(B, 0 or 3, X, Y, Z)`, and which brains are healthy.
+
+        The views of a brain from a file are the same; those of a painted one are of two scanners.
+        """
+        pair, healthy = batch["image"], batch.get("healthy")
+        if not self.painted:
+            return [pair, pair], batch.get("labels", pair[:, :0]), healthy
+        draws = Draws(generator, self.whole(pair), self.own)
+        painting = self.painter(draws, scanners=2)
+        views, labels = painting.pairs, painting.labels
+        if self.painted == 1:
+            return views, labels, painting.healthy
+        roi = random_roi(torch.cat([*views, labels.to(pair)], 1), pair.shape[2:], generator)
+        *views, labels = roi.split([*[pair.shape[1]] * 2, labels.shape[1]], 1)
+        taken = draws.chance(self.painted)
+        rows = taken.view(-1, 1, 1, 1, 1)
+        healthy = None if healthy is None else torch.where(taken, painting.healthy, healthy.bool())
+        return [torch.where(rows, own, pair) for own in views], labels.masked_fill(~rows, UNKNOWN), healthy
 
     def whole(self, rows: Tensor) -> int:
         """Number of rows of all processes together."""

@@ -5,6 +5,7 @@ from custom.support.rooms import opened
 __getattr__, __all__ = opened(
     __name__,
     {
+        "pretrained": ["from_pretrained", "pretrained_file"],
         "provenance": ["LeakageGuard", "record_training"],
         "settings": ["Weights"],
         "transfer": ["PretrainedLoader", "load_checkpoint", "weights_digest"],

@@ -22,7 +22,7 @@ CONTRACT = (*STATED, "counterpart")
 """All of the input contract; weights that do not speak of a counterpart have the default, the mirror image."""
 ENCODER = ("feature_size", "window_size", "depths", "num_heads", "symmetry")
 """Sizes of what pretraining hands on."""
-HEAD = ("num_classes", "readout", "embedding_size")
+HEAD = ("num_classes", "readout", "embedding_size", "dense")
 """Sizes of one task's network."""
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         found["readout"] = "paper" if any(name.startswith("symmetry_head.") for name in tensors) else "places"
     elif any(name.startswith("decoder1.") for name in tensors):
         found["readout"] = "places" if any(name.startswith("comparisons.") for name in tensors) else "paper"
+    if any(name.startswith("contrastive_head.") for name in tensors):
+        found["dense"] = any(name.startswith("dense_head.") for name in tensors)
     for prefix, name in (("contrastive_head.", "embedding_size"), ("head.", "num_classes"), ("out.", "num_classes")):
         if biases := [t for n, t in tensors.items() if n.startswith(prefix) and n.endswith(".bias")]:
             found[name] = len(biases[-1])

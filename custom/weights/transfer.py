@@ -70,11 +70,13 @@ class Transfer:
         matched: names of the network's tensors that were set.
         missing: wanted tensors that the checkpoint lacks, or has in another shape.
         unused: tensors of the checkpoint that found no place.
+        further: names of the network's tensors that were set beside the wanted ones.
     """
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    further: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -83,6 +85,7 @@ class Transfer:
 
     def __str__(self) -> str:
         text = f"{len(self.matched)}/{len(self.matched) + len(self.missing)} tensors matched"
+        text += f", and {len(self.further)} beside them" if self.further else ""
         for what, names in (("not set", self.missing), ("not used", self.unused)):
             if names:
                 text += f"; {what}: {', '.join(_shortened(names))}"
@@ -173,7 +176,11 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transfer(
-    network: nn.Module, tensors: Mapping[str, Tensor], parts: Sequence[str] = PRETRAINED_PARTS, minimum: float = 0.8
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    parts: Sequence[str] = PRETRAINED_PARTS,
+    minimum: float = 0.8,
+    optional: Sequence[str] = (),
 ) -> Transfer:
     """Copy pretrained tensors into a network, in place.
 
@@ -182,20 +189,22 @@ def transfer(
         tensors: from `load_checkpoint`.
         parts: prefixes of the network's tensors that are wanted; the heads stay as they are.
         minimum: smallest share of the wanted tensors that must match; at 1 none of these parts may be left over either,
-            so
-            that a network is not run without, say, the cross-attention it was trained with.
+            so that a network is not run without, say, the cross-attention it was trained with.
+        optional: prefixes of further tensors, which are taken where they fit.
 
     Raises:
         WeightsError: when less than `minimum` matched; the network is left unchanged.
     """
     module = getattr(network, "module", network)
     wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not is_index(name)]
-    offered = {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(parts)) and not is_index(name)}
+    taken = (*parts, *optional)
+    offered = {name: tensor for name, tensor in tensors.items() if name.startswith(taken) and not is_index(name)}
     state, changed, _ = copy_model_state(module, offered, inplace=False)
     report = Transfer(
-        matched=tuple(sorted(set(changed))),
+        matched=tuple(sorted(name for name in set(changed) if name.startswith(tuple(parts)))),
         missing=tuple(name for name in wanted if name not in changed),
         unused=tuple(name for name in tensors if name not in changed and not is_index(name)),
+        further=tuple(sorted(name for name in set(changed) if not name.startswith(tuple(parts)))),
     )
     left_over = any(name.startswith(tuple(parts)) for name in report.unused)
     if report.share < minimum or (minimum == 1 and left_over):
@@ -219,24 +228,30 @@ class PretrainedLoader:
     Args:
         path: checkpoint of `load_checkpoint`.
         network: what receives the weights.
-        parts, minimum: as in `transfer`; with `parts=("",)` and `minimum=1.0` the checkpoint must fit the whole
-            network.
+        parts, minimum, optional: as in `transfer`; with `parts=("",)` and `minimum=1.0` the checkpoint must fit the
+            whole network.
     """
 
     def __init__(
-        self, path: str | Path, network: nn.Module, parts: Sequence[str] = PRETRAINED_PARTS, minimum: float = 0.8
+        self,
+        path: str | Path,
+        network: nn.Module,
+        parts: Sequence[str] = PRETRAINED_PARTS,
+        minimum: float = 0.8,
+        optional: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.network = network
         self.parts = parts
         self.minimum = minimum
+        self.optional = optional
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         try:
-            report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum)
+            report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum, self.optional)
         except WeightsError as error:
             raise error if str(self.path) in str(error) else WeightsError(f"{self.path}: {error}") from error
         logger.info("weights from %s: %s", self.path, report)

@@ -119,11 +119,18 @@ def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
         "datalist": str(datalists / f"{cell.arm.task}.json"),
         "output_dir": str(home / "evaluate"),
         "ckpt_dir": str(home / "models"),
-        "pretrained": str(folder / "cells" / cell.start.digest / "models" / "model.pt") if cell.start else "",
+        "pretrained": pretrained(cell, folder),
         "device": f"$torch.device({device!r})",
         "contract::_target_": "sa_swin.study.controls.ControlledContract",
         **{f"contract::{name}": value for name, value in control_of(cell, folder).items()},
     }
+
+
+def pretrained(cell: Cell, folder: Path) -> str:
+    """The weights that a cell starts from: those of a cell before it, or a file or `default` that its variant names."""
+    if cell.start:
+        return str(folder / "cells" / cell.start.digest / "models" / "model.pt")
+    return str(cell.settings.get("pretrained", ""))
 
 
 def control_of(cell: Cell, folder: Path) -> dict[str, Any]:

@@ -292,3 +292,14 @@ def test_a_batch_holds_the_cases_that_could_be_taken_and_tells_why_the_others_co
 def test_headers_alone_are_read(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(nib.Nifti1Image, "get_fdata", lambda *args, **kwargs: pytest.fail("data were read"))
     assert load_datalist(cohort(), "training", tmp_path)
+
+
+def test_further_facts_stay_as_text_and_their_absence_is_empty(tiny_cohort):
+    content = json.loads((tiny_cohort / "datalists" / "pretrain.json").read_text())
+    content["training"][0] |= {"label": 3, "age": 71}
+    path = tiny_cohort / "facts.json"
+    path.write_text(json.dumps(content))
+    cases = load_datalist(path, "training", tiny_cohort, facts=["label", "age", "healthy"])
+    assert (cases[0]["label"], cases[0]["age"]) == ("3", "71")
+    assert {case["age"] for case in cases[1:]} == {""}
+    assert cases[0].get("healthy") == content["training"][0].get("healthy")

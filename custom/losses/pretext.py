@@ -1,0 +1,114 @@
+"""The weighted sum of the pretext losses, with each part at hand.
+
+Shapes: B images, D embedding; in pretraining the two views of a batch are stacked, view one first: `(2B, ...)`.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from custom.losses.contrastive import contrastive_loss
+from custom.losses.dense import homologous_loss, lesion_loss, tissue_loss
+from custom.losses.symmetry import symmetry_loss
+from custom.support.distributed import gather_batch
+from custom.support.errors import UserError
+
+PRETEXT_TASKS = ("inpainting", "rotation", "contrastive", "symmetry", "tissue", "lesion", "homologous")
+"""The paper's four, and those of painted brains, whose every place has its labels."""
+PAINTED_TASKS = PRETEXT_TASKS[4:]
+
+OBJECTIVES: dict[str, dict[str, float]] = {
+    "paper": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
+    "label_free": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
+    "no_symmetry": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0},
+    "reconstruction": {"inpainting": 1.0},
+    "painted": {"symmetry": 0.25, "tissue": 1.0, "lesion": 1.0},
+}
+"""Pretext objectives by name, as weights of the tasks; a task that is not named has none. `label_free` needs no
+`healthy` label: it pulls every image towards its mirrored counterpart and pushes none apart. `painted` is for painted
+brains: which tissue each place is, and whether a lesion is there."""
+
+
+class PretextLoss(nn.Module):
+    """Weighted sum of the losses of `PRETEXT_TASKS`.
+
+    Tasks of painted brains are passed over where none are in the batch. The contrastive loss is over the batches of all
+    processes. After each call `parts` holds the unweighted value of every task with a weight, and `loss`, their sum.
+
+    Args:
+        objective: one of `OBJECTIVES`.
+        weights: task to weight; what is named here replaces the objective's weight.
+        temperature: of the contrastive loss.
+        margin: of the symmetry loss.
+
+    Raises:
+        ValueError: on an unknown objective or task, or a negative weight.
+
+    References:
+        Ma et al., MICCAI 2024, section 2; NT-Xent: Chen et al., A Simple Framework for Contrastive Learning, ICML 2020,
+        eq. 1.
+    """
+
+    def __init__(
+        self,
+        objective: str = "paper",
+        weights: Mapping[str, float] | None = None,
+        temperature: float = 0.5,
+        margin: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.weights = pretext_weights(objective, weights or {})
+        self.dense = any(self.weights[task] for task in PAINTED_TASKS)
+        self.rotates = self.weights["rotation"] > 0
+        self.needs_healthy = objective != "label_free" and self.weights["symmetry"] > 0
+        self.temperature = temperature
+        self.margin = margin
+        self.parts: dict[str, Tensor] = {}
+
+    def forward(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        tasks = [
+            task
+            for task, weight in self.weights.items()
+            if weight and (task not in PAINTED_TASKS or "tissue" in target)
+        ]
+        values = {task: getattr(self, f"{task}_loss")(pred, target) for task in tasks}
+        total = sum(self.weights[task] * value for task, value in values.items())
+        self.parts = {"loss": total.detach(), **{task: value.detach() for task, value in values.items()}}
+        return total
+
+    def inpainting_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return F.l1_loss(pred["inpainting"], target["image"])
+
+    def rotation_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(pred["rotation"], target["rotation"])
+
+    def contrastive_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        views = (gather_batch(view) for view in pred["contrastive"].float().chunk(2))
+        return contrastive_loss(*views, self.temperature)
+
+    def symmetry_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        healthy = target["healthy"] if self.needs_healthy else None
+        return symmetry_loss(pred["asymmetry"], healthy, self.margin)
+
+    def tissue_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return tissue_loss(pred["tissue"], target["tissue"])
+
+    def lesion_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return lesion_loss(pred["lesion"], target["lesion"])
+
+    def homologous_loss(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        return homologous_loss(pred["places"], target["alike"])
+
+
+def pretext_weights(objective: str, weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights of all tasks: those of a named objective, with `weights` on top."""
+    if objective not in OBJECTIVES:
+        raise UserError(f"unknown objective '{objective}', choose one of {', '.join(OBJECTIVES)}")
+    unknown = set(weights) - set(PRETEXT_TASKS)
+    if unknown:
+        raise UserError(f"unknown pretext task {sorted(unknown)}, choose from {', '.join(PRETEXT_TASKS)}")
+    merged = {**dict.fromkeys(PRETEXT_TASKS, 0.0), **OBJECTIVES[objective], **weights}
+    if min(merged.values()) < 0 or not any(merged.values()):
+        raise UserError(f"weights must not be negative, and one must be positive, got {merged}")
+    return merged

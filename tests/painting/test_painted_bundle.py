@@ -1,0 +1,45 @@
+import sys
+
+import pytest
+import torch
+from bundle_configs import made
+
+from custom.support.errors import root_cause
+
+
+def test_a_pretraining_on_painted_brains_needs_no_cohort_and_its_decoder_goes_into_the_segmenter(
+    tissues, tiny_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    options = {"painted": 1.0, "anatomies": str(tissues), "painted_cases": [4, 6], "max_epochs": 1, "num_samples": 1}
+    bundle = made("pretrain", "train", tmp_path / "nowhere", tmp_path, **options)
+    bundle.initialize()
+    bundle.run()
+    metrics = bundle.parser.get_parsed_content("validate::evaluator").state.metrics
+    assert {"tissue", "lesion", "symmetry", "collapse", "scanner_icc", "scanner_icc_asymmetry"} <= set(metrics)
+    assert -1 <= metrics["scanner_icc"] <= 1
+
+    weights = tmp_path / "models" / "model.pt"
+    segmenter = made(
+        "segment", "train", tiny_cohort, tmp_path / "segment", pretrained=str(weights), roi_size=[32, 64, 64]
+    )
+    segmenter.initialize()
+    loader = segmenter.parser.get_parsed_content("train::handlers")[0]
+    loader(None)
+    given, taken = torch.load(weights), segmenter.parser.get_parsed_content("network").state_dict()
+    for name in ("decoder1.conv_block.conv1.conv.weight", "comparisons.0.0.weight", "swinViT.patch_embed.proj.weight"):
+        assert torch.equal(given[name], taken[name].cpu())
+
+    inference = made("pretrain", "inference", tiny_cohort, tmp_path / "scores", checkpoint=str(weights))
+    inference.initialize()
+    inference.run()
+    assert (tmp_path / "scores" / "embeddings.npz").is_file()
+
+
+def test_the_painted_objective_without_painted_brains_is_refused_in_a_sentence(tiny_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    bundle = made("pretrain", "train", tiny_cohort, tmp_path, objective="painted")
+    bundle.initialize()
+    with pytest.raises(RuntimeError) as caught:
+        bundle.run()
+    assert "give --painted a share above 0" in str(root_cause(caught.value))
