@@ -38,8 +38,8 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         "a grid of trainings, and the page of evidence",
     ),
     "weights": (
-        {verb: f"sa_swin.weights:{verb}" for verb in ("convert", "calibrate")},
-        "published weights under this project's names; intervals and sets with a coverage",
+        {verb: f"sa_swin.weights:{verb}" for verb in ("convert", "pack", "calibrate")},
+        "published weights under this project's names, weights to hand on; intervals and sets with a coverage",
     ),
     "release": (
         {verb: f"sa_swin.release.command:{verb}_command" for verb in ("build", "all", "verify", "inspect")},

@@ -1,4 +1,4 @@
-"""`sa-swin weights convert | calibrate`: published weights under this project's names; intervals with a coverage."""
+"""`sa-swin weights convert | pack | calibrate`: published weights, weights to hand on, intervals with a coverage."""
 
 import json
 import math
@@ -23,6 +23,37 @@ def convert(source: str, to: str, output: str, in_channels: int = 1) -> None:
     from custom.weights.conversion import convert_file  # the networks, which take seconds to import
 
     sys.stdout.write(convert_file(Path(source), to, Path(output), in_channels))
+
+
+def pack(source: str, output: str) -> None:
+    """Write what fine-tuning takes over from a pretraining, in half precision, and print the file's SHA-256.
+
+    That is the encoder, the cross-attention and, where the pretraining has it, the segmenter's decoder; with the
+    settings of the training, and what it has seen.
+
+    Args:
+        source: model.pt of a pretraining.
+        output: .safetensors, for training with --pretrained OUTPUT.
+    """
+    import hashlib
+
+    from safetensors.torch import save
+
+    from custom.support.files import write_whole
+    from custom.weights.pretrained import DECODER
+    from custom.weights.provenance import records_of
+    from custom.weights.settings import as_metadata, settings_in
+    from custom.weights.transfer import PRETRAINED_PARTS, is_index, load_checkpoint
+
+    kept = {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in load_checkpoint(source).items()
+        if name.startswith((*PRETRAINED_PARTS, *DECODER)) and not is_index(name)
+    }
+    content = save(kept, metadata=as_metadata(seen=records_of(source), settings=settings_in(source) or {}))
+    write_whole(Path(output), content)
+    size, digest = len(content) / 1e6, hashlib.sha256(content).hexdigest()
+    sys.stdout.write(f"{output}: {len(kept)} tensors, {size:.1f} MB\nSHA-256 {digest}\n")
 
 
 def calibrate(evaluations: Sequence[str], output: str, coverage: float = 0.9) -> None:

@@ -26,13 +26,16 @@ def tissue_loss(logits: Tensor, tissue: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), tissue[:, 0], ignore_index=UNKNOWN, reduction="sum") / known
 
 
-def lesion_loss(logits: Tensor, lesion: Tensor, smooth: float = 10.0) -> Tensor:
-    """Binary cross-entropy and Dice loss of the lesion, the mean over images in which it is known; 0 where in none.
+def lesion_loss(logits: Tensor, lesion: Tensor, smooth: float = 1.0) -> Tensor:
+    """Binary cross-entropy of the lesion, and Dice loss where there is one; the mean over images in which it is known.
+
+    Where none is, the cross-entropy alone says so: the Dice loss of a healthy brain would outweigh all that there is to
+    learn, and nothing would be found at all.
 
     Args:
         logits: `(B, 1, X, Y, Z)`.
-        lesion: `(B, 1, X, Y, Z)`, 0, 1, or all `UNKNOWN`.
-        smooth: voxels that an image without a lesion may claim at half the cost.
+        lesion: `(B, 1, X, Y, Z)`, 0, 1, or all `UNKNOWN`; where it is known in no image, the loss is 0.
+        smooth: voxels, added to both terms of the Dice coefficient.
     """
     known = (lesion[:, 0, 0, 0, 0] != UNKNOWN).float()
     truth = lesion.float().clamp_max(1).flatten(1)
@@ -40,7 +43,8 @@ def lesion_loss(logits: Tensor, lesion: Tensor, smooth: float = 10.0) -> Tensor:
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
     probability = logits.sigmoid()
     overlap = (2 * (probability * truth).sum(1) + smooth) / (probability.sum(1) + truth.sum(1) + smooth)
-    return (known * (entropy + 1 - overlap)).sum() / known.sum().clamp_min(1)
+    losses = entropy + (1 - overlap) * truth.any(1)
+    return (known * losses).sum() / known.sum().clamp_min(1)
 
 
 def homologous_loss(places: Tensor, alike: Tensor, temperature: float = 0.1) -> Tensor:

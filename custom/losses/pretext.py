@@ -23,7 +23,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "label_free": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
     "no_symmetry": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0},
     "reconstruction": {"inpainting": 1.0},
-    "painted": {"symmetry": 0.25, "tissue": 1.0, "lesion": 1.0},
+    "painted": {"tissue": 1.0, "lesion": 1.0},
 }
 """Pretext objectives by name, as weights of the tasks; a task that is not named has none. `label_free` needs no
 `healthy` label: it pulls every image towards its mirrored counterpart and pushes none apart. `painted` is for painted

@@ -12,10 +12,10 @@ from torch import Tensor
 from custom.support.draws import Draws
 
 PARTS = 3
-HEALTHY, ONE_SIDED, BOTH_SIDES = 0.35, 0.5, 0.1
+HEALTHY, ONE_SIDED, BOTH_SIDES = 0.25, 0.6, 0.1
 """Shares of the brains without a lesion, with one on one side, and with its like at the mirrored place, too; what is
 left has it across the midline."""
-VOLUME_ML = (1.0, 80.0)
+VOLUME_ML = (2.0, 100.0)
 """Smallest and largest volume of the first part, log-uniform; the others have 3 to 30 % of it."""
 PUSH = 0.5
 """Largest mass effect: how much of the tissue's distance to the centre is taken away there."""

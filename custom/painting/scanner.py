@@ -24,7 +24,7 @@ HOUNSFIELD = (5.0, 37.0, 28.0, 1150.0, 450.0, -90.0, 50.0)
 AIR_HU = -1000.0
 NATURE = 0.6
 """Share of the MR contrasts that are of nature, each value a tenth off; the others are uniform random."""
-FAINTEST, STRONGEST = 0.06, 0.8
+FAINTEST, STRONGEST = 0.1, 0.8
 """How far a lesion's value lies from white matter's, on the scale of `NATURAL`."""
 LESION_HU = (-28.0, 45.0)
 """Range of a lesion's difference to white matter on CT."""

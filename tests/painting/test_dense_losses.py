@@ -20,8 +20,8 @@ def test_lesion_is_entropy_and_dice_of_the_images_in_which_it_is_known():
     lesion = torch.zeros(3, 1, 1, 1, 4)
     lesion[0, ..., :2] = 1
     lesion[2] = UNKNOWN
-    with_lesion = math.log(2) + 1 - (2 * 1 + 10) / (2 + 2 + 10)
-    without = math.log(2) + 1 - 10 / (2 + 10)
+    with_lesion = math.log(2) + 1 - (2 * 1 + 1) / (2 + 2 + 1)
+    without = math.log(2)
     assert lesion_loss(logits, lesion).item() == pytest.approx((with_lesion + without) / 2)
     sure = 20 * (2 * lesion[:2] - 1)
     assert lesion_loss(sure, lesion[:2]).item() == pytest.approx(0, abs=1e-6)
@@ -42,7 +42,7 @@ def test_a_place_is_found_by_its_own_embedding_alone_in_the_other_scanner_and_at
 
 
 def test_the_painted_objective_weighs_its_tasks_and_passes_over_those_without_labels():
-    loss = PretextLoss("painted", {"homologous": 0.5})
+    loss = PretextLoss("painted", {"homologous": 0.5, "symmetry": 0.25})
     pred = {"tissue": torch.zeros(2, 5, 4, 4, 4), "lesion": torch.zeros(2, 1, 4, 4, 4), "asymmetry": torch.zeros(2)}
     pred["places"] = torch.ones(2, 2, 3, 1, 1, 1)
     target = {

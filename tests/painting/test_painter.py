@@ -95,11 +95,11 @@ def test_heads_come_with_and_without_lesions_on_either_side_on_both_and_bare():
     """Over 300 draws: the shares within three standard deviations, both sides alike."""
     points = grid_points(SIZE, SPACING, torch.device("cpu")).expand(300, *SIZE, 3)[:, ::4, ::4, ::4]
     lesions = random_lesions(draws(seed=1, rows=300), points, (points.norm(dim=-1) < 60).float())
-    assert lesions.healthy.float().mean().item() == pytest.approx(0.35, abs=0.085)
+    assert lesions.healthy.float().mean().item() == pytest.approx(0.25, abs=0.075)
     one_sided = ~lesions.healthy & ~lesions.twin & (lesions.centres[:, 0, 0].abs() > 4)
-    assert one_sided.float().mean().item() == pytest.approx(0.5, abs=0.09)
+    assert one_sided.float().mean().item() == pytest.approx(0.6, abs=0.085)
     right = (lesions.centres[one_sided][:, 0, 0] > 0).float().mean().item()
-    assert right == pytest.approx(0.5, abs=0.13)
+    assert right == pytest.approx(0.5, abs=0.12)
     assert lesions.twin.float().mean().item() == pytest.approx(0.1, abs=0.055)
     inside = lesions.centres[~lesions.healthy].norm(dim=-1)
     assert (inside < 60).all()

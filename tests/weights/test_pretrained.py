@@ -1,0 +1,32 @@
+import hashlib
+
+import torch
+
+from custom.networks import SASwinPretrainer, SASwinUNETR
+from custom.weights import from_pretrained
+from custom.weights.provenance import records_of
+from custom.weights.settings import carrying, settings_in
+from sa_swin.weights import pack
+
+TINY = {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+
+
+def test_what_is_packed_is_what_fine_tuning_takes_over_in_half_the_size(tmp_path, capsys):
+    network = SASwinPretrainer(embedding_size=16, dense=True, **TINY)
+    settings = {**TINY, "symmetry": "saca", "in_channels": 1, "spacing": 3.0, "readout": "places"}
+    seen = [{"stage": "pretrain", "section": "training", "label": "none", "salt": "00", "subjects": [], "images": []}]
+    torch.save(carrying(network.state_dict(), settings=settings, seen=seen), tmp_path / "model.pt")
+    packed = tmp_path / "packed.safetensors"
+    pack(str(tmp_path / "model.pt"), str(packed))
+    told = capsys.readouterr().out
+    assert hashlib.sha256(packed.read_bytes()).hexdigest() in told
+    assert packed.stat().st_size < 0.5 * (tmp_path / "model.pt").stat().st_size
+    assert settings_in(packed) == settings
+    assert records_of(packed) == records_of(tmp_path / "model.pt")
+    segmenter = from_pretrained(SASwinUNETR, packed, out_channels=2)
+    given, taken = network.state_dict(), segmenter.state_dict()
+    shared = [name for name in taken if not name.startswith("out.") and "relative_position_index" not in name]
+    assert shared
+    for name in shared:
+        torch.testing.assert_close(taken[name], given[name], atol=2e-3, rtol=1e-3)
+        assert taken[name].dtype == torch.float32
