@@ -20,12 +20,14 @@ PAINTED_TASKS = PRETEXT_TASKS[4:]
 
 OBJECTIVES: dict[str, dict[str, float]] = {
     "paper": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
+    "balanced": {"inpainting": 0.1, "rotation": 0.1, "contrastive": 0.1, "symmetry": 10.0},
     "label_free": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0, "symmetry": 0.5},
     "no_symmetry": {"inpainting": 1.0, "rotation": 1.0, "contrastive": 1.0},
     "reconstruction": {"inpainting": 1.0},
     "painted": {"tissue": 1.0, "lesion": 1.0},
 }
-"""Pretext objectives by name, as weights of the tasks; a task that is not named has none. `label_free` needs no
+"""Pretext objectives by name, as weights of the tasks; a task that is not named has none. `balanced` are the paper's
+tasks with weights under which the symmetry loss falls: under the paper's own it stays at 0.5. `label_free` needs no
 `healthy` label: it pulls every image towards its mirrored counterpart and pushes none apart. `painted` is for painted
 brains: which tissue each place is, and whether a lesion is there."""
 
