@@ -21,15 +21,15 @@ def resamples(strata: np.ndarray, count: int = NUM_RESAMPLES, seed: int = 0) -> 
     return np.concatenate([generator.choice(m, (count, len(m))) for m in members], axis=1)
 
 
-def limits(samples: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper percentile of samples `(count, ...)` over the first axis."""
-    tail = (1 - level) / 2
+def limits(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper percentile of samples `(count, ...)` over the first axis, between which `LEVEL` of them lie."""
+    tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(samples, (tail, 1 - tail), axis=0)
     return low, high
 
 
 def interval(
-    figure: Callable[..., float], *columns: np.ndarray, strata: np.ndarray | None = None, count: int = NUM_RESAMPLES
+    figure: Callable[..., float], *columns: np.ndarray, strata: np.ndarray | None = None
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a figure of cases, at `LEVEL`.
 
@@ -37,12 +37,10 @@ def interval(
         figure: of the resampled columns, e.g. an AUC of truth and score.
         columns: `(n,)` each, one entry per case.
         strata: class of each case, whose numbers are kept in every resample; None resamples all cases alike.
-        count: of resamples.
 
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
     groups = np.zeros(len(columns[0])) if strata is None else strata
-    draws = resamples(groups, count)
-    low, high = limits(np.array([figure(*(column[draw] for column in columns)) for draw in draws]))
+    low, high = limits(np.array([figure(*(column[draw] for column in columns)) for draw in resamples(groups)]))
     return float(low), float(high)

@@ -15,7 +15,7 @@ from sa_swin.release.errors import ReleaseError
 
 CHECKSUMS = "SHA256SUMS"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest time
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, struct.error)
 _LEFT_BY_A_RUN = ("eval", "__pycache__")
 _LARGEST = 16 * 2**30  # bytes that a package may claim, unpacked
 _DENSEST = 100  # times its size that a package of more than _SMALL bytes may claim: weights hardly shrink
@@ -65,15 +65,7 @@ def read_package(path: Path, wanted: Callable[[str], bool] | None = None) -> dic
             sizes = {name: member.file_size for name, member in members.items()}
             _check_texts(path, sizes, wanted)
             return {n: archive.read(member) if wanted is None or wanted(n) else b"" for n, member in members.items()}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        struct.error,
-    ) as error:
+    except _DAMAGE as error:
         raise ReleaseError(f"{path} is damaged: {error}") from error
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sa_swin.bootstrap import LEVEL, NUM_RESAMPLES
 from sa_swin.release.configs import NOT_OF_THE_WEIGHTS
 from sa_swin.release.errors import ReleaseError
-from sa_swin.release.evaluation import LEVEL, RESAMPLES, Evaluation, is_count
+from sa_swin.release.evaluation import Evaluation, is_count
 from sa_swin.release.onnx_export import OnnxModel
 
 HEADINGS = (
@@ -131,7 +132,7 @@ def _performance(facts: Facts) -> str:
     return (
         "\n".join(lines)
         + f"\n\nMeasured by `configs/evaluate.yaml` on the held-out list `{section}` ({counts}). Intervals: "
-        f"percentiles of {RESAMPLES} bootstrap resamples of the cases ({LEVEL} %), for one training; the spread "
+        f"percentiles of {NUM_RESAMPLES} bootstrap resamples of the cases ({100 * LEVEL:.0f} %), for one training; the spread "
         f"over trainings is not in them.{warning}\n\nLeakage: {leakage}."
     )
 

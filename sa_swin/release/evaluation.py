@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from custom.evaluation.metrics import classification_summary, pretext_summary, segmentation_summary
+from sa_swin.bootstrap import LEVEL, limits, resamples
 from sa_swin.release.errors import ReleaseError
 
-RESAMPLES = 1000
-LEVEL = 95  # per cent
 SUMMARIES: dict[str, Callable[[Sequence[dict[str, Any]]], dict[str, float]]] = {
     "sa_swin_pretrain": pretext_summary,
     "sa_swin_classify": classification_summary,
@@ -41,7 +40,7 @@ class Evaluation:
     def entries(self) -> dict[str, Any]:
         """As `eval_metrics` of the metadata: each figure, its interval under `<name>_ci95`, and the counts."""
         entries: dict[str, Any] = {name: _short(value) for name, value in self.metrics.items()}
-        entries |= {f"{name}_ci{LEVEL}": [_short(v) for v in interval] for name, interval in self.intervals.items()}
+        entries |= {f"{name}_ci{round(100 * LEVEL)}": [_short(v) for v in interval] for name, interval in self.intervals.items()}
         return entries
 
 
@@ -82,18 +81,11 @@ def bootstrap(
     References:
         Efron, Tibshirani: An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    generator = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {}
-    for _ in range(RESAMPLES):
-        sample = [rows[i] for i in generator.integers(0, len(rows), len(rows))]
-        for name, value in _defined(summary(sample)).items():
+    for draw in resamples(np.zeros(len(rows))):
+        for name, value in _defined(summary([rows[i] for i in draw])).items():
             drawn.setdefault(name, []).append(value)
-    tails = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
-    return {
-        name: tuple(float(v) for v in np.percentile(values, tails))
-        for name, values in drawn.items()
-        if not is_count(name)
-    }
+    return {name: limits(np.array(values)) for name, values in drawn.items() if not is_count(name)}
 
 
 def is_count(name: str) -> bool:
