@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom.alignment.head import CT_WINDOW
+from custom.alignment.head import SOFT_TISSUE_WINDOW
 
 Found = tuple[Tensor, float, str]
 """Unit normal `(3,)` and offset, world mm; a remark."""
@@ -29,7 +29,7 @@ def half(reflection: Tensor, affine: Tensor, center: Tensor) -> Found:
 
 
 def _tissue(image: Tensor) -> Tensor:
-    return image.clamp(*CT_WINDOW) if image.min() < -500 else image
+    return image.clamp(*SOFT_TISSUE_WINDOW) if image.min() < -500 else image
 
 
 def ants_half(image: Tensor, affine: Tensor) -> Found:

@@ -18,14 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from custom.support.errors import UserError
+from custom.support.errors import OptionError, UserError
 
 HELP = ("--help", "-h")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-class OptionError(UserError):
-    """An option that there is not, or a value that is not of its kind."""
 
 
 @dataclass(frozen=True)

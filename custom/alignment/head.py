@@ -16,7 +16,8 @@ WORK_SIZE = (96, 120, 96)
 OVERVIEW_SPACING = 8.0
 HEAD_HEIGHT = 160.0
 """Millimetres below the vertex that are searched; neck, shoulders and couch fall away."""
-CT_WINDOW = (-150.0, 250.0)
+SOFT_TISSUE_WINDOW = (-150.0, 250.0)
+"""Hounsfield units that air and dense bone of a CT are clipped to."""
 SMALLEST_HEAD = 150.0
 """Millilitres of foreground below which there is no head; a newborn's is three times as large."""
 
@@ -128,7 +129,7 @@ def clipped(image: Tensor) -> Tensor:
         raise NoHeadError(f"no head found: the volume is constant, every voxel is {lowest.item():.6g}")
     dark, quarter, bright = _quantiles(rest, 0.01, 0.25, 0.99)
     if lowest < -500 and -300 < _quantiles(rest[rest > -300], 0.5)[0] < 300 < bright - dark:
-        return image.clamp(*CT_WINDOW)
+        return image.clamp(*SOFT_TISSUE_WINDOW)
     if dark - lowest > 0.5 * (bright - dark) > 0:
         air = quarter - dark < 0.1 * (bright - dark)  # what is left has its own empty background
         return image.clamp_min(dark if air else 2 * dark - bright)

@@ -14,7 +14,7 @@ from custom.volumes.nifti import VolumeFileError, affine_problem, open_volume, r
 FORMS_APART_MM = 10.0  # between the places that sform and qform give a corner of the volume
 AFFINE_TOLERANCE = 1e-2  # mm, between the affines of an image and its mask
 
-Grid = tuple[str, tuple[int, ...], np.ndarray]  # path, shape, affine
+FileGrid = tuple[str, tuple[int, ...], np.ndarray]  # path, shape, affine
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _form_findings(path: str, shape: Sequence[int], forms: Sequence[np.ndarray])
     return [Finding(path, "forms", problem, "warning")]
 
 
-def _grid_findings(first: Grid, other: Grid) -> list[Finding]:
+def _grid_findings(first: FileGrid, other: FileGrid) -> list[Finding]:
     (path, shape, affine), (other_path, other_shape, other_affine) = first, other
     if shape != other_shape:
         problem = f"shape {other_shape} differs from {shape} of {path}; resample it to that grid"

@@ -34,7 +34,7 @@ HOW = ("counterpart", "overlap", "mirror_tta", "min_volume_ml")
 """Settings of an evaluation that the figures depend on, beside the weights."""
 LEAST_ML = 1.0
 """Added to volumes before their logarithm."""
-UNTRUSTED = "the midsagittal plane cannot be trusted"
+UNTRUSTED_PLANE = "the midsagittal plane cannot be trusted"
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Conformal:
         if "classes" in self.figures:
             columns |= class_columns(row, self.figures["classes"], names)
         if row.get("plane_reason"):  # the validation had no such heads
-            columns = {name: UNTRUSTED if name.startswith("cannot_tell") else None for name in columns}
+            columns = {name: UNTRUSTED_PLANE if name.startswith("cannot_tell") else None for name in columns}
         return columns | {"coverage": self.figures["coverage"]}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 
-from custom.support.errors import UserError
+from custom.support.errors import OptionError
 from custom.support.startup import PATHS
 
 RUNNER = (
@@ -26,10 +26,6 @@ RUNNER = (
     "properties_path",
 )  # fmt: skip
 """Options of MONAI's runner itself, and of its tracking."""
-
-
-class OptionError(UserError):
-    """An option that is no setting, or a path that would not come through as it was typed."""
 
 
 @dataclass(frozen=True)

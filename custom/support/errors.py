@@ -48,6 +48,10 @@ def root_cause(error: BaseException) -> BaseException:
     return item
 
 
+class OptionError(UserError):
+    """An option that there is not, a value that is not of its kind, or a path that would not come as it was typed."""
+
+
 class NumbersError(UserError):
     """Losses, gradients, weights or predictions that are not finite."""
 

@@ -7,7 +7,7 @@ __getattr__, __all__ = opened(
     {
         "contract": ["InputContract", "CheckLabeld"],
         "views": ["PrepareViews"],
-        "asymmetry": ["AsymmetryMapd"],
+        "asymmetry": ["FeatureAsymmetryd"],
         "findings": ["RemoveSmallFindingsd", "segmented_row"],
         "augmentation": ["DeepAugmentationd"],
     },

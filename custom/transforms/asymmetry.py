@@ -39,7 +39,7 @@ def feature_asymmetry(network: SymmetryAwareEncoding, pair: Tensor) -> Tensor:
     return torch.stack(maps).mean(0)
 
 
-class AsymmetryMapd(MapTransform):
+class FeatureAsymmetryd(MapTransform):
     """Add the asymmetry map of a symmetric pair under a key of its own, with the pair's place in space.
 
     It is meant for postprocessing, on single cases: `Invertd` then brings the map to the grid of the file.

@@ -35,7 +35,7 @@ INPUT_LAYERS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class ConvertedTensor:
     """One tensor of a conversion.
 
     Args:
@@ -54,7 +54,7 @@ class Row:
 
 def convert(
     tensors: Mapping[str, Tensor], to: str, in_channels: int = 1, minimum: float = 0.8
-) -> tuple[dict[str, Tensor], list[Row]]:
+) -> tuple[dict[str, Tensor], list[ConvertedTensor]]:
     """Fit tensors to a network of their own sizes with other input channels.
 
     Args:
@@ -75,7 +75,7 @@ def convert(
     wanted = _shapes(to, offered, in_channels)
     rows = [_row(name, offered.get(name), shape) for name, shape in wanted.items()]
     rows += [
-        Row("left", name, tuple(tensor.shape), None, "no such tensor in the network")
+        ConvertedTensor("left", name, tuple(tensor.shape), None, "no such tensor in the network")
         for name, tensor in offered.items()
         if name not in wanted
     ]
@@ -104,19 +104,19 @@ def _shapes(to: str, tensors: Mapping[str, Tensor], in_channels: int) -> dict[st
     return {n: tuple(t.shape) for n, t in state.items() if n.startswith(parts) and not is_index(n)}
 
 
-def _row(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Row:
+def _row(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> ConvertedTensor:
     if tensor is None:
-        return Row("not set", name, None, shape, "the source has none")
+        return ConvertedTensor("not set", name, None, shape, "the source has none")
     found = tuple(tensor.shape)
     if found == shape:
-        return Row("matched", name, found, shape)
+        return ConvertedTensor("matched", name, found, shape)
     if name in INPUT_LAYERS and found[:1] + found[2:] == shape[:1] + shape[2:]:
         note = "sum over the input channels" + (f", shared among {shape[1]}" if shape[1] > 1 else "")
-        return Row("reshaped", name, found, shape, note)
-    return Row("left", name, found, shape, "another shape")
+        return ConvertedTensor("reshaped", name, found, shape, note)
+    return ConvertedTensor("left", name, found, shape, "another shape")
 
 
-def _fitted(row: Row, tensor: Tensor) -> Tensor:
+def _fitted(row: ConvertedTensor, tensor: Tensor) -> Tensor:
     return input_channels(tensor, row.target[1]) if row.status == "reshaped" else tensor.detach().clone()
 
 
@@ -134,7 +134,7 @@ def input_channels(weight: Tensor, channels: int) -> Tensor:
     return total.expand(-1, channels, *(-1,) * (weight.ndim - 2)).contiguous()
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[ConvertedTensor]) -> str:
     """A conversion as text: tensors that matched as counts per part, every other one by itself."""
     lines = []
     matched: dict[str, int] = {}

@@ -14,7 +14,7 @@ from sa_swin.commands import OptionError
 
 if TYPE_CHECKING:
     from sa_swin.app.models import Model
-    from sa_swin.app.person import Person
+    from sa_swin.app.person import ScanWork
     from sa_swin.app.scans import AppScan
     from sa_swin.asymmetry.norm import Norm
 
@@ -90,7 +90,7 @@ def app_command(
         shutil.rmtree(work, ignore_errors=True)
     start_dataset(output, dataset)
     models = wanted_models(weights, what, channels, work)
-    person = person_of(dataset, output, models, what, healthy, kind_of(models, modality), untrusted)
+    person = work_of(dataset, output, models, what, healthy, kind_of(models, modality), untrusted)
     summaries = results(person, own, work, workers, redo, allow_outside)
     shutil.rmtree(work, ignore_errors=True)
     with suppress(OSError):  # another task of the array works there
@@ -142,7 +142,7 @@ def kind_of(models: Mapping[str, "Model"], modality: str | None) -> str:
     return next(iter(kinds), "MR")
 
 
-def person_of(
+def work_of(
     dataset: Path,
     output: Path,
     models: Mapping[str, "Model"],
@@ -150,7 +150,7 @@ def person_of(
     healthy: "Norm | None",
     modality: str,
     untrusted: str,
-) -> "Person":
+) -> "ScanWork":
     """The work on a scan.
 
     Raises:
@@ -158,7 +158,7 @@ def person_of(
     """
     from custom.alignment.grid import UNTRUSTED
     from sa_swin.app.dataset import generator
-    from sa_swin.app.person import Person
+    from sa_swin.app.person import ScanWork
     from sa_swin.asymmetry.case import Reading, checked_grid
     from sa_swin.asymmetry.command import SPACING, SPATIAL_SIZE
 
@@ -177,11 +177,11 @@ def person_of(
         sorted((*m.digests, m.figures()) for m in models.values()),
     ]
     settings = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-    return Person(dataset, output, reading, mapped, healthy, settings, models)
+    return ScanWork(dataset, output, reading, mapped, healthy, settings, models)
 
 
 def results(
-    person: "Person", scans: Sequence["AppScan"], work: Path, workers: int, redo: bool, allow_outside: bool
+    person: "ScanWork", scans: Sequence["AppScan"], work: Path, workers: int, redo: bool, allow_outside: bool
 ) -> dict[str, tuple[dict[str, Any], bool]]:
     """The summary of each scan by its name, and whether it was done before."""
     from dataclasses import replace

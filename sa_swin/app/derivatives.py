@@ -93,7 +93,7 @@ def class_figures(row: Mapping[str, Any], model: Model) -> dict[str, Any]:
     return {"classes": {"probability": shares, "likeliest": likeliest, "basis": model.calibration, **doubt}}
 
 
-def plane_figures(meta: Mapping[str, Any]) -> dict[str, Any]:
+def plane_summary(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The plane of an aligned volume, from its meta data, and its quality."""
     figures = {name: float(meta["midsagittal"][name]) for name in PLANE if name in meta["midsagittal"]}
     return {"source": meta["plane"], "reason": meta["plane_reason"], **figures}

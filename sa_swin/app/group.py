@@ -10,6 +10,7 @@ import numpy as np
 
 from custom.support.errors import UserError
 from custom.support.files import write_whole
+from custom.transforms.findings import Row
 from sa_swin.app.derivatives import INTERVALS
 from sa_swin.app.page import short_digest
 from sa_swin.app.person import SUMMARY
@@ -18,7 +19,6 @@ from sa_swin.report.html import note, picture, short, table_html, whole_page
 from sa_swin.report.page import APART, PLANE
 from sa_swin.report.plots import histograms
 
-Row = dict[str, Any]
 IDENTITY = ("name", "subject", "session", "status", "reason")
 
 

@@ -29,7 +29,7 @@ from sa_swin.bundles import bundle_command, bundle_folder, checkpoint_at, checkp
 from sa_swin.release.archive import read_package
 from sa_swin.release.verification import verify
 
-Prediction = dict[str, Any] | str
+ScanPrediction = dict[str, Any] | str
 """A scan's row as its bundle has it, with `pred` and `probability` as paths, or why there is none."""
 
 
@@ -148,7 +148,7 @@ def _calibration(tensors: Mapping[str, torch.Tensor], records: Sequence[Mapping[
 
 def predict(
     model: Model, scans: Sequence[AppScan], dataset: Path, work: Path, untrusted: str, allow_outside: bool
-) -> dict[str, Prediction]:
+) -> dict[str, ScanPrediction]:
     """What weights say of scans, by name. What an earlier try has finished in the same folder is taken from there.
 
     Raises:
@@ -169,7 +169,7 @@ def predict(
     if not rows and not failed:
         raise UserError(f"{model.checkpoints[0]} could not be used: {last.removeprefix('error: ')}")
     kinds = ("pred", "probability", DISAGREEMENT) if model.task == "segment" else ()
-    found: dict[str, Prediction] = {}
+    found: dict[str, ScanPrediction] = {}
     for scan in scans:
         image = scan.paths(dataset)[0]
         files = {kind: str(result_path(image, dataset, output, kind)) for kind in kinds}

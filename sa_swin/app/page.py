@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sa_swin.app.derivatives import INTERVALS
-from sa_swin.app.pictures import FAINT, LIMIT, Head, place_figure, plane_figure
+from sa_swin.app.pictures import FAINT, LIMIT, PicturedHead, place_figure, plane_figure
 from sa_swin.report.html import coverage_sentence, note, picture, short, table_html, whole_page, words
 from sa_swin.report.page import PLANE
 
 Figures = Mapping[str, Any]
 
 
-def person_page(name: str, images: Sequence[str], figures: Figures, head: Head) -> str:
+def person_page(name: str, images: Sequence[str], figures: Figures, head: PicturedHead) -> str:
     """The page of a scan, as HTML.
 
     Args:
@@ -27,7 +27,7 @@ def person_page(name: str, images: Sequence[str], figures: Figures, head: Head) 
     return whole_page(name, parts)
 
 
-def plane_section(figures: Figures, head: Head) -> Iterator[str]:
+def plane_section(figures: Figures, head: PicturedHead) -> Iterator[str]:
     """The midsagittal plane, and how far it can be trusted."""
     plane = figures["plane"]
     yield "<h2>Midsagittal plane</h2>"
@@ -42,14 +42,14 @@ def plane_section(figures: Figures, head: Head) -> Iterator[str]:
     yield table_html([{"plane": plane["source"], **known}])
 
 
-def asymmetry_section(figures: Figures, head: Head) -> Iterator[str]:
+def asymmetry_section(figures: Figures, head: PicturedHead) -> Iterator[str]:
     """The map through each place of interest, and the figures of its peak."""
     found = figures.get("asymmetry", {})
     threshold, unit = found.get("threshold"), found.get("unit", "")
     limit = threshold / FAINT if threshold else LIMIT
     yield "<h2>Asymmetry</h2>" if found else "<h2>Three planes</h2>"
     if found:
-        yield table_html([peak_row(found)])
+        yield table_html([shown_peak(found)])
     for what, place in head.places.items():
         yield f"<h3>Through {what}</h3>"
         yield picture(place_figure(head, place, limit, threshold, unit), f"three planes through {what}")
@@ -64,7 +64,7 @@ def asymmetry_section(figures: Figures, head: Head) -> Iterator[str]:
         yield note("The green line is the outline of the predicted mask.")
 
 
-def peak_row(found: Figures) -> dict[str, str]:
+def shown_peak(found: Figures) -> dict[str, str]:
     """The peak of a map, as a row."""
     place = ", ".join(str(found[axis]) for axis in ("x_mm", "y_mm", "z_mm"))
     voxel = ", ".join(str(found[axis]) for axis in ("voxel_i", "voxel_j", "voxel_k"))
@@ -74,7 +74,7 @@ def peak_row(found: Figures) -> dict[str, str]:
     return row
 
 
-def lesion_section(figures: Figures, head: Head) -> Iterator[str]:
+def lesion_section(figures: Figures, head: PicturedHead) -> Iterator[str]:
     """Volumes and sides of what was segmented."""
     if "lesions" in figures:
         yield "<h2>Lesions</h2>" + table_html(_rows(figures["lesions"]))
@@ -84,7 +84,7 @@ def lesion_section(figures: Figures, head: Head) -> Iterator[str]:
         yield from doubts(figures["lesions"])
 
 
-def class_section(figures: Figures, head: Head) -> Iterator[str]:
+def class_section(figures: Figures, head: PicturedHead) -> Iterator[str]:
     """Probabilities of the classes, and what they rest on."""
     if classes := figures.get("classes"):
         shares = {name: f"{share:.3f}" for name, share in classes["probability"].items()}
@@ -109,7 +109,7 @@ def short_digest(digests: Sequence[str]) -> str:
     return " ".join(digest[:12] for digest in digests)
 
 
-def weights_section(figures: Figures, head: Head) -> Iterator[str]:
+def weights_section(figures: Figures, head: PicturedHead) -> Iterator[str]:
     """What the results rest on: weights, what they were trained on, the norm."""
     yield "<h2>What this rests on</h2>"
     rows = [

@@ -16,12 +16,12 @@ from sa_swin.app.derivatives import (
     class_figures,
     lesion_figures,
     plain,
-    plane_figures,
+    plane_summary,
     unit_of,
     write_asymmetry,
     write_lesions,
 )
-from sa_swin.app.models import Model, Prediction
+from sa_swin.app.models import Model, ScanPrediction
 from sa_swin.app.page import person_page
 from sa_swin.app.pictures import head_of
 from sa_swin.app.scans import AppScan
@@ -32,7 +32,7 @@ SUMMARY = "_desc-summary.json"
 
 
 @dataclass(frozen=True)
-class Person:
+class ScanWork:
     """The work on a scan, in a form that other processes can receive.
 
     Args:
@@ -53,7 +53,7 @@ class Person:
     norm: Norm | None
     settings: str
     models: Mapping[str, Model]
-    predictions: Mapping[str, Mapping[str, Prediction]] = field(default_factory=dict)
+    predictions: Mapping[str, Mapping[str, ScanPrediction]] = field(default_factory=dict)
 
     def finished(self, scan: AppScan) -> dict[str, Any] | None:
         """The summary of a scan that was done with these settings and images, if its files are still there."""
@@ -108,7 +108,7 @@ class Person:
             figures["asymmetry"] = {**head.row, "unit": unit_of(self.norm), **norms}
         else:
             pair = self.reading.contract(len(scan.images))(case)["image"]
-        figures["plane"] = plane_figures(pair.meta)
+        figures["plane"] = plane_summary(pair.meta)
         lesion = None
         if (row := self.prediction("segment", scan)) is not None:
             files += write_lesions(scan, self.output, row, self.models["segment"])

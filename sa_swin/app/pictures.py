@@ -21,6 +21,7 @@ from custom.alignment.grid import central_affine, to_grid
 from custom.alignment.plane import grid_affine
 from custom.symmetry import mirror
 from custom.transforms.findings import central_plane
+from custom.transforms.intensity import CT_WINDOW
 from sa_swin.report.cases import FIELD_MM
 from sa_swin.report.figures import WIDTH, seen
 
@@ -32,12 +33,12 @@ FAINT = 0.25
 COLOURS, OUTLINE = "RdBu_r", "lime"
 OF_ALL_VALUES = (1, 99.5)
 """Percentiles of an image that are shown black and white."""
-AIR_HU, BRAIN_HU = -500.0, (-20.0, 100.0)
-"""Values below the first are those of a CT, of which the second are shown black and white."""
+AIR_HU = -500.0
+"""Values below it are those of a CT, of which `CT_WINDOW` is shown black and white."""
 
 
 @dataclass(frozen=True)
-class Head:
+class PicturedHead:
     """A head as it is pictured; arrays `(X, Y, Z)` in RAS, a millimetre or the file's finest spacing per voxel.
 
     Args:
@@ -59,7 +60,7 @@ class Head:
 
 def head_of(
     image: MetaTensor, pair: MetaTensor, values: Tensor | None, lesion: MetaTensor | None, peak: Sequence[float] | None
-) -> Head:
+) -> PicturedHead:
     """A head for its pictures.
 
     Args:
@@ -84,7 +85,7 @@ def head_of(
             int(np.clip(round(v), 0, n - 1)) for v, n in zip(voxel[:3], size, strict=True)
         )
     places |= lesion_place(mask, places.values())
-    return Head(
+    return PicturedHead(
         to_grid(image, raw_affine, size, GridSampleMode.BILINEAR)[0].numpy(),
         distances(pair, raw_affine, size),
         aligned,
@@ -118,7 +119,7 @@ def lesion_place(mask: np.ndarray | None, taken: Sequence[Sequence[int]]) -> dic
     return {"the largest lesion": tuple(int(v) for v in np.unravel_index(depth.argmax(), depth.shape))}
 
 
-def plane_figure(head: Head) -> Figure:
+def plane_figure(head: PicturedHead) -> Figure:
     """The head as it lies with its plane, axial and coronal; aligned, and its mirrored counterpart."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, 4)
@@ -136,7 +137,7 @@ def plane_figure(head: Head) -> Figure:
     return figure
 
 
-def place_figure(head: Head, place: Sequence[int], limit: float, threshold: float | None, unit: str) -> Figure:
+def place_figure(head: PicturedHead, place: Sequence[int], limit: float, threshold: float | None, unit: str) -> Figure:
     """Three planes through a place: the image, and the map with its colour bar; the lesion is outlined in both.
 
     Args:
@@ -204,6 +205,6 @@ def on_screen(place: Sequence[int], view: str, shape: Sequence[int]) -> tuple[in
 def greys(image: np.ndarray) -> tuple[float, float]:
     """Values shown black and white."""
     if image.min() < AIR_HU:
-        return BRAIN_HU
+        return CT_WINDOW
     low, high = np.percentile(image, OF_ALL_VALUES)
     return float(low), max(float(high), float(low) + 1e-6)

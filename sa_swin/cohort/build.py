@@ -25,7 +25,7 @@ SPELLINGS |= dict.fromkeys(("test", "testing"), "testing")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Design:
     """What makes datalists out of scans.
 
     Args:
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass
 class Built:
-    """What came of a plan.
+    """What came of a design.
 
     Args:
         datalists: by bundle.
@@ -85,7 +85,7 @@ class Built:
     subjects: dict[Part, Counter[Hashable]] = field(default_factory=dict)
 
 
-def build(scans: Sequence[Scan], plan: Plan, place: str, known: Sequence[Facts] = ()) -> Built:
+def build(scans: Sequence[Scan], design: Design, place: str, known: Sequence[Facts] = ()) -> Built:
     """Datalists with one split by subject: `pretrain` always, `classify` with a target, `segment` with masks.
 
     A scan is in each list that it has what is needed for: `healthy`, if asked for, in `pretrain`; a class in
@@ -93,34 +93,34 @@ def build(scans: Sequence[Scan], plan: Plan, place: str, known: Sequence[Facts] 
 
     Args:
         scans: candidates.
-        plan: what to do.
+        design: what to do.
         place: of the columns, for messages.
         known: all rows of the table, those of subjects without a scan, too.
 
     Raises:
         CohortError: a column that is not there, classes or shares that are none, or nobody left.
     """
-    facts = [scan.facts for scan in scans]
-    wanted = [condition.column for condition in (*plan.include, *plan.healthy)]
-    require_columns([*wanted, *plan.group, *plan.stratify, *filter(None, (plan.target, plan.given))], facts, place)
-    kept, left_out = included(scans, plan.include)
-    known_values = [row[plan.target] for row in (*known, *facts) if plan.target in row]
-    numbers = class_numbers((s.facts[plan.target] for s in kept if plan.target in s.facts), plan.classes, known_values)
-    entries, more = entries_of(kept, plan, numbers)
+    facts, target = [scan.facts for scan in scans], design.target
+    wanted = [condition.column for condition in (*design.include, *design.healthy)]
+    require_columns([*wanted, *design.group, *design.stratify, *filter(None, (target, design.given))], facts, place)
+    kept, left_out = included(scans, design.include)
+    known_values = [row[target] for row in (*known, *facts) if target in row]
+    numbers = class_numbers((s.facts[target] for s in kept if target in s.facts), design.classes, known_values)
+    entries, more = entries_of(kept, design, numbers)
     if not entries:
         raise CohortError(f"{place}: no scan is left; {reasons(left_out + more)}")
-    strata = subject_strata(entries, plan)
-    if plan.given:
-        parts = given_parts(kept, strata, plan.given)
+    strata = subject_strata(entries, design)
+    if design.given:
+        parts = given_parts(kept, strata, design.given)
     else:
-        parts = split_subjects(strata, plan.parts(), groups_of(kept, strata, plan.group), plan.seed)
-    names = SECTIONS if plan.given else plan.parts()
+        parts = split_subjects(strata, design.parts(), groups_of(kept, strata, design.group), design.seed)
+    names = SECTIONS if design.given else design.parts()
     subjects = {part: Counter(strata[s] for s, own in parts.items() if own == part) for part in names}
-    lists = {name: by_section(cases, parts) for name, cases in by_bundle(entries, plan).items() if cases}
-    if plan.target and "classify" in lists:
+    lists = {name: by_section(cases, parts) for name, cases in by_bundle(entries, design).items() if cases}
+    if target and "classify" in lists:
         lists["classify"] = {"labels": label_names(numbers)} | lists["classify"]
     if "segment" in lists:
-        lists["segment"] = {"labels": mask_names(plan.mask)} | lists["segment"]
+        lists["segment"] = {"labels": mask_names(design.mask)} | lists["segment"]
     return Built(lists, left_out + more, subjects)
 
 
@@ -137,42 +137,42 @@ def included(scans: Sequence[Scan], include: Sequence[Condition]) -> tuple[list[
 
 
 def entries_of(
-    scans: Sequence[Scan], plan: Plan, numbers: Mapping[str, int]
+    scans: Sequence[Scan], design: Design, numbers: Mapping[str, int]
 ) -> tuple[list[tuple[Case, str | None]], list[LeftOut]]:
     """An entry and the mask's path per scan, with `healthy` and the class as its `label` where they are known."""
     entries, left_out = [], []
     for scan in scans:
-        unknown = next((why for condition in plan.healthy if (why := condition.unknown(scan.facts))), None)
-        value = scan.facts.get(plan.target or "")
+        unknown = next((why for condition in design.healthy if (why := condition.unknown(scan.facts))), None)
+        value = scan.facts.get(design.target or "")
         if unknown:
             left_out.append({"subject": scan.name, "reason": f"{unknown} (pretrain)"})
-        if plan.target and value not in numbers:
-            why = f"{plan.target} is missing" if value is None else f"{plan.target} {value} is no class"
+        if design.target and value not in numbers:
+            why = f"{design.target} is missing" if value is None else f"{design.target} {value} is no class"
             left_out.append({"subject": scan.name, "reason": f"{why} (classify)"})
-        entries.append((_entry(scan, plan, numbers, unknown is None), scan.mask))
+        entries.append((_entry(scan, design, numbers, unknown is None), scan.mask))
     return entries, left_out
 
 
-def _entry(scan: Scan, plan: Plan, numbers: Mapping[str, int], health_is_known: bool) -> Case:
+def _entry(scan: Scan, design: Design, numbers: Mapping[str, int], health_is_known: bool) -> Case:
     entry: Case = {"image": scan.images[0] if len(scan.images) == 1 else list(scan.images), "subject": scan.subject}
     entry |= {key: value for key, value in (("session", scan.session), ("run", scan.run)) if value}
-    if plan.healthy and health_is_known:
-        entry["healthy"] = all(condition.holds(scan.facts) for condition in plan.healthy)
-    kept = (*plan.keep, *plan.group, *plan.stratify)
+    if design.healthy and health_is_known:
+        entry["healthy"] = all(condition.holds(scan.facts) for condition in design.healthy)
+    kept = (*design.keep, *design.group, *design.stratify)
     entry |= {name: scan.facts[name] for name in kept if name in scan.facts and name not in entry}
-    if plan.target and (number := numbers.get(scan.facts.get(plan.target, ""))) is not None:
+    if design.target and (number := numbers.get(scan.facts.get(design.target, ""))) is not None:
         entry["label"] = number
     return entry
 
 
-def subject_strata(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, Hashable]:
+def subject_strata(entries: Sequence[tuple[Case, str | None]], design: Design) -> dict[str, Hashable]:
     """What the split shares out alike: a subject's most frequent class, health or having a mask, and `stratify`."""
-    key = "label" if plan.target else "healthy" if plan.healthy else None
+    key = "label" if design.target else "healthy" if design.healthy else None
     by_subject = defaultdict(list)
     for entry, mask in entries:
         own = entry.get(key, "unknown") if key else mask is not None
-        stratum = (own, *(entry.get(name) for name in plan.stratify))
-        by_subject[entry["subject"]].append(stratum if plan.stratify else own)
+        stratum = (own, *(entry.get(name) for name in design.stratify))
+        by_subject[entry["subject"]].append(stratum if design.stratify else own)
     return {s: min(Counter(own).items(), key=lambda item: (-item[1], str(item[0])))[0] for s, own in by_subject.items()}
 
 
@@ -205,11 +205,11 @@ def given_parts(scans: Sequence[Scan], subjects: Mapping[str, Any], column: str)
     return parts
 
 
-def by_bundle(entries: Sequence[tuple[Case, str | None]], plan: Plan) -> dict[str, list[Case]]:
+def by_bundle(entries: Sequence[tuple[Case, str | None]], design: Design) -> dict[str, list[Case]]:
     """The entries as each bundle reads them, those alone that have what it needs."""
     plain = [({key: value for key, value in entry.items() if key != "label"}, mask) for entry, mask in entries]
     return {
-        "pretrain": [entry for entry, _ in plain if "healthy" in entry or not plan.healthy],
+        "pretrain": [entry for entry, _ in plain if "healthy" in entry or not design.healthy],
         "classify": [entry for entry, _ in entries if "label" in entry],
         "segment": [entry | {"label": mask} for entry, mask in plain if mask],
     }

@@ -164,10 +164,10 @@ def _check_all(cases: Sequence[Case], expected: Expected, workers: int) -> list[
         return list(bar(pool.map(work, cases, chunksize=max(1, min(16, len(cases) // (4 * workers))))))
 
 
-Found = Iterator[tuple[Entry, Finding]]
+EntryFindings = Iterator[tuple[Entry, Finding]]
 
 
-def repeated_findings(entries: Sequence[Entry]) -> Found:
+def repeated_findings(entries: Sequence[Entry]) -> EntryFindings:
     """Cases that are listed twice, and files that two subjects have; runs of one subject may share a channel."""
     first: dict[str, Entry] = {}
     for entry in entries:
@@ -184,7 +184,7 @@ def _subject(entry: Entry) -> str:
     return subject_of(entry.case)
 
 
-def split_findings(entries: Sequence[Entry]) -> Found:
+def split_findings(entries: Sequence[Entry]) -> EntryFindings:
     """Subjects on two sides of a split; the finding is with the entries that lie further from the test."""
     parts = defaultdict(set)
     for entry in entries:
@@ -205,7 +205,7 @@ def _distance_from_training(part: str) -> tuple[int, str]:
     return (SECTIONS.index(part) if part in SECTIONS else 0, part)
 
 
-def site_findings(entries: Sequence[Entry]) -> Found:
+def site_findings(entries: Sequence[Entry]) -> EntryFindings:
     """Subjects with scans from several sites."""
     sites = defaultdict(set)
     for entry in entries:
@@ -221,7 +221,7 @@ def site_findings(entries: Sequence[Entry]) -> Found:
             yield entry, Finding(paths[0], "two_sites", problem, "warning")
 
 
-def duplicate_findings(contents: Mapping[Entry, Mapping[str, Sequence[str]]]) -> Found:
+def duplicate_findings(contents: Mapping[Entry, Mapping[str, Sequence[str]]]) -> EntryFindings:
     """The same image under several names: of one subject, all but the first; of several, all, as nobody knows whose."""
     files = defaultdict(dict)
     for entry, own in contents.items():

@@ -10,7 +10,7 @@ from custom.data.case import CohortError
 from custom.support.files import write_whole
 from sa_swin.cohort import leakage
 from sa_swin.cohort.bids import find_scans, subject_facts
-from sa_swin.cohort.build import Plan, build, reasons, write_datalists
+from sa_swin.cohort.build import Design, build, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
 from sa_swin.cohort.recipes import read_recipe, recipe_scans
 from sa_swin.cohort.sources import datalist_scans, table_scans
@@ -111,7 +111,7 @@ def build_command(
     scans = [replace(scan, subject=f"{prefix}{scan.subject}") for scan in scans]
     kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
     given = split if isinstance(split, str) and split in columns(scan.facts for scan in scans) else None
-    plan = Plan(
+    design = Design(
         target=target,
         classes=classes,
         healthy=conditions(healthy),
@@ -125,7 +125,7 @@ def build_command(
         mask=mask,
         **({} if given else {"shares": numbers(split)}),
     )
-    built = build(scans, plan, str(bids or table or datalist), known)
+    built = build(scans, design, str(bids or table or datalist), known)
     built.left_out[:0] = left_out
     if mask and "segment" not in built.datalists:
         raise CohortError(f"no scan has a mask ({mask}), so there is nothing to segment; {reasons(built.left_out)}")

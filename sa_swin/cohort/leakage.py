@@ -14,7 +14,7 @@ STAGES = ("pretrain", "classify", "segment")
 
 
 @dataclass(frozen=True)
-class Part:
+class StagePart:
     """One part of one stage's list.
 
     Args:
@@ -61,15 +61,15 @@ class Leak:
     problem: str
 
 
-def parts_of(stage: str, datalist: Path, dataset_dir: Path, labelled: bool) -> list[Part]:
+def parts_of(stage: str, datalist: Path, dataset_dir: Path, labelled: bool) -> list[StagePart]:
     """The parts of a stage's list."""
     by_name = defaultdict(list)
     for entry in read_entries(datalist, dataset_dir):
         by_name[entry.part].append(entry)
-    return [Part(stage, name, labelled, entries) for name, entries in by_name.items()]
+    return [StagePart(stage, name, labelled, entries) for name, entries in by_name.items()]
 
 
-def severity_of(seen: Part, held: Part) -> str | None:
+def severity_of(seen: StagePart, held: StagePart) -> str | None:
     """What it is if a case of `held` is also in `seen`: `error`, `warning`, or None where it is as it should be.
 
     The stages follow one another as pretrain -> classify or segment. A stage's validation part was seen when its
@@ -93,11 +93,11 @@ def severity_of(seen: Part, held: Part) -> str | None:
     return "error" if seen.labelled else "warning"
 
 
-def _name(part: Part) -> str:
+def _name(part: StagePart) -> str:
     return "training" if part.is_fold else part.name
 
 
-def find_leaks(parts: Sequence[Part], contents: Mapping[str, frozenset[str]]) -> list[Leak]:
+def find_leaks(parts: Sequence[StagePart], contents: Mapping[str, frozenset[str]]) -> list[Leak]:
     """All leaks between the parts, by subject and by image.
 
     Args:
@@ -116,8 +116,8 @@ def find_leaks(parts: Sequence[Part], contents: Mapping[str, frozenset[str]]) ->
 
 
 def _leaks_between(
-    seen: Part,
-    held: Part,
+    seen: StagePart,
+    held: StagePart,
     subjects: set[str],
     images: Mapping[str, str],
     contents: Mapping[str, frozenset[str]],
@@ -135,7 +135,7 @@ def _leaks_between(
         yield Leak(paths[0], subject, str(held), str(seen), how, severity, problem)
 
 
-def _paths(part: Part) -> list[str]:
+def _paths(part: StagePart) -> list[str]:
     return [path for entry in part.entries for path in image_paths(entry.case)]
 
 

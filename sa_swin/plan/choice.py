@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from custom.support.errors import UserError
 from custom.transforms.contract import SPATIAL_SIZE
-from sa_swin.plan.cohort import Cohort
+from sa_swin.plan.cohort import Fingerprint
 from sa_swin.plan.trial import Need
 
 MULTIPLE = 32
@@ -53,14 +53,14 @@ class Choice:
     bytes: float
 
 
-def spacing_of(cohort: Cohort) -> float:
+def spacing_of(cohort: Fingerprint) -> float:
     """Side of the grid's voxels in mm: that of the files', less where lesions are small, never below `FINEST`."""
     lesions = cohort.lesions
     wanted = min(cohort.side, lesions[0] / LESION_VOXELS) if lesions else cohort.side
     return max(FINEST, math.floor(wanted * 10 + 1e-3) / 10)
 
 
-def spatial_size_of(cohort: Cohort, spacing: float) -> tuple[int, ...]:
+def spatial_size_of(cohort: Fingerprint, spacing: float) -> tuple[int, ...]:
     """Voxels that hold every head, no more than the default grid's mm; all of these where no head was found."""
     found = zip(cohort.head, SPATIAL_SIZE, strict=True)
     sides = (min(head + AROUND_HEAD, most * FINEST) if head else most * FINEST for head, most in found)
@@ -69,7 +69,7 @@ def spatial_size_of(cohort: Cohort, spacing: float) -> tuple[int, ...]:
     return size[0], max(size[1], LEAST_LONG), max(size[2], LEAST_LONG)
 
 
-def roi_of(task: str, cohort: Cohort, spacing: float, size: Sequence[int]) -> tuple[int, ...]:
+def roi_of(task: str, cohort: Fingerprint, spacing: float, size: Sequence[int]) -> tuple[int, ...]:
     """Voxels that the network shall see: the usual ROI, more where a lesion is larger; of classes, the volume."""
     if task == "classify":
         return tuple(size)

@@ -45,7 +45,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class Fingerprint:
     """What a plan rests on.
 
     Args:
@@ -86,7 +86,7 @@ class Cohort:
         return (found[len(found) // 10][0], max(extent for _, extent in found)) if found else None
 
 
-def look_at(datalist: Path, root: Path, task: str) -> Cohort:
+def look_at(datalist: Path, root: Path, task: str) -> Fingerprint:
     """Read what a plan needs of a datalist and of some of its cases.
 
     Args:
@@ -106,7 +106,7 @@ def look_at(datalist: Path, root: Path, task: str) -> Cohort:
     found = list(followed((sizes_of(case, root, task) for case in cases), len(cases), "look at"))
     first = image_paths(training[0])
     record = preparation(str(root / first[0]))
-    return Cohort(
+    return Fingerprint(
         len(training),
         len(validation),
         max(zip(found, cases, strict=True), key=lambda pair: pair[0].voxels)[1],

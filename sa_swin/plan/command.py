@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.plan import choice
-from sa_swin.plan.cohort import TASKS, Cohort, look_at
+from sa_swin.plan.cohort import TASKS, Fingerprint, look_at
 from sa_swin.plan.trial import MARGIN, Need, measured, need
 
 GB = 2**30
@@ -101,7 +101,7 @@ def host_memory() -> int:
     return int(HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def data_lines(task: str, cohort: Cohort, spacing: float | None) -> Lines:
+def data_lines(task: str, cohort: Fingerprint, spacing: float | None) -> Lines:
     """What follows from the cohort alone."""
     lines: Lines = {
         "modality": (cohort.modality, "by the names of the files"),
@@ -141,7 +141,7 @@ def training_lines(task: str, found: choice.Choice, limit: float, measured_need:
     return lines | {"use_checkpoint": (found.recomputed, why)}
 
 
-def host_lines(task: str, cohort: Cohort, settings: Mapping[str, Any], device: str, rest: float) -> Lines:
+def host_lines(task: str, cohort: Fingerprint, settings: Mapping[str, Any], device: str, rest: float) -> Lines:
     """What is kept in the host's memory: on a CPU what the training leaves, beside a GPU the host's own."""
     room = rest if device == "cpu" else host_memory()
     channels = 2 * cohort.in_channels + (task == "segment")

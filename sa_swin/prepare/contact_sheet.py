@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from custom.support.files import write_whole
+from custom.transforms.intensity import CT_WINDOW
 
 COLUMNS, ROWS = 4, 6
 
@@ -38,7 +39,7 @@ def thumbnail(image: Tensor) -> np.ndarray:
     x, y, z = volume.shape
     slices = [volume[::-1, :, int(z * 0.55)], volume[::-1, y // 2, :]]
     if volume.min() < -500:
-        low, high = -20.0, 100.0  # HU: the brain window of a CT
+        low, high = CT_WINDOW
     else:
         low = float(np.median(volume[0]))
         seen = np.concatenate([part.ravel() for part in slices])

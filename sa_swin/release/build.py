@@ -144,7 +144,7 @@ def _descriptions(
     with torch.no_grad():
         channels = network(torch.zeros(1, 2 * config["in_channels"], 64, 32, 32)).shape[1]
     meta = fitted(json.loads(files["configs/metadata.json"]), config, channels, made.evaluation)
-    facts = card.Facts(
+    facts = card.CardFacts(
         name=bundle,
         version=meta["version"],
         commit=made.commit,

@@ -25,7 +25,7 @@ SYNTHETIC = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """What a card says of a package.
 
     Args:
@@ -47,7 +47,7 @@ class Facts:
     onnx: OnnxModel | None
 
 
-def fill(text: str, facts: Facts) -> str:
+def fill(text: str, facts: CardFacts) -> str:
     """The card as it goes into the package.
 
     Args:
@@ -77,18 +77,18 @@ def fill(text: str, facts: Facts) -> str:
     return "\n".join(f"# {heading}\n\n{content.strip()}\n" for heading, content in sections.items())
 
 
-def _trained_on(facts: Facts) -> str:
+def _trained_on(facts: CardFacts) -> str:
     if facts.trained_on == "synthetic":
         return SYNTHETIC
     return facts.trained_on or "What these weights were trained on was not recorded."
 
 
-def _contract(facts: Facts) -> str:
+def _contract(facts: CardFacts) -> str:
     rows = {name: facts.settings[name] for name in INPUT_CONTRACT if name in facts.settings}
     return "The values of these weights (mm and voxels), as in `configs/*.yaml`:\n\n" + _table(rows)
 
 
-def _training(facts: Facts) -> str:
+def _training(facts: CardFacts) -> str:
     left_out = {*NOT_OF_THE_WEIGHTS, *INPUT_CONTRACT}
     rows = {name: value for name, value in facts.settings.items() if name not in left_out and name[:1] != "_"}
     return "The settings of these weights:\n\n" + _table(rows)
@@ -98,7 +98,7 @@ def _table(rows: Mapping[str, Any]) -> str:
     return "| setting | value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
 
 
-def _files(facts: Facts) -> str:
+def _files(facts: CardFacts) -> str:
     text = (
         "`models/model.pt` and `models/model.safetensors` hold the same tensors, flat. The index buffers of "
         "MONAI's window attention are not among them: they follow from the window size. Both carry salted hashes of "
@@ -114,7 +114,7 @@ def _files(facts: Facts) -> str:
     )
 
 
-def _performance(facts: Facts) -> str:
+def _performance(facts: CardFacts) -> str:
     if facts.evaluation is None:
         return "These weights were not evaluated when the package was made; no figures are claimed."
     lines = ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
@@ -132,12 +132,12 @@ def _performance(facts: Facts) -> str:
     return (
         "\n".join(lines)
         + f"\n\nMeasured by `configs/evaluate.yaml` on the held-out list `{section}` ({counts}). Intervals: "
-        f"percentiles of {NUM_RESAMPLES} bootstrap resamples of the cases ({100 * LEVEL:.0f} %), for one training; the spread "
-        f"over trainings is not in them.{warning}\n\nLeakage: {leakage}."
+        f"percentiles of {NUM_RESAMPLES} bootstrap resamples of the cases ({100 * LEVEL:.0f} %), for one training; the "
+        f"spread over trainings is not in them.{warning}\n\nLeakage: {leakage}."
     )
 
 
-def _commands(text: str, facts: Facts) -> str:
+def _commands(text: str, facts: CardFacts) -> str:
     text = text.replace(f"B=bundles/{facts.name}", f"B={facts.name}").replace(" --bundle_root $B", "")
     return f"""{text.rstrip()}
 

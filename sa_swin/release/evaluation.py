@@ -40,7 +40,9 @@ class Evaluation:
     def entries(self) -> dict[str, Any]:
         """As `eval_metrics` of the metadata: each figure, its interval under `<name>_ci95`, and the counts."""
         entries: dict[str, Any] = {name: _short(value) for name, value in self.metrics.items()}
-        entries |= {f"{name}_ci{round(100 * LEVEL)}": [_short(v) for v in interval] for name, interval in self.intervals.items()}
+        entries |= {
+            f"{name}_ci{round(100 * LEVEL)}": [_short(v) for v in interval] for name, interval in self.intervals.items()
+        }
         return entries
 
 

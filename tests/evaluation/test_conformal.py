@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from custom.evaluation.conformal import (
-    UNTRUSTED,
+    UNTRUSTED_PLANE,
     Conformal,
     class_set,
     fit,
@@ -140,8 +140,8 @@ def test_a_plane_that_cannot_be_trusted_lets_nothing_be_told(conformal):
     row = drawn_lesions(np.random.default_rng(0), 20)
     told = conformal(row)(as_predicted(row[0]) | {"plane_reason": "margin 0.14"})
     assert told == {
-        "volume_low_class1": None, "volume_high_class1": None, "side_set_class1": None, "cannot_tell_class1": UNTRUSTED,
-        "coverage": 0.9,
+        "volume_low_class1": None, "volume_high_class1": None, "side_set_class1": None,
+        "cannot_tell_class1": UNTRUSTED_PLANE, "coverage": 0.9,
     }  # fmt: skip
 
 

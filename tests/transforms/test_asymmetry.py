@@ -8,7 +8,7 @@ from monai.transforms import Invertd
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.segmenter import SASwinUNETR
 from custom.symmetry import symmetric_pair
-from custom.transforms.asymmetry import AsymmetryMapd, feature_asymmetry
+from custom.transforms.asymmetry import FeatureAsymmetryd, feature_asymmetry
 from custom.transforms.contract import InputContract
 
 
@@ -53,7 +53,7 @@ def test_the_map_comes_back_on_the_grid_of_the_file(network, write_volume, tmp_p
     path = write_volume(tmp_path / "head.nii.gz", array, affine)
     contract = InputContract(spacing=6.0, spatial_size=(64, 32, 32), align=False)
     case = contract({"image": path})
-    with_map = AsymmetryMapd("image", network, SlidingWindowInferer((64, 32, 32)))(case)
+    with_map = FeatureAsymmetryd("image", network, SlidingWindowInferer((64, 32, 32)))(case)
     back = Invertd("asymmetry", contract, orig_keys="image", nearest_interp=False)(with_map)["asymmetry"]
     assert isinstance(back, MetaTensor)
     assert back.shape == (1, 40, 30, 36)

@@ -13,7 +13,7 @@ from planted import image_path, make_tree, mask_path
 from custom.data.case import CohortError
 from custom.data.datalist import load_datalist
 from sa_swin.cohort.bids import Scan, parse_choice, parse_name
-from sa_swin.cohort.build import Built, Plan
+from sa_swin.cohort.build import Built, Design
 from sa_swin.cohort.build import build as make
 from sa_swin.cohort.command import build_command
 from sa_swin.cohort.summary import summary
@@ -269,7 +269,7 @@ SCANS = st.lists(
 
 @given(SCANS, st.sampled_from([0, 2, 5]), st.booleans(), st.integers(0, 5))
 def test_no_subject_and_no_family_is_on_two_sides_of_a_split_of_any_list(scans, folds, together, seed):
-    plan = Plan(target="dx", healthy=conditions("dx=healthy"), keep=["site"], folds=folds, seed=seed,
+    plan = Design(target="dx", healthy=conditions("dx=healthy"), keep=["site"], folds=folds, seed=seed,
                 group=["family"] if together else [])  # fmt: skip
     where, families = {}, {}
     for lists in make(scans, plan, "table").datalists.values():

@@ -5,7 +5,7 @@ from planted import copy_under_another_name, image_path, make_tree, mask_path
 
 from custom.data.case import CohortError
 from sa_swin.cohort.command import build_command, leakage_command
-from sa_swin.cohort.leakage import Part, compare_lists, severity_of
+from sa_swin.cohort.leakage import StagePart, compare_lists, severity_of
 
 BUILD = {
     "mask": "label-lesion_mask",
@@ -108,7 +108,7 @@ def test_a_copy_under_another_name_and_subject_is_a_leak(tree):
     ],
 )
 def test_what_is_a_leak(seen, held, labelled, severity):
-    parts = [Part(*place.split(" ", 1), labelled, ()) for place in (seen, held)]
+    parts = [StagePart(*place.split(" ", 1), labelled, ()) for place in (seen, held)]
     assert severity_of(*parts) == severity
 
 

@@ -17,12 +17,12 @@ from custom.support.errors import UserError
 from sa_swin.bundles import ROOT, bundle_command, bundle_folder, take_plan
 from sa_swin.plan import command
 from sa_swin.plan.choice import LADDER, chosen, roi_of, smaller, spacing_of, spatial_size_of
-from sa_swin.plan.cohort import Cohort, Sizes, look_at
+from sa_swin.plan.cohort import Fingerprint, Sizes, look_at
 from sa_swin.plan.command import GB, plan_command
 from sa_swin.plan.trial import MARGIN, RUN, Need, measured, need
 
 SIZES = Sizes(1.0, (150.0, 190.0, 150.0), 10**7)
-COHORT = Cohort(20, 5, {"image": "a_T1w.nii.gz"}, [SIZES], "MR", 1, 2, True, None)
+COHORT = Fingerprint(20, 5, {"image": "a_T1w.nii.gz"}, [SIZES], "MR", 1, 2, True, None)
 FIXED, VOXEL = 1 * GB, 4000
 
 

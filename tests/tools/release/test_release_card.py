@@ -5,7 +5,7 @@ import pytest
 
 from custom.evaluation.case_table import write_csv, write_json
 from custom.evaluation.metrics import classification_summary, pretext_summary, segmentation_summary
-from sa_swin.release.card import HEADINGS, SYNTHETIC, Facts, fill
+from sa_swin.release.card import HEADINGS, SYNTHETIC, CardFacts, fill
 from sa_swin.release.errors import ReleaseError
 from sa_swin.release.evaluation import bootstrap, read_evaluation
 from sa_swin.release.metadata import check_changelog, fitted
@@ -143,7 +143,7 @@ def facts(task, **changes):
         "evaluation": None,
         "onnx": None,
     }
-    return Facts(**{**values, **changes})
+    return CardFacts(**{**values, **changes})
 
 
 def filled(task, **changes):
