@@ -86,13 +86,13 @@ def measured(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """
     from custom.evaluation.conformal import as_list
     from custom.support.errors import UserError
-    from sa_swin.release.evaluation import read_rows
+    from sa_swin.release.evaluation import read_cases
 
     rows: dict[str, dict[str, Any]] = {}
     digests: list[str] = []
     for folder in folders:
         try:
-            report, own = json.loads((folder / "cases.json").read_text()), read_rows(folder / "cases.csv")
+            report, own = json.loads((folder / "cases.json").read_text()), read_cases(folder / "cases.csv")
             seen, found = report["leakage"]["cases_seen_with_label"], as_list(report["weights_sha256"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder} holds no evaluation (cases.json, cases.csv): {error}") from error

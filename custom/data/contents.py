@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from custom.data.case import CohortError
 from custom.data.prepared import prepared_from
-from custom.support.files import write_whole
+from custom.support.files import stamp_of, write_whole
 from custom.volumes.nifti import VolumeFileError, read_volume
 
 CACHE = ".contents.cache"  # JSON beside the datalists of a folder, which share it; not to be taken for one of them
@@ -110,11 +110,11 @@ class ContentCache:
     def get(self, path: str) -> list[str] | None:
         """A file's hashes, if it has not changed since they were put."""
         stamp, hashes = self.known.get(self._key(path), (None, None))
-        return hashes if stamp is not None and stamp == _stamp(path) else None
+        return hashes if stamp and stamp == stamp_of(path) else None
 
     def put(self, path: str, hashes: list[str]) -> None:
         """Remember a file's hashes."""
-        self.known[self._key(path)] = [_stamp(path), hashes]
+        self.known[self._key(path)] = [stamp_of(path), hashes]
 
     def save(self) -> None:
         """Write the file."""
@@ -124,14 +124,6 @@ class ContentCache:
             write_whole(self.file, json.dumps(self.known))
         except OSError as error:
             logger.warning("hashes of the images are not kept: %s", error)
-
-
-def _stamp(path: str) -> list[int] | None:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def contents_of(paths: Iterable[str], folder: Path | None = None, workers: int = 4) -> dict[str, frozenset[str]]:

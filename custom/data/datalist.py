@@ -24,7 +24,7 @@ from custom.data.case import (
     refuse_outside,
     subject_from,
 )
-from custom.data.folders import EVERY, EXPECTED, image_files, reasons
+from custom.data.folders import EVERY, EXPECTED, image_files, reasons, stem_of
 from custom.data.headers import case_problems
 from custom.data.prepared import stale_problems
 from custom.data.splits import label_fraction
@@ -266,7 +266,7 @@ def _check_names(entries: Sequence[Case], root: Path) -> None:
     for entry in entries:
         if not (paths := image_paths(entry)):
             raise CohortError(f"an entry without an image: {entry}")
-        name = str(below(paths[0], root)).removesuffix(".gz").removesuffix(".nii")
+        name = stem_of(str(below(paths[0], root)))
         if len(os.fsencode(Path(name).name)) > LONGEST_NAME:
             raise CohortError(f"{paths[0]}: its name is longer than {LONGEST_NAME} bytes, too long for its results'")
         if named.setdefault(name, paths[0]) != paths[0]:

@@ -5,7 +5,6 @@ of change, and the version of the alignment. A training with `--align False` ask
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import Case, image_paths
+from custom.data.folders import stem_of
+from custom.support.files import stamp_of
 
 LARGEST = 2**24  # bytes of a record
 
 
 def preparation(path: str) -> dict[str, Any] | None:
     """The record that `sa-swin prepare` wrote beside an image it made, or None."""
-    name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
-    beside = Path(path).with_name(f"{name}.json")
+    beside = Path(f"{stem_of(path)}.json")
     try:
         record = json.loads(beside.read_text()) if beside.is_file() and beside.stat().st_size < LARGEST else None
     except (OSError, ValueError, RecursionError):
@@ -73,10 +73,6 @@ def _three(value: float | Sequence[float]) -> list[float]:
     return [int(number) if number == int(number) else float(number) for number in values]
 
 
-def _has_changed(path: str, size: int, mtime_ns: int) -> bool:
+def _has_changed(path: str, *stamp: int) -> bool:
     """Whether a source file is there and is not as it was; one that is elsewhere now cannot be asked."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return False
-    return (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns)
+    return stamp_of(path) not in ([], list(stamp))

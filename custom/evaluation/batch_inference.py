@@ -1,6 +1,5 @@
 """Inference over many cases: what is finished is not done again, and every case is accounted for at the end."""
 
-import csv
 import errno
 import hashlib
 import json
@@ -23,7 +22,7 @@ from custom.evaluation.case_table import CaseTable, check_complete, write_csv
 from custom.evaluation.conformal import Conformal
 from custom.evaluation.metrics import Row
 from custom.support.bundle_command import typed
-from custom.support.files import append, unwritable, write_whole
+from custom.support.files import append, read_rows, stamp_of, unwritable, write_whole
 from custom.support.run_record import versions
 from custom.weights.settings import paths_of
 
@@ -144,11 +143,8 @@ def case_key(case: Case) -> str:
 
 def stamp(case: Case) -> list[list[int]]:
     """Size and time of last change (ns) of each image of a case; empty where one cannot be asked."""
-    try:
-        states = [Path(path).stat() for path in image_paths(case)]
-    except OSError:
-        return []
-    return [[state.st_size, state.st_mtime_ns] for state in states]
+    stamps = [stamp_of(path) for path in image_paths(case)]
+    return stamps if all(stamps) else []
 
 
 def settings_digest(settings: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
@@ -228,10 +224,8 @@ def write_failed(path: Path, failed: Mapping[str, FailedCase]) -> None:
 def failed_reasons(output_dir: Path) -> dict[str, str]:
     """Why cases of the last run have no result, by their first image, from its `failed.csv`; a sentence each."""
     path = output_dir / FAILED
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {row["image"]: str(FailedCase(row["image"], row["reason"])) for row in csv.DictReader(file)}
+    rows = read_rows(path) if path.is_file() else []
+    return {row["image"]: str(FailedCase(row["image"], row["reason"])) for row in rows}
 
 
 def findings_of(rows: Sequence[Row]) -> list[Row]:

@@ -1,6 +1,5 @@
 """Ignite handlers that MONAI lacks: a row per case, calibration, predictions that are not finite."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from custom.data.dataset import FailedCase
 from custom.evaluation.calibration import FEWEST, fit_calibration
 from custom.evaluation.metrics import Row, class_probabilities
 from custom.support.errors import NumbersError
-from custom.support.files import write_rows, write_whole
+from custom.support.files import json_text, write_rows, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +217,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Indented JSON; figures that are not defined (NaN) become null."""
     metrics = {name: None if _undefined(value) else value for name, value in content["metrics"].items()}
-    write_whole(path, json.dumps({**content, "metrics": metrics}, indent=2) + "\n")
+    write_whole(path, json_text({**content, "metrics": metrics}))
 
 
 def _undefined(value: Any) -> bool:

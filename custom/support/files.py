@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +83,30 @@ def write_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any
     writer.writerows(rows)
     # a file's name on Linux need not be UTF-8; one that is not must not lose the whole table
     write_whole(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV table with a header.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON, as this project's files hold it."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def stamp_of(path: str | Path) -> list[int]:
+    """Size in bytes and time of last change (ns) of a file; empty where it cannot be asked."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def below(path: str | Path, root: str | Path) -> Path:

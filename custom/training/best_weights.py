@@ -1,6 +1,5 @@
 """The best weights of a training, to use."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from custom.support.files import write_whole
+from custom.support.files import json_text, write_whole
 from custom.training.step_guard import check_weights
 from custom.weights.settings import carrying
 
@@ -78,7 +77,7 @@ class BestWeights:
         check_weights(self.network)
         write_checkpoint(self.save_dir / "model.pt", carrying(self.network.state_dict(), **self.carried))
         if (settings := self.carried.get("settings")) and idist.get_rank() == 0:
-            write_whole(self.save_dir / "settings.json", json.dumps(dict(settings), indent=2) + "\n")
+            write_whole(self.save_dir / "settings.json", json_text(dict(settings)))
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from monai.utils import path_to_uri
 
 from custom.data.case import Case, image_paths, subject_of
 from custom.support.errors import UserError
-from custom.support.files import write_whole
+from custom.support.files import json_text, write_whole
 from custom.training.tracking_record import record_path
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class TrackedRun:
             if engine.has_event_handler(handler.iteration_completed, Events.ITERATION_COMPLETED):
                 engine.remove_event_handler(handler.iteration_completed, Events.ITERATION_COMPLETED)
         content = {"tracking_uri": first.client.tracking_uri, "run_id": run_id}
-        write_whole(record_path(self.output_dir, self.workflow), json.dumps(content, indent=2) + "\n")
+        write_whole(record_path(self.output_dir, self.workflow), json_text(content))
         self.describe(record)
         return first.client, run_id
 

@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from custom.support.errors import UserError
-from custom.support.files import write_whole
+from custom.support.files import json_text, write_whole
 from custom.support.run_record import versions
 
 BIDS_VERSION = "1.10.0"
@@ -73,8 +73,3 @@ def sidecar(images: Sequence[str], description: str, **facts: Any) -> str:
         "Sources": [f"bids:raw:{image}" for image in images],
     }
     return json_text(common | facts)
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """Indented JSON."""
-    return json.dumps(content, indent=2) + "\n"

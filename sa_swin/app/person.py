@@ -8,9 +8,8 @@ from typing import Any
 
 from custom.evaluation.batch_inference import stamp
 from custom.support.errors import UserError
-from custom.support.files import WriteError, write_whole
+from custom.support.files import WriteError, json_text, write_whole
 from custom.volumes.loading import load_volume
-from sa_swin.app.dataset import json_text
 from sa_swin.app.derivatives import (
     LESIONS,
     class_figures,

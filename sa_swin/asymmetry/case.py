@@ -12,7 +12,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from custom.data.case import image_paths
-from custom.support.errors import root_cause
+from custom.support.errors import UserError, root_cause
 from custom.support.files import WriteError
 from custom.symmetry import mirror, split_pair
 from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map, strangeness
@@ -201,7 +201,7 @@ def checked_grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) 
     """Spacing (mm) and size (voxels) of the aligned grid, three of each.
 
     Raises:
-        NormError: when they are not positive.
+        UserError: when they are not positive.
     """
     try:
         sides, size = ensure_tuple_rep(spacing, 3), ensure_tuple_rep(spatial_size, 3)
@@ -209,5 +209,8 @@ def checked_grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) 
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise NormError(f"spacing must be positive mm and spatial_size positive voxels; got {spacing}, {spatial_size}")
+        raise UserError(
+            "spacing must be one or three positive mm, spatial_size three positive voxels; "
+            f"got {spacing}, {spatial_size}"
+        )
     return tuple(float(side) for side in sides), tuple(int(n) for n in size)

@@ -1,6 +1,5 @@
 """From scans to the datalists of the three bundles: who is in, with which label, in which part."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from custom.data.case import Case, CohortError
 from custom.data.datalist import SECTIONS
 from custom.data.splits import Part, split_subjects
-from custom.support.files import write_whole
+from custom.support.files import json_text, write_whole
 from sa_swin.cohort.bids import LeftOut, Scan
 from sa_swin.cohort.table import Condition, Facts, class_numbers, require_columns
 
@@ -261,7 +260,7 @@ def write_datalists(built: Built, folder: Path, settings: Mapping[str, Any], ove
     contents = {}
     for name, lists in built.datalists.items():
         content = {"built": dict(settings)} | lists
-        contents[folder / f"{name}.json"] = json.dumps(content | {"left_out": built.left_out}, indent=2) + "\n"
+        contents[folder / f"{name}.json"] = json_text(content | {"left_out": built.left_out})
     for path, text in contents.items():
         if not overwrite and path.exists() and path.read_text() != text:
             raise CohortError(f"{path} is there already and would change; choose another --output, or --overwrite True")

@@ -2,18 +2,17 @@
 
 import sys
 from dataclasses import replace
-from json import dumps
 from pathlib import Path
 from typing import Any
 
 from custom.data.case import CohortError
-from custom.support.files import write_whole
+from custom.support.files import json_text, write_whole
 from sa_swin.cohort import leakage
 from sa_swin.cohort.bids import find_scans, subject_facts
 from sa_swin.cohort.build import Design, build, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
 from sa_swin.cohort.recipes import read_recipe, recipe_scans
-from sa_swin.cohort.sources import datalist_scans, table_scans
+from sa_swin.cohort.sources import datalist_scans, root_of, table_scans
 from sa_swin.cohort.summary import summary
 from sa_swin.cohort.table import Facts, columns, conditions, words
 
@@ -171,9 +170,9 @@ def check_command(
     report = check_datalist(path, root, label, in_channels, num_classes, workers, allow_outside, modality)
     print(as_text(report, root))
     if json:
-        write_whole(Path(str(json)), dump(as_json(report)))
+        write_whole(Path(str(json)), json_text(as_json(report)))
     if quarantine:
-        write_whole(Path(str(quarantine)), dump(good_rest(report)))
+        write_whole(Path(str(quarantine)), json_text(good_rest(report)))
     if report.errors():
         sys.exit(1)
 
@@ -214,7 +213,7 @@ def leakage_command(
     leaks = leakage.compare_lists(placed, label_free, images, workers, allow_outside)
     print(leakage.as_text(leaks))
     if json:
-        write_whole(Path(str(json)), dump(leakage.as_json(leaks)))
+        write_whole(Path(str(json)), json_text(leakage.as_json(leaks)))
     if any(leak.severity == "error" for leak in leaks):
         sys.exit(1)
 
@@ -246,19 +245,6 @@ def dicom_command(dicom: str, output: str, subject: str | None = None) -> None:
         print(f"{row['participant_id']}{series}  left out: {row['reason']}")
     print(f"{output}: {len(people) - len(empty)} of {len(people)} persons have an image")
     sys.exit(bool(empty))
-
-
-def root_of(datalist: Path, dataset_dir: str | None) -> Path:
-    """What a datalist's paths are relative to."""
-    if dataset_dir:
-        return Path(str(dataset_dir)).absolute()
-    folder = datalist.absolute().parent
-    return folder.parent if folder.name == "datalists" else folder
-
-
-def dump(content: Any) -> str:
-    """JSON as this project writes it."""
-    return dumps(content, indent=2) + "\n"
 
 
 def numbers(value: Any) -> list[float]:

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from custom.data.case import CohortError
-from custom.support.files import write_whole
+from custom.support.files import json_text, write_whole
 from custom.volumes.nifti import write_nifti
 from sa_swin.cohort.table import tsv
 
@@ -193,7 +193,7 @@ def import_person(label: str, folder: Path, output: Path) -> list[dict[str, Any]
         for kind, series in taken.items():
             target = output / f"sub-{label}" / "anat" / f"sub-{label}_{kind}.nii.gz"
             kept = {k: v for k, v in series.facts.items() if k not in ("SeriesDescription", "ProtocolName")}
-            write_whole(target.with_name(target.name.replace(".nii.gz", ".json")), json.dumps(kept, indent=2) + "\n")
+            write_whole(target.with_name(target.name.replace(".nii.gz", ".json")), json_text(kept))
             write_image(series.path, target)
         rows = [(series, {"taken_as": kind}) for kind, series in taken.items()]
         rows += [(series, {"reason": why}) for series, why in others]
@@ -224,5 +224,5 @@ def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[d
     write_whole(output / "participants.tsv", "\n".join(["participant_id", *people]) + "\n")
     write_whole(output / ".bidsignore", "*_CT.*\n")
     description = {"Name": "Imported from DICOM", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
-    write_whole(output / "dataset_description.json", json.dumps(description, indent=2) + "\n")
+    write_whole(output / "dataset_description.json", json_text(description))
     return rows

@@ -3,11 +3,27 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from custom.data.case import Case, CohortError, image_paths, posix_path, subject_from
 from custom.data.datalist import SECTIONS, read_lists
 from sa_swin.cohort.bids import LeftOut, Scan
 from sa_swin.cohort.table import read_table, require_columns
+
+
+def root_of(datalist: Path, dataset_dir: str | None) -> Path:
+    """What a datalist's paths are relative to: the cohort's folder, else its own, or the one above its `datalists`."""
+    if dataset_dir:
+        return Path(str(dataset_dir)).absolute()
+    folder = datalist.absolute().parent
+    return folder.parent if folder.name == "datalists" else folder
+
+
+def case_lists(content: Any) -> dict[str, list[Case]]:
+    """The lists that hold cases, whatever their names, of a datalist's content; none of any other JSON."""
+    entries = content.items() if isinstance(content, dict) else ()
+    lists = {name: own for name, own in entries if isinstance(own, list) and own}
+    return {n: own for n, own in lists.items() if all(isinstance(case, dict) and "image" in case for case in own)}
 
 
 def table_scans(

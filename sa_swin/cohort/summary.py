@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Hashable
-from typing import Any
 
 from custom.data.datalist import SECTIONS
 from sa_swin.cohort.bids import Scan
@@ -22,7 +21,9 @@ def summary(built: Built, scans: list[Scan]) -> str:
         if empty := [names[stratum] for stratum in strata if not counts[stratum]]:
             lines.append(f"note: nobody of {', '.join(empty)} in {part}")
     lines += notes(built)
-    entries = Counter({name: sum(map(len, _sections(lists))) for name, lists in built.datalists.items()})
+    entries = Counter(
+        {name: sum(len(lists.get(section, ())) for section in SECTIONS) for name, lists in built.datalists.items()}
+    )
     lines.append(f"{len(scans)} scans; entries: " + ", ".join(f"{name} {number}" for name, number in entries.items()))
     if built.left_out:
         lines.append("left out of some or all lists:\n  " + reasons(built.left_out).replace("; ", "\n  "))
@@ -55,7 +56,3 @@ def notes(built: Built) -> list[str]:
             absent = [name for number, name in lists["labels"].items() if number not in there]
             lines += [f"note: nobody has {name}, a class of classify.json" for name in absent]
     return lines
-
-
-def _sections(lists: dict[str, Any]) -> list[list]:
-    return [lists[section] for section in SECTIONS if section in lists]

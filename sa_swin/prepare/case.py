@@ -18,7 +18,7 @@ from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
 from custom.data.contents import Voxels
 from custom.data.headers import case_problems
-from custom.support.files import below, write_whole
+from custom.support.files import below, json_text, stamp_of, write_whole
 from custom.volumes.hounsfield import modality_of, units_problem
 from custom.volumes.loading import as_classes, load_volume
 from custom.volumes.nifti import write_nifti
@@ -138,7 +138,7 @@ def align_case(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
             record |= counterpart_figures(images, grid)
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
     record["source_contents"] = [value for voxels in read for value in voxels.hashes()]
-    write_whole(path, json.dumps(record, indent=2) + "\n")
+    write_whole(path, json_text(record))
     return record
 
 
@@ -172,12 +172,11 @@ def _check_values(images: Sequence[MetaTensor], labels: Sequence[MetaTensor], mo
 
 def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = None) -> dict[str, Any]:
     """What an aligned file depends on; when it changes, the file is made again."""
-    stats = [source.stat() for source in sources]
     return {
         "spacing": list(grid.spacing),
         "spatial_size": list(grid.spatial_size),
         "counterpart": grid.counterpart,
-        "sources": [[str(source), stat.st_size, stat.st_mtime_ns] for source, stat in zip(sources, stats, strict=True)],
+        "sources": [[str(source), *stamp_of(source)] for source in sources],
         "alignment": ALIGNMENT_VERSION,
         "by_hand": list(by_hand.figures) if by_hand else None,
     }

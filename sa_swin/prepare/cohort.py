@@ -6,25 +6,25 @@ Each case leaves `<image>.json` beside its aligned image: the plane, its quality
 the transform and its inverse. That file is written last, so that an interrupted run goes on where it stopped.
 """
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.utils import ensure_tuple_rep
 
 from custom.alignment.grid import UNTRUSTED, pose, remedy
 from custom.alignment.planes import HandPlane, plane_for, read_planes
 from custom.data.case import refuse_outside
 from custom.data.datalist import check_entries, read_json
-from custom.support.files import WriteError, write_rows, write_whole
+from custom.support.files import WriteError, json_text, write_rows, write_whole
 from custom.support.progress import followed
 from custom.transforms.contract import COUNTERPARTS, SPATIAL_SIZE
+from sa_swin.asymmetry.case import checked_grid
+from sa_swin.cohort.sources import case_lists, root_of
 from sa_swin.prepare.case import (
     FAILED,
     LEFT_OUT,
@@ -78,11 +78,6 @@ def find_datalists(datalist: str | Sequence[str] | None, dataset_dir: str | None
     return files
 
 
-def cohort_folder(datalist: Path) -> Path:
-    """What a datalist's paths are relative to unless the user says it: its folder, or the folder of its `datalists`."""
-    return datalist.parent.parent if datalist.absolute().parent.name == "datalists" else datalist.parent
-
-
 def read_datalist(path: Path) -> dict[str, Any]:
     """A datalist's content.
 
@@ -90,20 +85,12 @@ def read_datalist(path: Path) -> dict[str, Any]:
         ValueError: when the file is missing or names no cases.
     """
     content = read_json(path)
-    if not (lists := _sections(content)):
+    if not (lists := case_lists(content)):
         raise ValueError(
             f"{path} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
         )
     check_entries(path, lists)
     return content
-
-
-def _sections(content: Any) -> dict[str, list[dict[str, Any]]]:
-    """The lists of a datalist that hold cases."""
-    if not isinstance(content, dict):
-        return {}
-    lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
-    return {n: e for n, e in lists.items() if e and all(isinstance(case, dict) and "image" in case for case in e)}
 
 
 def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dict[str, CaseFiles]:
@@ -113,7 +100,7 @@ def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dic
         ValueError: when an image has two masks, or a file would be written twice.
     """
     cases: dict[str, CaseFiles] = {}
-    for entry in [entry for content in contents for entries in _sections(content).values() for entry in entries]:
+    for entry in [entry for content in contents for entries in case_lists(content).values() for entry in entries]:
         new = case_of(entry, dataset_dir)
         if not new.images:
             raise ValueError(f"an entry without an image: {entry}")
@@ -171,7 +158,7 @@ def new_datalist(
     """The datalist with aligned paths, relative to the output folder, without the cases that were left out."""
     usable = {case.images[0]: case for case, record in records.items() if record["status"] not in (LEFT_OUT, FAILED)}
     lists = {}
-    for name, entries in _sections(content).items():
+    for name, entries in case_lists(content).items():
         lists[name] = []
         for entry in entries:
             own = case_of(entry, dataset_dir)
@@ -241,7 +228,7 @@ def prepare_command(
     """
     try:
         choices = {"untrusted": untrusted, "modality": modality, "counterpart": counterpart}
-        grid = replace(_grid(spacing, spatial_size), planes=tuple(read_planes(planes)), **choices)
+        grid = Grid(*checked_grid(spacing, spatial_size), planes=tuple(read_planes(planes)), **choices)
         work = Work(Path(output), grid)
         if untrusted not in UNTRUSTED or workers < 1:
             raise ValueError(f"untrusted must be one of {', '.join(UNTRUSTED)}, and workers 1 or more; "
@@ -251,7 +238,7 @@ def prepare_command(
         if counterpart not in COUNTERPARTS:
             raise ValueError(f"counterpart must be one of {', '.join(COUNTERPARTS)}; got {counterpart}")
         files = find_datalists(datalist, dataset_dir)
-        root = Path(dataset_dir).absolute() if dataset_dir else cohort_folder(files[0]).absolute()
+        root = root_of(files[0], dataset_dir)
         contents = {file.name: read_datalist(file) for file in files}
         cases = list(distinct_cases(list(contents.values()), root).values())
         files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))
@@ -263,24 +250,10 @@ def prepare_command(
         records = dict(followed(run_all(cases, work, workers), len(cases), "align"))
         for name, content in contents.items():
             new = new_datalist(content, records, root)
-            write_whole(work.output / "datalists" / name, json.dumps(new, indent=2) + "\n")
+            write_whole(work.output / "datalists" / name, json_text(new))
         report(work.output, records, untrusted)
     except WriteError as error:
         sys.exit(f"sa-swin prepare: {error}")
-
-
-def _grid(spacing: float | Sequence[float], spatial_size: Sequence[int]) -> Grid:
-    try:
-        grid = Grid(ensure_tuple_rep(spacing, 3), tuple(int(n) for n in ensure_tuple_rep(spatial_size, 3)))
-        positive = min(*grid.spacing, *grid.spatial_size) > 0
-    except (TypeError, ValueError):
-        positive = False
-    if not positive:
-        raise ValueError(
-            "spacing must be one or three positive mm, spatial_size three positive voxels; "
-            f"got {spacing}, {spatial_size}"
-        )
-    return grid
 
 
 def _all_used(planes: Sequence[HandPlane], images: Sequence[str], path: str | None) -> None:

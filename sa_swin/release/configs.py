@@ -4,7 +4,6 @@ Settings, and what a package needs to find its own code, are put into the YAML t
 YAML file has a JSON twin, which `monai.bundle.load` and the Model Zoo read.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
+from custom.support.files import json_text
 from sa_swin.release.errors import ReleaseError
 
 NOT_OF_THE_WEIGHTS = frozenset(
@@ -117,4 +117,4 @@ def _replaced(text: str, pattern: str, replacement: Any) -> str:
 
 def json_twin(text: str) -> str:
     """The same config as JSON."""
-    return json.dumps(yaml.safe_load(text), indent=2) + "\n"
+    return json_text(yaml.safe_load(text))

@@ -1,6 +1,5 @@
 """An evaluation's figures, recomputed from its table of cases, with confidence intervals."""
 
-import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from custom.evaluation.metrics import classification_summary, pretext_summary, segmentation_summary
+from custom.support.files import read_rows
 from sa_swin.bootstrap import LEVEL, limits, resamples
 from sa_swin.release.errors import ReleaseError
 
@@ -59,7 +59,7 @@ def read_evaluation(folder: Path, bundle: str, weights_sha256: str) -> Evaluatio
     """
     try:
         report = json.loads((folder / "cases.json").read_text())
-        rows = read_rows(folder / "cases.csv")
+        rows = read_cases(folder / "cases.csv")
         stated = {name: value for name, value in report["metrics"].items() if value is not None}
         computed = _defined(SUMMARIES[bundle](rows))
     except (OSError, ValueError, KeyError, IndexError) as error:
@@ -95,10 +95,9 @@ def is_count(name: str) -> bool:
     return name == "n" or name.startswith("n_")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_cases(path: Path) -> list[dict[str, Any]]:
     """The rows of a table of cases: numbers as numbers, what is not defined as NaN, words as text."""
-    with path.open(newline="") as file:
-        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    return [{name: _value(name, text) for name, text in row.items()} for row in read_rows(path)]
 
 
 def _value(name: str, text: str) -> Any:

@@ -19,6 +19,7 @@ from custom.support.errors import UserError
 from custom.symmetry import mirror
 from custom.volumes.loading import load_volume
 from custom.volumes.saving import result_path
+from sa_swin.cohort.sources import case_lists
 from sa_swin.report.privacy import Row
 
 FIELD_MM = (192.0, 224.0, 192.0)
@@ -170,9 +171,7 @@ def named_column(column: str, names: Mapping[int, str]) -> str:
 def datalist(paths: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The lists of cases in the datalist of a run; none where there was no datalist, or it is gone."""
     path = Path(str(paths.get("datalist")))
-    content = read_json(path) if path.is_file() else {}
-    lists = {name: entries for name, entries in content.items() if isinstance(entries, list)}
-    return {name: e for name, e in lists.items() if e and all(isinstance(c, dict) and "image" in c for c in e)}
+    return case_lists(read_json(path)) if path.is_file() else {}
 
 
 def used_lists(run: Run) -> dict[str, Sequence[Mapping[str, Any]]]:

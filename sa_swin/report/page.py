@@ -5,7 +5,6 @@ curves, figures with bootstrapped confidence intervals, cases, alignment quality
 nothing from elsewhere and has no script.
 """
 
-import csv
 import html
 import json
 import sys
@@ -21,7 +20,7 @@ from custom.evaluation.calibration import calibration_error
 from custom.evaluation.metrics import auc
 from custom.losses import PRETEXT_TASKS
 from custom.support.errors import UserError
-from custom.support.files import write_whole
+from custom.support.files import read_rows, write_whole
 from custom.training.tracking_record import add_to_runs
 from custom.weights.settings import paths_of
 from sa_swin.bootstrap import interval
@@ -77,10 +76,7 @@ def read_run(folder: Path, ids: bool = False) -> Run:
 
 
 def _table(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(path) if path.is_file() else []
 
 
 def page(run: Run) -> str:

@@ -124,7 +124,7 @@ def test_z_scores_are_distances_from_the_median_in_spreads():
     [
         (("map", "{in}", "{out}", "--norm", "/none"), "no norm at /none"),
         (("map", "{in}", "{out}", "--norm", "{in}/sub-left.nii.gz"), "is no norm"),
-        (("map", "{in}", "{out}", "--spacing", "-1"), "spacing must be positive"),
+        (("map", "{in}", "{out}", "--spacing", "-1"), "spacing must be one or three positive"),
         (("map", "{out}", "{out}"), "no NIfTI file"),
         (("norm", "{in}", "{out}/n", *GRID), "needs 8 healthy heads or more, got 3"),
     ],
