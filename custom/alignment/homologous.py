@@ -141,7 +141,7 @@ def homologous_field(volume: Tensor, spacing: Sequence[float]) -> tuple[Tensor, 
         finish = [_gaussian(n, FINISH / s, fine) for n, s in zip(velocity.shape[2:], (2 * step).tolist(), strict=True)]
         velocity = _unfolded(_along_axes(velocity, finish), 2 * step)
         field = exponential(-2 * velocity, 2 * step)
-        quality = _qualities(images[2], contrast, velocity, field, trust, 2 * step)
+        quality = _qualities(images[2], contrast, field, trust, 2 * step)
         field = _involution(resized(field, size), step)
         usable = torch.tensor([distrust_counterpart(q) is None for q in quality], device=field.device)
         return resized(field * usable.reshape(-1, 1, 1, 1, 1), volume.shape[2:]), quality
@@ -320,7 +320,7 @@ def round_trip(field: Tensor, spacing: Tensor) -> Tensor:
 
 
 def _qualities(
-    image: Tensor, contrast: Tensor, velocity: Tensor, field: Tensor, trust: Tensor, spacing: Tensor
+    image: Tensor, contrast: Tensor, field: Tensor, trust: Tensor, spacing: Tensor
 ) -> list[CounterpartQuality]:
     feature = normalized(image, STAGES[1].window, contrast)
     head = (feature**2).mean(1, keepdim=True)

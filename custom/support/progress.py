@@ -16,14 +16,13 @@ SECONDS = 60.0
 Result = TypeVar("Result")
 
 
-def followed(results: Iterable[Result], total: int, what: str, seconds: float = SECONDS) -> Iterator[Result]:
+def followed(results: Iterable[Result], total: int, what: str) -> Iterator[Result]:
     """Results as they come, with a bar on a terminal, else with a line on stderr at the first and now and then.
 
     Args:
         results: one per case.
         total: number of cases.
         what: is done with them.
-        seconds: between lines.
     """
     if sys.stderr.isatty():
         yield from tqdm(results, what, total, unit="case")
@@ -31,7 +30,7 @@ def followed(results: Iterable[Result], total: int, what: str, seconds: float = 
     told = -math.inf
     for number, result in enumerate(results, 1):
         now = time.monotonic()
-        if now - told >= seconds or number == total:
+        if now - told >= SECONDS or number == total:
             told = now
             _tell(f"{what}: {number} of {total} cases")
         yield result
@@ -43,13 +42,11 @@ class Progress:
     Args:
         desc: what is done.
         total: steps of an epoch, where the engine cannot know them.
-        seconds: between lines.
     """
 
-    def __init__(self, desc: str, total: int | None = None, seconds: float = SECONDS) -> None:
+    def __init__(self, desc: str, total: int | None = None) -> None:
         self.desc = desc
         self.total = total
-        self.seconds = seconds
         self.told = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -66,7 +63,7 @@ class Progress:
 
     def tell(self, engine: Engine) -> None:
         now, state = time.monotonic(), engine.state
-        if now - self.told < self.seconds:
+        if now - self.told < SECONDS:
             return
         self.told = now
         length = state.epoch_length or self.total

@@ -21,7 +21,7 @@ from monai.transforms import (
     Transform,
     allow_missing_keys_mode,
 )
-from monai.utils import GridSampleMode, ensure_tuple, ensure_tuple_rep, look_up_option
+from monai.utils import GridSampleMode, ensure_tuple_rep, look_up_option
 from torch import Tensor
 
 from custom.alignment.grid import (
@@ -91,7 +91,6 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         untrusted: when the plane cannot be trusted: `leave_out` raises, so that whoever asks can go on without the
             volume or stop; `found` takes it all the same, `as_it_lies` the array's central plane, both with a warning.
         planes: table of planes that a person set (`custom.alignment.planes`), which are trusted.
-        mode: interpolation per key; with `nearest`, labels go by the largest share, see `to_grid`.
         lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border, and
             labels go by the nearest neighbour.
 
@@ -108,18 +107,16 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         align: bool = True,
         untrusted: str = "leave_out",
         planes: str | None = None,
-        mode: str | Sequence[str] = (GridSampleMode.BILINEAR, GridSampleMode.NEAREST),
-        allow_missing_keys: bool = False,
         lazy: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        MapTransform.__init__(self, keys)
         LazyTransform.__init__(self, lazy)
         self.spacing = ensure_tuple_rep(spacing, 3)
         self.spatial_size = ensure_tuple_rep(spatial_size, 3)
         self.align = align
         self.untrusted = look_up_option(untrusted, UNTRUSTED)
         self.planes = read_planes(planes)
-        self.mode = ensure_tuple(mode)[: len(self.keys)] if not isinstance(mode, str) else (mode,) * len(self.keys)
+        self.mode = (GridSampleMode.BILINEAR, GridSampleMode.NEAREST)[: len(self.keys)]
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         d = dict(data)

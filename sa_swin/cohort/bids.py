@@ -65,11 +65,11 @@ def parse_choice(text: str) -> tuple[str, dict[str, str]]:
     return suffix, dict(pair.split("-", 1) for pair in pairs)
 
 
-def nifti_files(root: Path, folder: Path, passed_over: Sequence[str] = NOT_RAW) -> Iterator[BidsFile]:
-    """Files with names of BIDS below a folder, outside of hidden folders and of those that are passed over."""
+def nifti_files(root: Path, folder: Path) -> Iterator[BidsFile]:
+    """Files with names of BIDS below a folder, outside of hidden folders and of those that hold no raw images."""
     inside = folder.is_relative_to(root)
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in passed_over and name[0] != ".")
+        folders[:] = sorted(name for name in folders if name not in NOT_RAW and name[0] != ".")
         relative = os.path.relpath(place, root) if inside else place
         for name in sorted(names):
             file = parse_name(os.path.normpath(os.path.join(relative, name)))

@@ -99,14 +99,14 @@ def build_command(
     channels = words(image)
     known: list[Facts] = []
     if layout:
-        scans, left_out, known = recipe_scans(Path(str(bids)), layout, channels, mask)
+        scans, left_out, known = recipe_scans(Path(bids), layout, channels, mask)
     elif bids:
-        known = list(subject_facts(Path(str(bids))).values())
-        scans, left_out = find_scans(Path(str(bids)), channels, mask, derivative, runs)
+        known = list(subject_facts(Path(bids)).values())
+        scans, left_out = find_scans(Path(bids), channels, mask, derivative, runs)
     elif table:
-        scans, left_out = table_scans(Path(str(table)), channels, mask, subject, session)
+        scans, left_out = table_scans(Path(table), channels, mask, subject, session)
     else:
-        scans, left_out = datalist_scans(Path(str(datalist)), subject_pattern)
+        scans, left_out = datalist_scans(Path(datalist), subject_pattern)
     scans = [replace(scan, subject=f"{prefix}{scan.subject}") for scan in scans]
     kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
     given = split if isinstance(split, str) and split in columns(scan.facts for scan in scans) else None
@@ -128,7 +128,7 @@ def build_command(
     built.left_out[:0] = left_out
     if mask and "segment" not in built.datalists:
         raise CohortError(f"no scan has a mask ({mask}), so there is nothing to segment; {reasons(built.left_out)}")
-    paths = write_datalists(built, Path(str(output)), settings, overwrite)
+    paths = write_datalists(built, Path(output), settings, overwrite)
     print(*([layout.notes()] if layout else []), summary(built, scans), sep="\n")
     print("wrote", *paths)
 
@@ -165,14 +165,14 @@ def check_command(
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
         modality: MR or CT; by default each file's name tells (_T1w, _FLAIR, ..., _CT), and others are not asked.
     """
-    path = Path(str(datalist))
+    path = Path(datalist)
     root = root_of(path, dataset_dir)
     report = check_datalist(path, root, label, in_channels, num_classes, workers, allow_outside, modality)
     print(as_text(report, root))
     if json:
-        write_whole(Path(str(json)), json_text(as_json(report)))
+        write_whole(Path(json), json_text(as_json(report)))
     if quarantine:
-        write_whole(Path(str(quarantine)), json_text(good_rest(report)))
+        write_whole(Path(quarantine), json_text(good_rest(report)))
     if report.errors():
         sys.exit(1)
 
@@ -206,14 +206,14 @@ def leakage_command(
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     lists = {"pretrain": pretrain, "classify": classify, "segment": segment}
-    paths = {stage: Path(str(path)) for stage, path in lists.items() if path}
+    paths = {stage: Path(path) for stage, path in lists.items() if path}
     if not paths:
         raise CohortError("give the datalists of one or more stages: --pretrain, --classify, --segment")
     placed = {stage: (path, root_of(path, dataset_dir)) for stage, path in paths.items()}
     leaks = leakage.compare_lists(placed, label_free, images, workers, allow_outside)
     print(leakage.as_text(leaks))
     if json:
-        write_whole(Path(str(json)), json_text(leakage.as_json(leaks)))
+        write_whole(Path(json), json_text(leakage.as_json(leaks)))
     if any(leak.severity == "error" for leak in leaks):
         sys.exit(1)
 

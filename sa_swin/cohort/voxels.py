@@ -123,8 +123,9 @@ def _size_findings(path: str, shape: Sequence[int], spacing: np.ndarray) -> list
     extent = spacing * shape
     if min(shape) >= MIN_VOXELS and extent.min() >= EXTENT_MM[0] and extent.max() <= EXTENT_MM[1]:
         return []
+    sides = " x ".join(str(round(float(side), 2)) for side in extent)
     problem = (
-        f"{' x '.join(map(str, shape))} voxels, {' x '.join(map(str, _rounded(extent)))} mm, expected at least "
+        f"{' x '.join(map(str, shape))} voxels, {sides} mm, expected at least "
         f"{MIN_VOXELS} voxels and {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm along each axis; is it a whole head?"
     )
     return [Finding(path, "size", problem)]
@@ -169,7 +170,3 @@ def side_findings(case: Case, read: dict[str, tuple[Any, Voxels]], sound: bool) 
 def _world_x(affine: np.ndarray, where: np.ndarray) -> np.ndarray:
     """World x, in mm to the right, of the marked voxels."""
     return np.argwhere(where) @ affine[0, :3] + affine[0, 3]
-
-
-def _rounded(values: np.ndarray, digits: int = 2) -> list[float]:
-    return [round(float(value), digits) for value in values]

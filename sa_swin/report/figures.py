@@ -88,6 +88,16 @@ def seen(plane: np.ndarray) -> np.ndarray:
     return plane[::-1, ::-1].T
 
 
+def panel_grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels of a width and height in inches, four in a row."""
+    across, down = min(4, max(1, count)), max(1, -(-count // 4))
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
+    for axis in axes[count:]:
+        axis.axis("off")
+    return figure, axes[:count]
+
+
 def curves(scalars: Mapping[str, Sequence[tuple[int, float]]], kept: int | None = None) -> Figure:
     """Scalars of a training over epochs: a panel for each quantity, with its training and its validation values.
 
@@ -95,14 +105,9 @@ def curves(scalars: Mapping[str, Sequence[tuple[int, float]]], kept: int | None 
         scalars: of `read_scalars`; `train_loss` and `loss` are one quantity.
         kept: epoch to mark, whose weights were kept.
     """
-    panels = quantities(scalars)
-    columns = min(4, max(1, len(panels)))
-    rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(2.75 * columns, 2.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+    measured = quantities(scalars)
+    figure, axes = panel_grid(len(measured), 2.75, 2.2)
+    for axis, (name, lines) in zip(axes, measured.items(), strict=True):
         _plot_quantity(axis, lines, kept)
         axis.set_title(name.replace("_", " "), fontsize=8)
     return figure

@@ -6,10 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+from sklearn.metrics import ConfusionMatrixDisplay, precision_recall_curve, roc_curve
 
 from custom.evaluation.calibration import bins
 from sa_swin.bootstrap import limits, resamples
+from sa_swin.report.figures import panel_grid
 
 GRID = np.linspace(0, 1, 101)
 
@@ -85,15 +86,11 @@ def calibration(truth: np.ndarray, probability: np.ndarray, caption: str) -> Fig
 
 def confusion(labels: Sequence[int], predictions: Sequence[int], names: Sequence[str]) -> Figure:
     """Counts of true and predicted classes."""
-    classes = len(names)
-    counts = confusion_matrix(labels, predictions, labels=range(classes))
     figure = Figure(figsize=(3.6, 3.9), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(counts, cmap="Blues", vmin=0)
-    for (row, column), count in np.ndenumerate(counts):
-        axis.text(column, row, count, ha="center", va="center", color="white" if count > counts.max() / 2 else "black")
-    axis.set_xticks(range(classes), names, rotation=30 if max(map(len, names)) > 3 else 0)
-    axis.set_yticks(range(classes), names)
+    look = {"cmap": "Blues", "im_kw": {"vmin": 0}, "colorbar": False}
+    look |= {"display_labels": names, "xticks_rotation": 30 if max(map(len, names)) > 3 else 0}
+    ConfusionMatrixDisplay.from_predictions(labels, predictions, labels=range(len(names)), ax=axis, **look)
     axis.set(xlabel="predicted class", ylabel="true class")
     axis.set_title("confusion matrix", fontsize=9)
     return figure
@@ -116,13 +113,8 @@ def dice_and_volume(dice: np.ndarray, truth_ml: np.ndarray, predicted_ml: np.nda
 
 def histograms(columns: Mapping[str, np.ndarray]) -> Figure:
     """One small histogram per column of numbers, four in a row."""
-    across = min(4, len(columns))
-    down = -(-len(columns) // across)
-    figure = Figure(figsize=(2.7 * across, 1.9 * down), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
-    for axis in axes.flat[len(columns) :]:
-        axis.axis("off")
-    for axis, (name, values) in zip(axes.flat, columns.items(), strict=False):
+    figure, axes = panel_grid(len(columns), 2.7, 1.9)
+    for axis, (name, values) in zip(axes, columns.items(), strict=True):
         axis.hist(values, bins=12)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
