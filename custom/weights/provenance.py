@@ -9,6 +9,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,28 @@ def overlaps(
     return found
 
 
+def on_rank_0(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, done in the first process only; all processes get its result, or its `UserError`."""
+
+    @wraps(work)
+    def done(*args: Any, **kwargs: Any) -> Any:
+        if not dist.is_initialized():
+            return work(*args, **kwargs)
+        box: list[Any] = [None, None]
+        if dist.get_rank() == 0:
+            try:
+                box[0] = work(*args, **kwargs)
+            except UserError as error:
+                box[1] = error
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    return done
+
+
+@on_rank_0
 def record_training(
     stage: str,
     label: str,
@@ -139,18 +162,6 @@ def record_training(
     Raises:
         LeakageError: with the cases.
     """
-    return on_rank_0(lambda: _record_training(stage, label, training, validation, datalist, source, allow_leakage))
-
-
-def _record_training(
-    stage: str,
-    label: str,
-    training: Sequence[Case],
-    validation: Sequence[Case],
-    datalist: str | Path,
-    source: str | Path,
-    allow_leakage: bool,
-) -> list[Record]:
     # That a checkpoint is missing is said, better, by what loads it.
     records = records_of(source) if source and Path(source).is_file() else []
     contents = _contents([*training, *validation], datalist)
@@ -219,8 +230,9 @@ class LeakageGuard:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        engine.state.leakage = on_rank_0(self.check)
+        engine.state.leakage = self.check()
 
+    @on_rank_0
     def check(self) -> dict[str, Any]:
         records = [record for path in paths_of(self.checkpoint) for record in records_of(path)]
         contents = _contents(self.cases, self.datalist)
@@ -258,19 +270,3 @@ def _verdict(seen: int, number: int, unknown: Sequence[str], selected: int = 0) 
             "figures are a little better than those of unseen cases"
         )
     return f"none of the {number} cases was seen with a label in training"
-
-
-def on_rank_0(work: Callable[[], Any]) -> Any:
-    """Do something in the first process only; all processes get its result, or its `UserError`."""
-    if not dist.is_initialized():
-        return work()
-    box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = work()
-        except UserError as error:
-            box[1] = error
-    dist.broadcast_object_list(box)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]

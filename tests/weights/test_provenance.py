@@ -199,10 +199,10 @@ def one_rank(rank, world, folder):
     def refuse():
         raise UserError("seen before")
 
-    assert on_rank_0(lambda: done.append(rank) or "result") == "result"
+    assert on_rank_0(lambda: done.append(rank) or "result")() == "result"
     assert done == ([0] if rank == 0 else [])
     with pytest.raises(UserError, match="seen before"):
-        on_rank_0(refuse)
+        on_rank_0(refuse)()
     dist.destroy_process_group()
 
 
