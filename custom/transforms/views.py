@@ -120,6 +120,7 @@ class PrepareViews(PrepareBatch):
     Args:
         hole_ratio: largest share of the image's voxels cut out.
         hole_max_side: longest side of a hole, as a share of the ROI's side.
+        hide_both: share of the views whose counterpart has the same holes, so that these cannot be read from it.
         rotate: whether to turn the views.
         needs_healthy: fail if the batch has no `healthy` label.
         needs_labels: refuse to go without painted brains.
@@ -143,6 +144,7 @@ class PrepareViews(PrepareBatch):
         self,
         hole_ratio: float = 0.3,
         hole_max_side: float = 0.25,
+        hide_both: float = 0.0,
         rotate: bool = True,
         needs_healthy: bool = True,
         needs_labels: bool = False,
@@ -155,6 +157,7 @@ class PrepareViews(PrepareBatch):
     ) -> None:
         self.hole_ratio = hole_ratio
         self.hole_max_side = hole_max_side
+        self.hide_both = hide_both
         self.rotate = rotate
         self.needs_healthy = needs_healthy
         if needs_labels and (painter is None or not painted):
@@ -184,6 +187,10 @@ class PrepareViews(PrepareBatch):
         shape = tuple(image.shape[2:])
         cuboids = random_cuboids(self.whole(pairs), shape, generator, self.hole_ratio, self.hole_max_side)
         holed = cut_holes(image, self.own(cuboids), self.filling(image))
+        if self.hide_both:
+            both = torch.rand(self.whole(pairs), generator=generator, device=pairs.device) < self.hide_both
+            hidden = cut_holes(mirrored, self.own(cuboids), self.filling(mirrored))
+            mirrored = torch.where(self.own(both).view(-1, 1, 1, 1, 1), hidden, mirrored)
         targets = {"image": image, "rotation": turns}
         if labels.shape[1]:
             tissue, lesion, alike = labels.split(1, 1)

@@ -160,3 +160,19 @@ def test_a_missing_healthy_label_is_refused_where_it_is_needed(pairs):
     with pytest.raises(ValueError, match=r"needs the key 'healthy' .* or choose objective label_free"):
         PrepareViews()({"image": pairs}, torch.device("cpu"))
     assert "healthy" not in PrepareViews(needs_healthy=False)({"image": pairs}, torch.device("cpu"))[1]
+
+
+def test_what_is_hidden_in_both_halves_cannot_be_read_from_the_other():
+    """The same places are cut out of the counterpart, which lies as the image does; in a share of the views alone."""
+    batch = {"image": symmetric_pair(1 + torch.rand(8, 1, 16, 16, 16))}
+    options = {"needs_healthy": False, "rotate": False, "seed": 3}
+    one, _ = PrepareViews(**options)(batch)
+    both, _ = PrepareViews(hide_both=1.0, **options)(batch)
+    some, _ = PrepareViews(hide_both=0.5, **options)(batch)
+    image, mirrored = split_pair(both)
+    assert torch.equal(image, split_pair(one)[0])
+    assert torch.equal(mirrored == 0, image == 0)
+    assert (image == 0).any()
+    assert not (split_pair(one)[1] == 0).any()
+    hidden = (split_pair(some)[1] == 0).flatten(1).any(1)
+    assert 2 <= hidden.sum() <= 14
