@@ -69,8 +69,35 @@ SENTENCES = (
         ),
     ),
     (
-        "Pretraining before the classification of painted heads (AUC)",
-        (Headline("pretrained, not from scratch", "pretrain", "saca, weighted pretraining", "saca"),),
+        "Pretrained on painted brains, not from scratch: gliomas of patients (Dice)",
+        (
+            Headline(
+                "T1w, 10 % of labels",
+                "few_labels_t1w",
+                "painted, 10 % of labels",
+                "scratch, 10 % of labels",
+                "all",
+                "segment",
+            ),
+            Headline(
+                "T1w, 20 % of labels",
+                "few_labels_t1w",
+                "painted, 20 % of labels",
+                "scratch, 20 % of labels",
+                "all",
+                "segment",
+            ),
+            Headline("T1w, all labels", "few_labels_t1w", "painted", "scratch", "all", "segment"),
+            Headline(
+                "FLAIR, 10 % of labels",
+                "few_labels_flair",
+                "painted, 10 % of labels",
+                "scratch, 10 % of labels",
+                "all",
+                "segment",
+            ),
+            Headline("FLAIR, all labels", "few_labels_flair", "painted", "scratch", "all", "segment"),
+        ),
     ),
 )
 """Opening of each sentence, and what it tells."""

@@ -1,11 +1,15 @@
 import hashlib
+import re
+from pathlib import Path
 
 import torch
 
 from custom.networks import SASwinPretrainer, SASwinUNETR
 from custom.weights import from_pretrained
+from custom.weights.pretrained import SHIPPED
 from custom.weights.provenance import records_of
 from custom.weights.settings import carrying, settings_in
+from custom.weights.transfer import load_checkpoint
 from sa_swin.weights import pack
 
 TINY = {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
@@ -30,3 +34,14 @@ def test_what_is_packed_is_what_fine_tuning_takes_over_in_half_the_size(tmp_path
     for name in shared:
         torch.testing.assert_close(taken[name], given[name], atol=2e-3, rtol=1e-3)
         assert taken[name].dtype == torch.float32
+
+
+def test_the_weights_that_come_with_sa_swin_are_those_of_their_card_small_and_of_no_patient():
+    content = SHIPPED.read_bytes()
+    card = (Path(SHIPPED).parent / "README.md").read_text()
+    assert re.findall(r"[0-9a-f]{64}", card) == [hashlib.sha256(content).hexdigest()]
+    assert len(content) <= 10e6
+    assert all(record["subjects"] == record["images"] == [] for record in records_of(SHIPPED))
+    segmenter, tensors = from_pretrained(SASwinUNETR, "default", out_channels=2), load_checkpoint(SHIPPED)
+    taken = {name for name in segmenter.state_dict() if "relative_position_index" not in name}
+    assert taken - tensors.keys() == {"out.conv.conv.weight", "out.conv.conv.bias"}
