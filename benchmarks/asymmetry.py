@@ -1,6 +1,7 @@
 """The asymmetry map, with no network and no training, on real gliomas and on healthy heads of another site.
 
-    python benchmarks/asymmetry.py --flair LGG_FLAIR --t1 LGG_T1w --healthy IXI --other OASIS
+    python benchmarks/asymmetry.py maps --flair LGG_FLAIR --t1 LGG_T1w --healthy IXI --other OASIS
+    python benchmarks/asymmetry.py retest --healthy IXI --twice OASIS      (whose entries name the `person`)
 
 Each a folder that `prepare` wrote at 3 mm, 64 x 80 x 64 voxels. The method was developed on every other patient; the
 rest, measured by a norm of those, is the figure that counts.
@@ -11,8 +12,10 @@ import json
 import platform
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.evaluation.metrics import auc
+from custom.evaluation.probe import icc
 from custom.symmetry import mirror
 from custom.transforms.asymmetry_map import (
     AsymmetryMap,
@@ -150,17 +154,20 @@ def as_markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def run_of() -> str:
+    """Date, machine, versions and commit of a run."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    return (
+        f"{datetime.date.today()}, {platform.machine()}, one thread, torch {torch.__version__}, commit {commit.strip()}"
+    )
+
+
 def result(flair: Sequence[Head], t1: Sequence[Head], healthy: Sequence[Head], other: Sequence[Head]) -> dict[str, Any]:
     """All figures."""
     norm = make_norm([head.found for head in healthy], {"spacing": SPACING})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     seconds = np.median([head.seconds for head in (*flair, *t1)])
-    about = (
-        f"{datetime.date.today()}, {platform.machine()}, one thread, torch {torch.__version__}, "
-        f"commit {commit.strip()}; {seconds:.2f} CPU s for a map"
-    )
     return {
-        "run": about,
+        "run": f"{run_of()}; {seconds:.2f} CPU s for a map",
         "gliomas": {"FLAIR": patients(flair, {}), "T1": patients(t1, {"healthy heads": norm})},
         "threshold": norm.threshold,
         "alarms": {
@@ -190,5 +197,53 @@ def main(flair: str, t1: str, healthy: str, other: str, output: str = "benchmark
     path.with_suffix(".md").write_text(as_markdown(content))
 
 
+def persons_of(folder: str) -> dict[str, str]:
+    """Subject to person, of a prepared cohort."""
+    content = json.loads((Path(folder) / "datalists" / "pretrain.json").read_text())
+    entries = [entry for section in content.values() if isinstance(section, list) for entry in section]
+    return {entry["subject"]: entry["person"] for entry in entries if isinstance(entry, dict) and "person" in entry}
+
+
+def repeated(heads: Sequence[Head], persons: dict[str, str], maps: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Figures of the persons with two scans, beside those of all pairs of different persons."""
+    scans = defaultdict(list)
+    for head in heads:
+        scans[persons[head.name]].append(head.name)
+    pairs = [tuple(names) for names in scans.values() if len(names) == 2]
+    others = [pair for pair in combinations(maps, 2) if persons[pair[0]] != persons[pair[1]]]
+    out: dict[str, Any] = {"persons": len(pairs)}
+    for name, figure in {"peak": np.max, "mean": np.mean}.items():
+        one, other = (np.array([float(figure(maps[pair[i]])) for pair in pairs]) for i in range(2))
+        out[f"icc_{name}"] = float(icc(one, other))
+        out[name] = {"first": one.round(3).tolist(), "second": other.round(3).tolist()}
+    same, different = ([correlation(maps[a], maps[b]) for a, b in found] for found in (pairs, others))
+    out["map_correlation"] = {"same person": same, "different persons, median": float(np.median(different)),
+                              "different persons, highest": float(np.max(different))}  # fmt: skip
+    return out
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson correlation of two maps where both have a value."""
+    both = (one > 0) & (other > 0)
+    return float(np.corrcoef(one[both], other[both])[0, 1])
+
+
+def retest(healthy: str, twice: str, output: str = "benchmarks/results") -> None:
+    """How well maps of persons scanned twice repeat: write retest_<date>.json.
+
+    Args:
+        healthy: healthy heads, T1, of which the norm is made.
+        twice: healthy heads of another site, T1, some of them of one person.
+        output: folder of the result.
+    """
+    torch.set_num_threads(1)
+    norm = make_norm([head.found for head in read_cohort(healthy)], {"spacing": SPACING})
+    heads = read_cohort(twice)
+    maps = {head.name: norm.z_map(head.found).clamp_min(0).numpy()[0] for head in heads}
+    content = {"run": run_of(), "scans": len(heads), **repeated(heads, persons_of(twice), maps)}
+    path = Path(output) / f"retest_{datetime.date.today()}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    fire.Fire(main)
+    fire.Fire({"maps": main, "retest": retest})

@@ -10,6 +10,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.metrics import EmbeddingCollapseMetric
 
+from custom.evaluation.case_table import case_identity
+
 FEWEST = 3
 """Cases of a class, below which it is not asked for."""
 NEIGHBOURS = 5
@@ -29,14 +31,13 @@ class FrozenProbe:
 
     Args:
         label: key of the cases, such as `healthy` or a column of the datalist; empty asks for none.
-        interval: evaluations between two of its own.
+        interval: epochs between two of its figures.
     """
 
     def __init__(self, label: str = "healthy", interval: int = 1) -> None:
         self.label = label
         self.interval = interval
-        self.evaluations = 0
-        self.cases: dict[str, dict[str, Any]] = {}
+        self.cases: dict[tuple[str, str], dict[str, Any]] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.cases.clear())
@@ -46,24 +47,30 @@ class FrozenProbe:
     def collect(self, engine: Engine) -> None:
         """Keep the embeddings of a batch."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            case = {name: output[name] for name in ("pred", "rescan") if name in output}
-            self.cases[str(item.get("subject", len(self.cases)))] = {**case, "label": item.get(self.label)}
+            identity = case_identity(item)
+            said = {part: on_cpu(output[part]) for part in ("pred", "rescan") if part in output}
+            key = (identity["subject"], identity["image"])
+            self.cases[key] = {**said, "label": item.get(self.label), "subject": identity["subject"]}
 
     def measure(self, engine: Engine) -> None:
         """Add the figures of this evaluation, where it is one's turn."""
-        parts = idist.all_gather(sorted(self.cases.items(), key=lambda case: case[0]))
-        cases = [case for part in parts for _, case in part]
-        figures = probed(cases) if self.evaluations % self.interval == 0 and cases else {}
+        unique = {key: case for part in idist.all_gather([*self.cases.items()]) for key, case in part}
+        cases = [unique[key] for key in sorted(unique)]  # each once, in one order, however many processes there are
+        figures = probed(cases) if engine.state.epoch % self.interval == 0 and cases else {}
         for name in FIGURES:
             engine.state.metrics.pop(name, None)  # the engine keeps those of the evaluation before
         engine.state.metrics.update(figures)
-        self.evaluations += 1
+
+
+def on_cpu(said: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A network's output where any process can read it."""
+    return {name: torch.as_tensor(value).detach().float().cpu() for name, value in said.items()}
 
 
 def probed(cases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Figures of cases with `pred` and perhaps `rescan` (`embedding`, `asymmetry`) and a `label`."""
     embeddings = stacked(cases, "pred", "embedding")
-    figures = label_figures(embeddings, [case["label"] for case in cases])
+    figures = label_figures(embeddings, [case["label"] for case in cases], [case["subject"] for case in cases])
     if len(embeddings) > 1:
         collapse = EmbeddingCollapseMetric(include_indicators=["effective_rank"])
         figures["collapse"] = float(collapse(torch.from_numpy(embeddings))["aggregate"])
@@ -91,11 +98,11 @@ def icc(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (between - within) / np.maximum(between + within, 1e-12)
 
 
-def label_figures(embeddings: np.ndarray, labels: Sequence[Any]) -> dict[str, float]:
-    """Balanced accuracy of a label by nearest neighbours and by a linear layer, each case predicted by the others."""
+def label_figures(embeddings: np.ndarray, labels: Sequence[Any], subjects: Sequence[str]) -> dict[str, float]:
+    """Balanced accuracy of a label by nearest neighbours and by a linear layer, each subject told by the others."""
     from sklearn.linear_model import LogisticRegression  # the better part of a second, which nobody else needs
     from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -105,7 +112,7 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any]) -> dict[str, fl
     asked = np.isin(names, values[counts >= FEWEST])
     if len(np.unique(names[asked])) < 2:
         return {}
-    folds = StratifiedKFold(min(MOST_FOLDS, int(counts[counts >= FEWEST].min())), shuffle=True, random_state=0)
+    folds = StratifiedGroupKFold(min(MOST_FOLDS, int(counts[counts >= FEWEST].min())), shuffle=True, random_state=0)
     probes = {
         "probe_knn": KNeighborsClassifier(NEIGHBOURS if asked.sum() > 2 * NEIGHBOURS else 1, metric="cosine"),
         "probe_linear": LogisticRegression(max_iter=1000, class_weight="balanced"),
@@ -114,6 +121,7 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any]) -> dict[str, fl
     for name, probe in probes.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of few cases, the linear layer need not converge
-            found = cross_val_predict(make_pipeline(StandardScaler(), probe), embeddings[asked], names[asked], cv=folds)
+            pipeline, groups = make_pipeline(StandardScaler(), probe), np.array(subjects)[asked]
+            found = cross_val_predict(pipeline, embeddings[asked], names[asked], groups=groups, cv=folds)
         figures[name] = float(balanced_accuracy_score(names[asked], found))
     return figures

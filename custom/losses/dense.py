@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from custom.support.distributed import mean_count
+
 UNKNOWN = 255
 """Label of a place of which nothing is known."""
 MOST_PLACES = 1024
@@ -22,7 +24,7 @@ def tissue_loss(logits: Tensor, tissue: Tensor) -> Tensor:
         logits: `(B, T, X, Y, Z)`.
         tissue: `(B, 1, X, Y, Z)`, classes or `UNKNOWN`.
     """
-    known = (tissue != UNKNOWN).sum().clamp_min(1)
+    known = mean_count((tissue != UNKNOWN).sum()).clamp_min(1)
     return F.cross_entropy(logits.float(), tissue[:, 0], ignore_index=UNKNOWN, reduction="sum") / known
 
 
@@ -44,7 +46,7 @@ def lesion_loss(logits: Tensor, lesion: Tensor, smooth: float = 1.0) -> Tensor:
     probability = logits.sigmoid()
     overlap = (2 * (probability * truth).sum(1) + smooth) / (probability.sum(1) + truth.sum(1) + smooth)
     losses = entropy + (1 - overlap) * truth.any(1)
-    return (known * losses).sum() / known.sum().clamp_min(1)
+    return (known * losses).sum() / mean_count(known.sum()).clamp_min(1e-6)
 
 
 def homologous_loss(places: Tensor, alike: Tensor, temperature: float = 0.1) -> Tensor:
@@ -75,4 +77,4 @@ def found(one: Tensor, other: Tensor, known: Tensor, temperature: float) -> Tens
     logits = logits.masked_fill(~known[:, None], -1e4)
     index = torch.arange(known.shape[1], device=known.device).expand_as(known)
     losses = F.cross_entropy(logits.transpose(1, 2), index, reduction="none")
-    return (losses * known).sum() / known.sum().clamp_min(1)
+    return (losses * known).sum() / mean_count(known.sum()).clamp_min(1)

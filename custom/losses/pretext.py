@@ -43,9 +43,11 @@ class PretextLoss(nn.Module):
         weights: task to weight; what is named here replaces the objective's weight.
         temperature: of the contrastive loss.
         margin: of the symmetry loss.
+        painted: share of the brains that are painted; None leaves out the checks that need it.
 
     Raises:
-        ValueError: on an unknown objective or task, or a negative weight.
+        UserError: on an unknown objective or task, a negative weight, tasks of painted brains without them, real brains
+            without a task, or the homologous loss beside tasks that turn the views.
 
     References:
         Ma et al., MICCAI 2024, section 2; NT-Xent: Chen et al., A Simple Framework for Contrastive Learning, ICML 2020,
@@ -58,15 +60,32 @@ class PretextLoss(nn.Module):
         weights: Mapping[str, float] | None = None,
         temperature: float = 0.5,
         margin: float = 0.0,
+        painted: float | None = None,
     ) -> None:
         super().__init__()
         self.weights = pretext_weights(objective, weights or {})
         self.dense = any(self.weights[task] for task in PAINTED_TASKS)
-        self.rotates = self.weights["rotation"] > 0
+        self.painted_only = not any(self.weights[task] for task in PRETEXT_TASKS if task not in PAINTED_TASKS)
+        self.check(painted)
         self.needs_healthy = objective != "label_free" and self.weights["symmetry"] > 0
         self.temperature = temperature
         self.margin = margin
         self.parts: dict[str, Tensor] = {}
+
+    def check(self, painted: float | None) -> None:
+        """Refuse tasks that have no brains, and brains that have no task."""
+        tasks = "{'tissue': 1, 'lesion': 1}"
+        if painted == 0 and self.dense:
+            raise UserError("the objective is of painted brains; give --painted a share above 0, or choose another")
+        if painted is not None and painted < 1 and self.painted_only:
+            raise UserError(
+                "the objective asks nothing of brains that are not painted; take one of the paper's, and add the "
+                f'others: --objective paper --loss_weights "{tasks}"'
+            )
+        if self.weights["homologous"] and not self.painted_only:
+            raise UserError(
+                "the homologous loss needs views that are not turned: only with other tasks of painted brains"
+            )
 
     def forward(self, pred: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
         tasks = [

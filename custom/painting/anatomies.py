@@ -55,6 +55,7 @@ class Anatomies:
             raise UserError(f"{folder}: expected maps X, Y, Z, {len(CHANNELS)} of one shape and spacing, got {found}")
         self.maps: Tensor = torch.from_numpy(np.stack(arrays)).float() / 255
         self.spacing = float(zooms[0])
+        self.on: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -67,10 +68,11 @@ class Anatomies:
             points: `(B, X, Y, Z, 3)` mm, the centre of the map at the origin.
             channels: of `CHANNELS`.
         """
-        if self.maps.device != points.device:
-            self.maps = self.maps.to(points.device)
-        extent = (torch.tensor(self.maps.shape[2:], device=points.device) - 1) * self.spacing / 2
+        maps = self.on.setdefault(points.device, self.maps)  # the CPU's stay, for workers that paint there
+        if maps.device != points.device:
+            maps = self.on[points.device] = self.maps.to(points.device)
+        extent = (torch.tensor(maps.shape[2:], device=points.device) - 1) * self.spacing / 2
         grid = (points / extent).flip(-1)  # grid_sample wants z, y, x
-        rows = [F.grid_sample(self.maps[head : head + 1, channels], grid[row : row + 1], align_corners=True)
+        rows = [F.grid_sample(maps[head : head + 1, channels], grid[row : row + 1], align_corners=True)
                 for row, head in enumerate(heads)]  # fmt: skip
         return torch.cat(rows)

@@ -33,7 +33,7 @@ class PaintBrain(Transform):
         self.seed = seed
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(2**32 + 1000 * self.seed + data["number"])
+        generator = torch.Generator().manual_seed(1_000_003 * (self.seed + 1) + data["number"])
         painting = self.painter(Draws(generator, 1), scanners=2)
         return {
             **data,

@@ -13,6 +13,7 @@ from custom.painting.lesions import pushed, random_lesions
 from custom.painting.scanner import painted, scanned
 from custom.painting.shapes import grid_points, lattice, places
 from custom.support.draws import Draws
+from custom.support.errors import UserError
 from custom.symmetry import LATERAL_AXIS, mirror, symmetric_pair
 from custom.transforms.intensity import standardize_mr, window_ct
 
@@ -57,6 +58,11 @@ class Painter:
         channels: contrasts C of each head.
         spacing: mm.
         spatial_size: X, Y, Z in voxels.
+        share: of a batch's brains that are painted, above 0 to 1.
+        counterpart: of the pairs; `mirror` is all there is here.
+
+    Raises:
+        UserError: no tissue maps, another share or counterpart.
 
     References:
         Billot et al., SynthSeg, Medical Image Analysis 2023 (contrasts none of nature's); Liu et al., Brain-ID,
@@ -70,7 +76,14 @@ class Painter:
         channels: int = 1,
         spacing: float | Sequence[float] = 1.0,
         spatial_size: Sequence[int] = (192, 224, 192),
+        share: float = 1.0,
+        counterpart: str = "mirror",
     ) -> None:
+        if not 0 < share <= 1:
+            raise UserError(f"painted must be a share of the brains, 0 to 1; got {share}")
+        if counterpart != "mirror":
+            raise UserError(f"painted brains are paired with their mirror images; got --counterpart {counterpart}")
+        self.share = share
         self.anatomies = anatomies if isinstance(anatomies, Anatomies) else Anatomies(anatomies)
         self.modality = look_up_option(modality, ("MR", "CT"))
         self.channels = channels

@@ -24,6 +24,18 @@ def gather_batch(local: Tensor) -> Tensor:
     return torch.cat(all_gather(convert_to_tensor(local, track_meta=False)))
 
 
+def mean_count(count: Tensor) -> Tensor:
+    """The mean of a number over the processes: what a sum is divided by, so that all together they take the mean.
+
+    As with `gather_batch`, nothing is exchanged without gradients.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1 or not torch.is_grad_enabled():
+        return count
+    total = count.detach().float().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def own_rows(rows: Tensor, block: int = 1) -> Tensor:
     """This process' rows of a whole batch's: a distributed sampler deals out cases in turns, `block` rows each."""
     if not dist.is_initialized():

@@ -103,8 +103,8 @@ def random_roi(pair: Tensor, roi_size: Sequence[int], generator: torch.Generator
     return pair
 
 
-KEYS = ("image", "healthy", "labels")
-"""Of a batch: symmetric pairs, whether each brain is healthy, and of painted brains the labels of their places."""
+KEYS = ("image", "rescan", "healthy", "labels")
+"""Of a batch: pairs, whether each brain is healthy; of painted brains also a second scanner's pairs, and labels."""
 
 
 class PrepareViews(PrepareBatch):
@@ -123,15 +123,14 @@ class PrepareViews(PrepareBatch):
         hide_both: share of the views whose counterpart has the same holes, so that these cannot be read from it.
         rotate: whether to turn the views.
         needs_healthy: fail if the batch has no `healthy` label.
-        needs_labels: refuse to go without painted brains.
         num_samples: pairs of each case, which lie together in the batch.
         roi_size: voxels, X Y Z: take a random ROI of each batch first, where its volumes are larger; None takes them
             whole.
         seed: of the views, the same in all processes.
         repeat: draw the same views for every batch, so that validation losses can be compared over epochs; every
             process by itself.
-        painter: `custom.painting.Painter`, of brains that take the place of the batch's.
-        painted: share of the brains that are painted, 0 to 1; at 1 the batch's own images are not looked at.
+        painter: `custom.painting.Painter`, of brains that take the place of the batch's; where its share is 1, the
+            batch's own images are not looked at.
 
     Raises:
         ValueError: when `healthy` is needed and missing.
@@ -147,27 +146,22 @@ class PrepareViews(PrepareBatch):
         hide_both: float = 0.0,
         rotate: bool = True,
         needs_healthy: bool = True,
-        needs_labels: bool = False,
         num_samples: int = 1,
         roi_size: Sequence[int] | None = None,
         seed: int = 0,
         repeat: bool = False,
         painter: Callable[..., Any] | None = None,
-        painted: float = 0.0,
     ) -> None:
         self.hole_ratio = hole_ratio
         self.hole_max_side = hole_max_side
         self.hide_both = hide_both
         self.rotate = rotate
         self.needs_healthy = needs_healthy
-        if needs_labels and (painter is None or not painted):
-            raise UserError("the objective is of painted brains; give --painted a share above 0, or choose another")
         self.num_samples = num_samples
         self.roi_size = roi_size
         self.seed = seed
         self.repeat = repeat
         self.painter = painter
-        self.painted = painted if painter is not None else 0.0
         self.generator: torch.Generator | None = None
 
     def __call__(
@@ -217,16 +211,16 @@ class PrepareViews(PrepareBatch):
         The views of a brain from a file are the same; those of a painted one are of two scanners.
         """
         pair, healthy = batch["image"], batch.get("healthy")
-        if not self.painted:
-            return [pair, pair], batch.get("labels", pair[:, :0]), healthy
+        if self.painter is None:
+            return [pair, batch.get("rescan", pair)], batch.get("labels", pair[:, :0]), healthy
         draws = Draws(generator, self.whole(pair), self.own)
         painting = self.painter(draws, scanners=2)
         views, labels = painting.pairs, painting.labels
-        if self.painted == 1:
+        if self.painter.share == 1:
             return views, labels, painting.healthy
         roi = random_roi(torch.cat([*views, labels.to(pair)], 1), pair.shape[2:], generator)
         *views, labels = roi.split([*[pair.shape[1]] * 2, labels.shape[1]], 1)
-        taken = draws.chance(self.painted)
+        taken = draws.chance(self.painter.share)
         rows = taken.view(-1, 1, 1, 1, 1)
         healthy = None if healthy is None else torch.where(taken, painting.healthy, healthy.bool())
         return [torch.where(rows, own, pair) for own in views], labels.masked_fill(~rows, UNKNOWN), healthy

@@ -40,7 +40,7 @@ def pretrained_file(name: str | Path) -> str:
         if found := [path / file for file in FILES if (path / file).is_file()]:
             return str(found[0])
         raise WeightsError(f"{path} holds none of {', '.join(FILES)}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not path.suffix:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix not in (".pt", ".pth", ".ckpt", ".safetensors"):
         return from_hub(str(name))
     return str(name)  # what loads it says that there is none
 
@@ -62,7 +62,7 @@ def from_hub(repository: str) -> str:
         return hf_hub_download(repository, "model.safetensors")
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"no file {repository}, and none on Hugging Face: {reason}") from error
+        raise WeightsError(f"no file or folder {repository}, and no repository of Hugging Face: {reason}") from error
 
 
 def from_pretrained(network: type[Network], name: str | Path, **options: Any) -> Network:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from custom.painting.anatomies import CHANNELS, PATTERN
+from custom.volumes.nifti import read_volume
 from sa_swin.phantom.anatomy import Anatomy, label_anatomy, label_maps
 from sa_swin.phantom.cohort import write_image
 from sa_swin.phantom.head import icbm_anatomy
@@ -30,7 +31,7 @@ def tissues_command(output: str, anatomies: str | None = None) -> None:
         paths = label_maps(str(anatomies)) if anatomies else []
         heads = {"icbm152": icbm_anatomy(round(SPACING_MM))}
         for path in paths:
-            spacing = float(nib.load(path).header.get_zooms()[0])
+            spacing = float(read_volume(path).header.get_zooms()[0])
             name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
             heads[name] = label_anatomy(path, max(1, round(SPACING_MM / spacing)))
     except ValueError as error:

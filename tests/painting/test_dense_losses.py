@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from custom.losses import UNKNOWN, PretextLoss, homologous_loss, lesion_loss, tissue_loss
+from custom.support.errors import UserError
 
 
 def test_tissue_is_cross_entropy_over_the_places_that_are_known():
@@ -42,7 +43,7 @@ def test_a_place_is_found_by_its_own_embedding_alone_in_the_other_scanner_and_at
 
 
 def test_the_painted_objective_weighs_its_tasks_and_passes_over_those_without_labels():
-    loss = PretextLoss("painted", {"homologous": 0.5, "symmetry": 0.25})
+    loss = PretextLoss("painted", {"homologous": 0.5})
     pred = {"tissue": torch.zeros(2, 5, 4, 4, 4), "lesion": torch.zeros(2, 1, 4, 4, 4), "asymmetry": torch.zeros(2)}
     pred["places"] = torch.ones(2, 2, 3, 1, 1, 1)
     target = {
@@ -53,8 +54,23 @@ def test_the_painted_objective_weighs_its_tasks_and_passes_over_those_without_la
     }
     total = loss(pred, target)
     assert loss.dense
-    assert not loss.rotates
-    assert set(loss.parts) == {"loss", "symmetry", "tissue", "lesion", "homologous"}
-    assert total.item() == pytest.approx(0.25 * 0.5 + loss.parts["tissue"].item() + loss.parts["lesion"].item())
+    assert loss.painted_only
+    assert set(loss.parts) == {"loss", "tissue", "lesion", "homologous"}
+    assert total.item() == pytest.approx(loss.parts["tissue"].item() + loss.parts["lesion"].item())
     assert loss.parts["tissue"].item() == pytest.approx(math.log(5))
-    assert loss(pred, {"healthy": target["healthy"]}).item() == pytest.approx(0.125)
+    mixed = PretextLoss("painted", {"symmetry": 0.25}, painted=0.5)
+    assert mixed(pred, {"healthy": target["healthy"]}).item() == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("painted", {}, 0.0), "give --painted a share above 0"),
+        (("painted", {}, 0.5), "asks nothing of brains that are not painted"),
+        (("paper", {"homologous": 0.5}, 1.0), "views that are not turned"),
+    ],
+)
+def test_tasks_without_brains_and_brains_without_tasks_are_refused(arguments, reason):
+    objective, weights, painted = arguments
+    with pytest.raises(UserError, match=reason):
+        PretextLoss(objective, weights, painted=painted)

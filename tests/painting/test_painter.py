@@ -160,14 +160,14 @@ def test_ct_is_windowed_and_channels_are_contrasts_of_one_head(tissues):
     assert not torch.equal(two.pairs[0][:, 0], two.pairs[0][:, 1])
 
 
-def views(painter, **options):
-    options = {"rotate": False, "hole_ratio": 0.0, "painter": painter, "roi_size": (32, 64, 32), **options}
+def views(painter):
+    options = {"rotate": False, "hole_ratio": 0.0, "painter": painter, "roi_size": (32, 64, 32)}
     return PrepareViews(needs_healthy=False, **options)
 
 
 def test_painted_views_are_of_two_scanners_with_the_labels_of_their_places(painter):
     batch = {"image": torch.stack([case["image"] for case in placeholders(3, 1)])}
-    inputs, targets = views(painter, painted=1.0, needs_labels=True)(batch)
+    inputs, targets = views(painter)(batch)
     assert inputs.shape == (6, 2, 32, 64, 32)
     for name in ("tissue", "lesion", "alike", "healthy"):
         one, other = targets[name].chunk(2)
@@ -178,10 +178,10 @@ def test_painted_views_are_of_two_scanners_with_the_labels_of_their_places(paint
     assert np.median(gap) > 1
 
 
-def test_a_share_of_a_batch_is_painted_and_the_rest_stays_what_it_was(painter):
+def test_a_share_of_a_batch_is_painted_and_the_rest_stays_what_it_was(tissues):
     real = torch.full((8, 2, 32, 64, 32), 7.0)
     batch = {"image": real, "healthy": torch.zeros(8, dtype=torch.bool)}
-    inputs, targets = views(painter, painted=0.5)(batch)
+    inputs, targets = views(Painter(str(tissues), spacing=SPACING, spatial_size=SIZE, share=0.5))(batch)
     untouched = (inputs == 7).flatten(1).all(1)
     assert 1 <= untouched[:8].sum() <= 7
     assert torch.equal(untouched[:8], untouched[8:])
@@ -192,9 +192,12 @@ def test_a_share_of_a_batch_is_painted_and_the_rest_stays_what_it_was(painter):
     assert targets["lesion"][~untouched].max() == 1
 
 
-def test_an_objective_of_painted_brains_without_them_is_refused():
-    with pytest.raises(UserError, match="give --painted a share above 0"):
-        PrepareViews(needs_labels=True)
+def test_a_share_or_counterpart_that_cannot_be_painted_is_refused(tissues):
+    for share in (0, 1.5, -0.5):
+        with pytest.raises(UserError, match=f"0 to 1; got {share}"):
+            Painter(str(tissues), share=share)
+    with pytest.raises(UserError, match="paired with their mirror images; got --counterpart homologous"):
+        Painter(str(tissues), counterpart="homologous")
 
 
 def test_a_validation_brain_is_a_function_of_its_number(painter):
