@@ -14,6 +14,7 @@ import yaml
 
 from custom.support.errors import UserError
 from custom.support.run_record import commit
+from custom.weights.pretrained import pretrained_file
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 BUNDLE_TASKS = ("pretrain", "classify", "segment")
@@ -101,6 +102,8 @@ class Cell:
             "fold": self.fold,
             "network": self.network and dict(self.network),
         }
+        if name := self.settings.get("pretrained"):  # other weights under the same name are another run
+            content["weights"] = file_digest(pretrained_file(name))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -108,6 +111,19 @@ class Cell:
         """The cell in words."""
         fold = "" if self.fold is None else f", fold {self.fold}"
         return f"{self.arm.task}: {self.arm.name}{fold}, seed {self.seed}"
+
+
+@cache
+def file_digest(path: str) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        StudyError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise StudyError(f"no weights {path}: {error.strerror}") from error
 
 
 @cache

@@ -306,3 +306,25 @@ def test_the_json_reads_back_as_it_was(finished):
     content = collected | {"summary": summarize(plan, collected)}
     assert json.loads(evidence.dumps(content)) == json.loads(json.dumps(content))
     assert np.isfinite(content["summary"]["comparisons"][0]["difference"])
+
+
+def test_other_weights_under_the_same_name_are_another_run_and_missing_ones_are_named(tmp_path):
+    from sa_swin.study.cells import pretrained
+    from sa_swin.study.plan import StudyError, file_digest
+
+    weights = tmp_path / "weights.safetensors"
+    variants = {"a": {"symmetry": "saca", "pretrained": str(weights)}}
+
+    def cell():
+        file_digest.cache_clear()
+        plan = study(tmp_path, variants=variants, arms=[{"task": "classify", "variant": "a"}])
+        return plan.cell(plan.arms[0], 0)
+
+    with pytest.raises(StudyError, match="no weights"):
+        cell().digest  # noqa: B018  asked for its error
+    weights.write_bytes(b"one")
+    first = cell().digest
+    assert cell().digest == first
+    weights.write_bytes(b"other")
+    assert cell().digest != first
+    assert pretrained(cell(), tmp_path) == str(weights)
