@@ -152,9 +152,8 @@ def test_every_part_is_learned_from(batch):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(
-        ValueError, match="unknown objective 'papers', choose one of paper, label_free, no_symmetry, reconstruction"
-    ):
+    known = "paper, balanced, label_free, no_symmetry, reconstruction, painted"
+    with pytest.raises(ValueError, match=f"unknown objective 'papers', choose one of {known}"):
         PretextLoss("papers")
 
 

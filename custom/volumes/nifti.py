@@ -222,6 +222,8 @@ def _check_claims(image: Any) -> None:
     if math.prod(int(n) for n in image.shape) > MOST_VOXELS:
         raise VolumeFileError("claims", f"its header claims {shape} voxels, more than any scan of a head has")
     file = image.file_map["image"].filename
+    if not os.path.isfile(file):
+        raise VolumeFileError("unreadable", f"a header without its voxels: no {os.path.basename(file)} beside it")
     size = os.path.getsize(file)
     largest = size / SMALLEST_RATIO if str(file).lower().endswith("gz") else size - image.dataobj.offset
     if _claimed(image) > largest:

@@ -11,7 +11,8 @@ def test_a_pretraining_on_painted_brains_needs_no_cohort_and_its_decoder_goes_in
     tissues, tiny_cohort, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    options = {"painted": 1.0, "anatomies": str(tissues), "painted_cases": [4, 6], "max_epochs": 1, "num_samples": 1}
+    options = {"painted": 1.0, "objective": "painted", "anatomies": str(tissues), "painted_cases": [4, 6]}
+    options |= {"max_epochs": 1, "num_samples": 1}
     bundle = made("pretrain", "train", tmp_path / "nowhere", tmp_path, **options)
     bundle.initialize()
     bundle.run()

@@ -11,7 +11,7 @@ from custom.data.datalist import load_datalist
 from custom.data.headers import case_problems
 from custom.transforms.contract import InputContract
 from custom.volumes.loading import load_volume
-from custom.volumes.nifti import open_volume, read_volume
+from custom.volumes.nifti import VolumeFileError, open_volume, read_volume
 from sa_swin.cohort.voxels import Expected, check_case
 from sa_swin.prepare.case import CaseFiles, Grid, align_case
 
@@ -83,3 +83,10 @@ def test_several_volumes_in_one_file_are_still_refused(files, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 1, 2), np.int16), AFFINE), tmp_path / "series.nii")
     (problem,) = case_problems({"image": str(tmp_path / "series.nii")}, "none", 1, None)
     assert "expected a 3D volume, got shape (32, 36, 30, 1, 2)" in problem
+
+
+def test_a_header_without_its_voxels_is_named(tmp_path):
+    nib.save(nib.Nifti1Pair(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "image.hdr")
+    (tmp_path / "image.img").unlink()
+    with pytest.raises(VolumeFileError, match="a header without its voxels: no image"):
+        read_volume(tmp_path / "image.hdr")
