@@ -40,10 +40,9 @@ def pack(source: str, output: str) -> None:
     from safetensors.torch import save
 
     from custom.support.files import write_whole
-    from custom.weights.pretrained import DECODER
     from custom.weights.provenance import records_of
     from custom.weights.settings import as_metadata, settings_in
-    from custom.weights.transfer import PRETRAINED_PARTS, is_index, load_checkpoint
+    from custom.weights.transfer import DECODER, PRETRAINED_PARTS, is_index, load_checkpoint
 
     kept = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor

@@ -7,13 +7,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from custom.weights.settings import ENCODER, Weights
-from custom.weights.transfer import PRETRAINED_PARTS, WeightsError, load_checkpoint, transfer
+from custom.weights.transfer import DECODER, PRETRAINED_PARTS, WeightsError, load_checkpoint, transfer
 
 DEFAULT = "default"
 SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "sa_swin_painted.safetensors"
 """Pretrained on painted brains alone; beside `custom` in the repository."""
-DECODER = ("encoder", *(f"decoder{level}." for level in range(1, 6)), "comparisons")
-"""Prefixes of what a segmenter takes over as well, where the weights have it."""
 FILES = ("model.safetensors", "model.pt", "models/model.safetensors", "models/model.pt")
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 PRETRAINED_PARTS = ("swinViT.", "symmetry.")
 """Parameters that pretraining hands on: the encoder and the cross-attention."""
+DECODER = ("encoder", *(f"decoder{level}." for level in range(1, 6)), "comparisons")
+"""Prefixes of what a segmenter takes over as well, where the weights have it."""
+DENSE = (*DECODER, "dense_head.", "places_head.")
+"""That, and the last layers of a dense pretraining, for one that goes on from it."""
 
 _RENAMED = (
     (r"^(?:swin_vit|swinvit|backbone)\.", "swinViT."),
@@ -238,7 +242,7 @@ class PretrainedLoader:
         network: nn.Module,
         parts: Sequence[str] = PRETRAINED_PARTS,
         minimum: float = 0.8,
-        optional: Sequence[str] = (),
+        optional: Sequence[str] = DENSE,
     ) -> None:
         self.path = path
         self.network = network

@@ -5,9 +5,9 @@ from custom.losses import PretextLoss
 from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.networks.encoding import halves
 from custom.symmetry import symmetric_pair
-from custom.weights.pretrained import DECODER, from_pretrained, pretrained_file
+from custom.weights.pretrained import from_pretrained, pretrained_file
 from custom.weights.settings import sizes
-from custom.weights.transfer import PRETRAINED_PARTS, WeightsError, transfer
+from custom.weights.transfer import DECODER, PRETRAINED_PARTS, WeightsError, transfer
 
 TINY = {"feature_size": 12, "window_size": 4, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 

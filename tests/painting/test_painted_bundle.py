@@ -44,3 +44,14 @@ def test_the_painted_objective_without_painted_brains_is_refused_in_a_sentence(t
     with pytest.raises(RuntimeError) as caught:
         bundle.run()
     assert "give --painted a share above 0" in str(root_cause(caught.value))
+
+
+def test_real_heads_are_mixed_in_by_a_share(tissues, tiny_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    options = {"painted": 0.5, "anatomies": str(tissues), "loss_weights": {"tissue": 1, "lesion": 1}}
+    bundle = made("pretrain", "train", tiny_cohort, tmp_path, **options, max_epochs=1, num_samples=1)
+    bundle.initialize()
+    bundle.run()
+    learned = bundle.parser.get_parsed_content("train::trainer").state.metrics
+    assert {"train_symmetry", "train_inpainting"} <= {f"train_{n.removeprefix('train_')}" for n in learned}
+    assert (tmp_path / "models" / "model.pt").is_file()

@@ -45,3 +45,5 @@ def test_the_weights_that_come_with_sa_swin_are_those_of_their_card_small_and_of
     segmenter, tensors = from_pretrained(SASwinUNETR, "default", out_channels=2), load_checkpoint(SHIPPED)
     taken = {name for name in segmenter.state_dict() if "relative_position_index" not in name}
     assert taken - tensors.keys() == {"out.conv.conv.weight", "out.conv.conv.bias"}
+    state = segmenter.state_dict()
+    assert all(torch.equal(state[name], tensors[name].to(state[name].dtype)) for name in taken & tensors.keys())
