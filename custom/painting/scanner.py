@@ -79,21 +79,16 @@ def scanned(draws: Draws, modality: str, image: Tensor, spacing: Sequence[float]
     """
     size = image.shape[2:]
     if modality == "CT":
-        return blurred(image, draws.uniform(0.1, 0.8, 3)) + noise(draws, size) * per_row(draws.uniform(2, 5))
+        return blurred(image, draws.uniform(0.1, 0.8, 3)) + draws.noise(1, *size) * per_row(draws.uniform(2, 5))
     texture = 0.08 * per_row(draws.uniform(0, 1)) * lattice(draws, 1, 6.0, size, spacing)
     bias = 0.3 * per_row(draws.uniform(0, 1)) * lattice(draws, 1, 90.0, size, spacing)
     image = image.clamp_min(0) * torch.exp(texture + bias)
     axis = F.one_hot((draws.uniform(0, 1) * 3).long().clamp_max(2), 3)
     widths = draws.uniform(0.1, 0.7, 3) + draws.chance(0.3, 1) * axis * draws.uniform(0.3, 1.3, 1)
     sigma = per_row(draws.uniform(0.005, 0.06))
-    real, imaginary = (sigma * noise(draws, size) for _ in range(2))
+    real, imaginary = (sigma * draws.noise(1, *size) for _ in range(2))
     image = torch.hypot(blurred(image, widths) + real, imaginary)
     return image ** torch.exp(per_row(draws.uniform(-0.3, 0.3)))
-
-
-def noise(draws: Draws, size: Sequence[int]) -> Tensor:
-    """White noise, `(B, 1, X, Y, Z)`."""
-    return draws.normal(1, *size)
 
 
 def per_row(values: Tensor) -> Tensor:

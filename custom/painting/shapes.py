@@ -39,7 +39,7 @@ def lattice(draws: Draws, channels: int, step: float, size: Sequence[int], spaci
         spacing: of them, mm.
     """
     points = [max(2, round(n * mm / step) + 1) for n, mm in zip(size, spacing, strict=True)]
-    field = F.interpolate(draws.normal(channels, *points), tuple(size), mode="trilinear", align_corners=True)
+    field = F.interpolate(draws.noise(channels, *points), tuple(size), mode="trilinear", align_corners=True)
     return field / 0.6  # what the interpolation leaves of the deviation
 
 

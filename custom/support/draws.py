@@ -1,4 +1,7 @@
-"""Random numbers for the rows of a batch: those of the whole batch are drawn, and a process keeps its own."""
+"""Random numbers for the rows of a batch: those of the whole batch are drawn, and a process keeps its own.
+
+Of whole volumes only seeds are drawn for all, a seed for each row; a process makes no other's noise.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +32,15 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """Of unit variance, `(B, *shape)`."""
         return self.own(torch.randn(self.rows, *shape, generator=self.generator, device=self.generator.device))
+
+    def noise(self, *shape: int) -> Tensor:
+        """Of unit variance, `(B, *shape)`, each row from a seed of its own: for volumes."""
+        device = self.generator.device
+        seeds = self.own(torch.randint(2**62, (self.rows,), generator=self.generator, device=device))
+        out = torch.empty(len(seeds), *shape, device=device)
+        for row, seed in zip(out, seeds.tolist(), strict=True):
+            row.normal_(generator=torch.Generator(device).manual_seed(seed))
+        return out
 
     def chance(self, probability: float, *shape: int) -> Tensor:
         """True with a probability, `(B, *shape)`."""

@@ -31,6 +31,11 @@ def test_a_pretraining_on_painted_brains_needs_no_cohort_and_its_decoder_goes_in
     for name in ("decoder1.conv_block.conv1.conv.weight", "comparisons.0.0.weight", "swinViT.patch_embed.proj.weight"):
         assert torch.equal(given[name], taken[name].cpu())
 
+    further = made("pretrain", "train", tmp_path / "nowhere", tmp_path, resume=True)
+    further.initialize()
+    asked = [further.parser.get_parsed_content(name) for name in ("painted", "objective", "loss_weights", "dense")]
+    assert asked == [1.0, "painted", {}, True]  # not said again
+
     inference = made("pretrain", "inference", tiny_cohort, tmp_path / "scores", checkpoint=str(weights))
     inference.initialize()
     inference.run()
