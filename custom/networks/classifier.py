@@ -6,7 +6,7 @@ import torch
 from monai.utils import look_up_option
 from torch import Tensor
 
-from custom.networks.encoding import EncoderOptions, SymmetryAwareEncoding
+from custom.networks.encoding import EncoderOptions, SymmetryAwareEncoding, halves
 from custom.networks.heads import mean_of_scales
 from custom.networks.readouts import EVIDENCE
 
@@ -50,4 +50,4 @@ class SASwinClassifier(SymmetryAwareEncoding):
     def logits(self, pair: Tensor) -> Tensor:
         """Logits of each scale, `(B, num_classes, S)`."""
         scales = self.encode_scales(pair, self.head.scales)
-        return self.head(scales, self.join(*scales[-1]))
+        return self.head(scales, self.join(*scales[-1]), halves(pair)[0])

@@ -39,6 +39,8 @@ class EncoderOptions:
         num_heads: attention heads per stage.
         symmetry: one of `SYMMETRY_VARIANTS`.
         use_checkpoint: recompute activations in the backward pass to save memory.
+        asymmetry_map: each half of the pair has the map as its last channel, see
+            `custom.transforms.asymmetry_channel`.
 
     Raises:
         ValueError: when `symmetry` is unknown.
@@ -51,14 +53,20 @@ class EncoderOptions:
     num_heads: Sequence[int] = (3, 6, 12, 24)
     symmetry: str = "saca"
     use_checkpoint: bool = False
+    asymmetry_map: bool = False
 
     def __post_init__(self) -> None:
         look_up_option(self.symmetry, SYMMETRY_VARIANTS)
 
     @property
+    def channels(self) -> int:
+        """Channels of each half of the pair."""
+        return self.in_channels + int(self.asymmetry_map)
+
+    @property
     def channels_seen(self) -> int:
         """Channels that the encoder sees of each half of the pair."""
-        return self.in_channels * (2 if self.symmetry == "channel" else 1)
+        return self.channels * (2 if self.symmetry == "channel" else 1)
 
     @property
     def width(self) -> int:

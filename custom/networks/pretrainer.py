@@ -57,7 +57,7 @@ class SASwinPretrainer(ComparingDecoder, SymmetryAwareEncoding):
         self.symmetry_head = look_up_option(readout, ASYMMETRY)(options, embedding_size)
         self.rotation_head = nn.Linear(options.width, 4)
         self.contrastive_head = PooledHead(options.width, embedding_size)
-        self.decoder = InpaintingDecoder(options.width, options.in_channels)
+        self.decoder = InpaintingDecoder(options.width, options.channels)
         self.dense_head = None
         if dense:
             segmenter = SASwinUNETR(1 + tissues, **encoder)

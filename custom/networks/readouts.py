@@ -27,16 +27,22 @@ SCALES = (1, 2, 3, 4)
 """Whose places are read: features of X/4 to X/32."""
 
 
+MAP_SHARPNESS = (1.0, 3.0)
+"""Of the asymmetry map's peaks: broad, and narrow."""
+
+
 class PlaceEvidence(nn.ModuleList):
     """Class evidence of each place, by a normed linear layer per scale; a scale's logit is the peak over its places.
 
     A mean over the brain dilutes what is in one place, and tells brains apart by their shape; a place cannot. What is
     read of a place are its features, at the bottleneck the joined ones, and with a cross-attention how far they differ
-    from those of its counterpart.
+    from those of its counterpart. Of the asymmetry map, where there is one, the peaks are evidence of their own: the
+    finest scale.
 
     Shape:
         - scales, joined: features, and those of the bottleneck after the cross-attention
-        - output: `(B, K, 4)` logits of each scale
+        - image: `(B, C, X, Y, Z)`, the asymmetry map its last channel, where there is one
+        - output: `(B, K, 4 or 5)` logits of each scale
     """
 
     scales = SCALES
@@ -48,10 +54,19 @@ class PlaceEvidence(nn.ModuleList):
             nn.Sequential(GlobalBatchNorm(width), Conv[Conv.CONV, 3](width, num_classes, kernel_size=1))
             for width in widths
         )
+        if options.asymmetry_map:
+            self.append(PooledHead(len(MAP_SHARPNESS), num_classes))
+            nn.init.zeros_(self[-1][-1].weight)  # few weights: a wrong sign would take long to unlearn
+            nn.init.zeros_(self[-1][-1].bias)
 
-    def forward(self, scales: Scales, joined: Tensor) -> Tensor:
+    def forward(self, scales: Scales, joined: Tensor, image: Tensor) -> Tensor:
         read = self.compared(scales, joined)
-        return torch.stack([peak(layer(x).flatten(2)) for layer, x in zip(self, read, strict=True)], -1)
+        logits = [peak(layer(x).flatten(2)) for layer, x in zip(self, read, strict=False)]  # the map's layer comes last
+        if len(self) > len(read):
+            places = image[:, -1].flatten(1)
+            peaks = torch.stack([peak(places, sharpness) for sharpness in MAP_SHARPNESS], -1)
+            logits.insert(0, self[-1](peaks))
+        return torch.stack(logits, -1)
 
     def compared(self, scales: Scales, joined: Tensor) -> list[Tensor]:
         """What is read of each place, at each scale."""
@@ -71,7 +86,7 @@ class PooledEvidence(PooledHead):
     def __init__(self, options: EncoderOptions, num_classes: int) -> None:
         super().__init__(options.width, num_classes)
 
-    def forward(self, scales: Scales, joined: Tensor) -> Tensor:
+    def forward(self, scales: Scales, joined: Tensor, image: Tensor) -> Tensor:
         return super().forward(pool(joined))[..., None]
 
 

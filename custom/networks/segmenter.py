@@ -80,7 +80,7 @@ class SASwinUNETR(ComparingDecoder, SymmetryAwareEncoding, SwinUNETR):
         self.set_encoder(options, SwinEncoder(self.swinViT))
         widths = [options.feature_size * 2**scale for scale in range(BOTTLENECK)]
         if look_up_option(readout, READOUTS) == "places" and self.symmetry is not None:
-            compared = [Comparison(options.in_channels, options.feature_size, kernel_size=3)]
+            compared = [Comparison(options.channels, options.feature_size, kernel_size=3)]
             self.comparisons = nn.ModuleList([*compared, *(Comparison(width, width) for width in widths)])
         else:
             self.comparisons = None

@@ -15,6 +15,7 @@ from custom.painting.shapes import grid_points, lattice, places
 from custom.support.draws import Draws
 from custom.support.errors import UserError
 from custom.symmetry import LATERAL_AXIS, mirror, symmetric_pair
+from custom.transforms.asymmetry_channel import with_asymmetry
 from custom.transforms.intensity import standardize_mr, window_ct
 
 CLASSES = ("air", "csf", "gm", "wm", "outside the brain")
@@ -28,7 +29,7 @@ class Painting:
     """A batch of painted brains, seen by one scanner after the other.
 
     Args:
-        pairs: one for each scanner, `(B, 2C, X, Y, Z)`, standardized as `custom.transforms.InputContract` has it.
+        pairs: one for each scanner, `(B, 2C, X, Y, Z)`, as `custom.transforms.InputContract` makes them of files.
         tissue: `(B, 1, X, Y, Z)`, indices of `CLASSES`; `UNKNOWN` in the lesion.
         lesion: `(B, 1, X, Y, Z)` bool.
         healthy: `(B,)` bool.
@@ -60,6 +61,7 @@ class Painter:
         spatial_size: X, Y, Z in voxels.
         share: of a batch's brains that are painted, above 0 to 1.
         counterpart: of the pairs; `mirror` is all there is here.
+        asymmetry_map: as in `custom.transforms.InputContract`.
 
     Raises:
         UserError: no tissue maps, another share or counterpart.
@@ -78,12 +80,14 @@ class Painter:
         spatial_size: Sequence[int] = (192, 224, 192),
         share: float = 1.0,
         counterpart: str = "mirror",
+        asymmetry_map: bool = False,
     ) -> None:
         if not 0 < share <= 1:
             raise UserError(f"painted must be a share of the brains, 0 to 1; got {share}")
         if counterpart != "mirror":
             raise UserError(f"painted brains are paired with their mirror images; got --counterpart {counterpart}")
         self.share = share
+        self.asymmetry_map = asymmetry_map
         self.anatomies = anatomies if isinstance(anatomies, Anatomies) else Anatomies(anatomies)
         self.modality = look_up_option(modality, ("MR", "CT"))
         self.channels = channels
@@ -111,6 +115,9 @@ class Painter:
         bare = draws.chance(BARE).view(-1, 1, 1, 1, 1)
         fractions = fractions * ((brain > 0.5) | ~bare)
         pairs = [self.seen(draws, fractions, lesion, depth) for _ in range(scanners)]
+        if self.asymmetry_map:
+            inside = (brain > 0.5) | mirror(brain > 0.5)
+            pairs = [with_asymmetry(pair, spacing, inside) for pair in pairs]
         there = lesion > 0.5  # not what was planned: a small one may lie between the voxels
         return Painting(pairs, tissue_classes(fractions, lesion), there, ~there.flatten(1).any(1))
 

@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.networks.layers import GaussianFilter
 from scipy import ndimage
 from torch import Tensor
 
@@ -51,22 +52,37 @@ class AsymmetryMap:
     inside: Tensor
 
 
-def asymmetry_map(image: Tensor, spacing: Sequence[float], counterpart: Tensor | None = None) -> AsymmetryMap:
+def asymmetry_map(
+    image: Tensor, spacing: Sequence[float], counterpart: Tensor | None = None, inside: Tensor | None = None
+) -> AsymmetryMap:
     """How far each place of the brain differs from everything near its counterpart, and how bright it is.
 
     Args:
         image: `(B, C, X, Y, Z)`.
         spacing: mm per voxel.
         counterpart: of each place, `(B, C, X, Y, Z)`; by default the mirror image.
+        inside: the brain, `(B, 1, X, Y, Z)` bool, where it is known.
     """
     counterpart = mirror(image) if counterpart is None else counterpart
-    inside = brain(image[:, :1], spacing)
+    inside = brain(image[:, :1], spacing) if inside is None else inside
+    level = smooth(in_quartiles(image, inside), inside, LEVEL_MM, spacing)
+    return AsymmetryMap(difference(image, counterpart, inside, spacing), level, inside)
+
+
+def difference(image: Tensor, counterpart: Tensor, inside: Tensor, spacing: Sequence[float]) -> Tensor:
+    """To the most alike place near the counterpart, in units of local texture, `(B, 1, X, Y, Z)`; 0 outside.
+
+    Args:
+        image: `(B, C, X, Y, Z)`.
+        counterpart: of the same shape.
+        inside: `(B, 1, X, Y, Z)` bool.
+        spacing: mm per voxel.
+    """
     textures = texture(image) + texture(counterpart)
     unit = smooth(textures / 2, inside, TEXTURE_MM, spacing)
     unit = (unit + SMOOTHEST * mean_inside(unit, inside)).clamp_min(1e-12)
     near = tolerant_difference(image, counterpart, offsets(TOLERANCE_MM, spacing))
-    level = smooth(in_quartiles(image, inside), inside, LEVEL_MM, spacing)
-    return AsymmetryMap(smooth(near / unit, inside, SMOOTHING_MM, spacing), level, inside)
+    return smooth(near / unit, inside, SMOOTHING_MM, spacing)
 
 
 def strangeness(
@@ -146,7 +162,7 @@ def texture(volume: Tensor) -> Tensor:
 def smooth(volume: Tensor, inside: Tensor, sigma: float, spacing: Sequence[float]) -> Tensor:
     """Gaussian mean over what is inside, `(B, C, X, Y, Z)`; 0 outside.
 
-    By SciPy: on a CPU, a convolution with so wide a kernel takes torch many times as long.
+    By SciPy on a CPU, where a convolution with so wide a kernel takes torch many times as long.
 
     Args:
         volume: `(B, C, X, Y, Z)`.
@@ -154,10 +170,12 @@ def smooth(volume: Tensor, inside: Tensor, sigma: float, spacing: Sequence[float
         sigma: mm.
         spacing: mm per voxel.
     """
-    widths = (0, 0, *(sigma / side for side in spacing))
+    widths = [sigma / side for side in spacing]
 
     def gauss(values: Tensor) -> Tensor:
-        return torch.from_numpy(ndimage.gaussian_filter(values.cpu().numpy(), widths, mode="constant")).to(values)
+        if values.device.type != "cpu":
+            return GaussianFilter(3, widths, truncated=4.0, approx="sampled").to(values.device)(values)
+        return torch.from_numpy(ndimage.gaussian_filter(values.numpy(), (0, 0, *widths), mode="constant")).to(values)
 
     return torch.where(inside, gauss(volume * inside) / gauss(inside.to(volume)).clamp_min(1e-6), 0.0)
 

@@ -40,6 +40,7 @@ from custom.alignment.homologous import distrust_counterpart, homologous_counter
 from custom.alignment.planes import plane_for, read_planes
 from custom.support.errors import UserError
 from custom.symmetry import symmetric_pair
+from custom.transforms.asymmetry_channel import AsymmetryChanneld
 from custom.transforms.intensity import CT_WINDOW, standardize_mr, window_ct
 from custom.volumes.hounsfield import units_problem
 from custom.volumes.loading import LoadVolumed, as_classes
@@ -306,6 +307,10 @@ class InputContract(MapTransform, InvertibleTransform):
         untrusted, planes: as in `MidsagittalAlignd`.
         intensity_range: for CT, the window in HU.
         counterpart: `mirror` or `homologous`, the second half of the pair; see `SymmetricPaird`.
+        asymmetry_map: both halves get a further channel, see `with_asymmetry`; of MR alone.
+
+    Raises:
+        UserError: an asymmetry map of CT.
     """
 
     def __init__(
@@ -321,7 +326,10 @@ class InputContract(MapTransform, InvertibleTransform):
         planes: str | None = None,
         intensity_range: Sequence[float] = CT_WINDOW,
         counterpart: str = "mirror",
+        asymmetry_map: bool = False,
     ) -> None:
+        if asymmetry_map and modality == "CT":
+            raise UserError("there is an asymmetry map of MR alone; leave out --asymmetry_map for CT")
         keys = ["image", label_key] if label_key else ["image"]
         MapTransform.__init__(self, keys)
         steps: list[Transform] = [
@@ -335,9 +343,18 @@ class InputContract(MapTransform, InvertibleTransform):
         if label_key:
             steps.insert(1, CheckLabeld(label_key, num_classes))
         self.steps = Compose(steps)
+        self.map = AsymmetryChanneld("image", ensure_tuple_rep(spacing, 3)) if asymmetry_map else None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return self.mapped(self.paired(data))
+
+    def paired(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """All but the asymmetry map."""
         return self.steps(data)
+
+    def mapped(self, data: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        """With the asymmetry map of the pair, where it is asked for."""
+        return self.map(data) if self.map else data
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         with allow_missing_keys_mode(self.steps):

@@ -80,7 +80,7 @@ def from_pretrained(network: type[Network], name: str | Path, **options: Any) ->
     """
     path = pretrained_file(name)
     tensors = load_checkpoint(path)
-    told = Weights(path, (*ENCODER, "in_channels"), optional=True).settings
+    told = Weights(path, (*ENCODER, "in_channels", "asymmetry_map"), optional=True).settings
     made = network(**{**told, **options})
     transfer(made, tensors, PRETRAINED_PARTS, minimum=1.0 if made.symmetry is not None else 0.8, optional=DECODER)
     return made

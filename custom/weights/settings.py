@@ -18,8 +18,8 @@ from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoi
 
 STATED = ("modality", "in_channels", "spacing", "spatial_size")
 """Settings of the input, which no tensor tells of."""
-CONTRACT = (*STATED, "counterpart")
-"""All of the input contract; weights that do not speak of a counterpart have the default, the mirror image."""
+CONTRACT = (*STATED, "counterpart", "asymmetry_map")
+"""All of the input contract; weights that do not speak of the last two have the mirror image, and no map."""
 ENCODER = ("feature_size", "window_size", "depths", "num_heads", "symmetry")
 """Sizes of what pretraining hands on."""
 HEAD = ("num_classes", "readout", "embedding_size", "dense")
@@ -87,8 +87,13 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return found
 
 
+def channels_of(settings: Mapping[str, Any]) -> int:
+    """Channels of each half of the pair: of the files, and of the asymmetry map."""
+    return int(settings.get("in_channels", 1)) + int(settings.get("asymmetry_map", False))
+
+
 def settings_in(path: str | Path) -> dict[str, Any] | None:
-    """The settings that weights carry, or None; those from before there was a `readout`, with that of their tensors.
+    """The settings that weights carry, or None; those of old weights, with what has come since and was so for them.
 
     Raises:
         WeightsError: as `carried`.
@@ -96,9 +101,10 @@ def settings_in(path: str | Path) -> dict[str, Any] | None:
     found = carried(path, "settings")
     if not isinstance(found, Mapping) or not found:
         return None
+    found = {"asymmetry_map": False} | found  # from before there was one
     if "readout" in found:
-        return dict(found)
-    return {name: value for name, value in sizes(load_checkpoint(path)).items() if name == "readout"} | dict(found)
+        return found
+    return {name: value for name, value in sizes(load_checkpoint(path)).items() if name == "readout"} | found
 
 
 class Weights:

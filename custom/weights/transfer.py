@@ -32,6 +32,14 @@ DECODER = ("encoder", *(f"decoder{level}." for level in range(1, 6)), "compariso
 DENSE = (*DECODER, "dense_head.", "places_head.")
 """That, and the last layers of a dense pretraining, for one that goes on from it."""
 
+SEEING = {
+    "swinViT.patch_embed.proj.weight": 1,
+    "encoder1.layer.conv1.conv.weight": 1,
+    "encoder1.layer.conv3.conv.weight": 1,
+    "comparisons.0.0.weight": 2,
+}
+"""Convolutions of the image itself, and how often they see its channels."""
+
 _RENAMED = (
     (r"^(?:swin_vit|swinvit|backbone)\.", "swinViT."),
     (r"^(patch_embed\.|layers[1-4]c?\.)", r"swinViT.\1"),  # an encoder saved by itself: MONAI's model_swinvit.pt
@@ -188,6 +196,9 @@ def transfer(
 ) -> Transfer:
     """Copy pretrained tensors into a network, in place.
 
+    Weights of one channel go into networks of several, too: the further ones count nothing at the start. Not where all
+    must match.
+
     Args:
         network: one of `custom.networks`, wrapped for distributed training or not.
         tensors: from `load_checkpoint`.
@@ -203,6 +214,8 @@ def transfer(
     wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not is_index(name)]
     taken = (*parts, *optional)
     offered = {name: tensor for name, tensor in tensors.items() if name.startswith(taken) and not is_index(name)}
+    if minimum < 1:
+        offered = widened(offered, module.state_dict())
     state, changed, _ = copy_model_state(module, offered, inplace=False)
     report = Transfer(
         matched=tuple(sorted(name for name in set(changed) if name.startswith(tuple(parts)))),
@@ -215,6 +228,20 @@ def transfer(
         raise WeightsError(f"{report}; at least {minimum:.0%} must match: other sizes, or not a Swin encoder?")
     module.load_state_dict(state)
     return report
+
+
+def widened(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; those that see one channel, where several are wanted, with zeros for the further ones."""
+    out = dict(tensors)
+    for name, times in SEEING.items():
+        if name not in tensors or name not in wanted:
+            continue
+        weight, target = tensors[name], wanted[name]
+        rest = (weight.shape[0], *weight.shape[2:]) == (target.shape[0], *target.shape[2:])
+        if rest and weight.shape[1] == times < target.shape[1]:
+            out[name] = weight.new_zeros(target.shape)
+            out[name][:, :: target.shape[1] // times] = weight
+    return out
 
 
 def is_index(name: str) -> bool:

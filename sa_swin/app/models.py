@@ -70,7 +70,7 @@ class Model:
 
     def about(self) -> dict[str, Any]:
         """Plain facts, for files."""
-        kept = ("modality", "in_channels", "spacing", "spatial_size", "counterpart", "training_cases")
+        kept = ("modality", "in_channels", "spacing", "spatial_size", "counterpart", "asymmetry_map", "training_cases")
         settings = {name: self.settings[name] for name in kept if name in self.settings}
         return {"task": self.task, "sha256": list(self.digests), "trained_on": list(self.seen), "settings": settings}
 

@@ -14,6 +14,7 @@ from torch import nn
 from custom.evaluation.conformal import FILE, read_figures
 from custom.support.vendored import code_digest
 from custom.weights.provenance import records_of
+from custom.weights.settings import channels_of
 from custom.weights.transfer import weights_digest
 from sa_swin.release import card, model, source
 from sa_swin.release.archive import CHECKSUMS, checksums, write_zip
@@ -134,7 +135,7 @@ def _onnx(network: nn.Module, config: Mapping[str, Any], options: Options, say: 
     if not options.onnx:
         return None
     say("ONNX export, comparison with PyTorch")
-    return export(network, 2 * config["in_channels"], config.get("roi_size", config["spatial_size"]))
+    return export(network, 2 * channels_of(config), config.get("roi_size", config["spatial_size"]))
 
 
 def _descriptions(
@@ -142,7 +143,7 @@ def _descriptions(
 ) -> dict[str, bytes]:
     """Metadata and model card."""
     with torch.no_grad():
-        channels = network(torch.zeros(1, 2 * config["in_channels"], 64, 32, 32)).shape[1]
+        channels = network(torch.zeros(1, 2 * channels_of(config), 64, 32, 32)).shape[1]
     meta = fitted(json.loads(files["configs/metadata.json"]), config, channels, made.evaluation)
     facts = card.CardFacts(
         name=bundle,

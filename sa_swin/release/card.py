@@ -17,7 +17,7 @@ HEADINGS = (
 )  # fmt: skip
 """Those of the Model Zoo's model cards."""
 
-INPUT_CONTRACT = ("modality", "in_channels", "spacing", "spatial_size", "roi_size")
+INPUT_CONTRACT = ("modality", "in_channels", "spacing", "spatial_size", "roi_size", "counterpart", "asymmetry_map")
 SYNTHETIC = (
     "These weights were trained on synthetic data: heads painted by `sa-swin phantom`, no patients. They have not "
     "seen a real image, and their figures say nothing about real ones."

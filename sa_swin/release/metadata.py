@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from custom.weights.settings import channels_of
 from sa_swin.release.errors import ReleaseError
 from sa_swin.release.evaluation import Evaluation
 
@@ -28,17 +29,19 @@ def fitted(
 
     Args:
         metadata: of the bundle.
-        settings: of the package's config: `in_channels`, `modality`, and `class_names` where the training knew them.
+        settings: of the package's config: `in_channels`, `asymmetry_map`, `modality`, and `class_names` where the
+            training knew them.
         output_channels: what the network gives, at axis 1.
         evaluation: None leaves `eval_metrics` out.
     """
     data_format = metadata["network_data_format"]
     image, pred = data_format["inputs"]["image"], data_format["outputs"]["pred"]
     count = int(settings["in_channels"])
-    halves = ("image", "mirrored")
-    names = halves if count == 1 else [f"{half}_{i}" for half in halves for i in range(count)]
+    channels = [""] if count == 1 else [f"_{i}" for i in range(count)]
+    channels += ["_asymmetry"] if channels_of(settings) > count else []
+    names = [half + channel for half in ("image", "mirrored") for channel in channels]
     image = image | {
-        "num_channels": 2 * count,
+        "num_channels": len(names),
         "modality": settings["modality"],
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }

@@ -91,9 +91,15 @@ class ControlledContract(InputContract):
         }
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.load(data).items()}
         if self.kind == "none":
-            return result
+            result = self.remembered("whole", data, lambda: self.mapped(dict(self.load(data))))
+        else:
+            result = self.mapped(self.replaced(data))
+        return {key: value.clone() if isinstance(value, Tensor) else value for key, value in result.items()}
+
+    def replaced(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The symmetric pair with the counterpart that the control says."""
+        result = dict(self.load(data))
         image, counterpart = split_pair(result["image"])
         if self.kind == "reflected":
             result["image"] = torch.cat([counterpart, image], dim=0)
@@ -115,9 +121,15 @@ class ControlledContract(InputContract):
 
     def load(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         """The symmetric pair, and the label if there is one, from memory once they were made."""
-        key = (repr(sorted(self.arguments.items())), str(data["image"]), str(data.get("label")))
+        return self.remembered("pair", data, lambda: self.paired(data))
+
+    def remembered(
+        self, what: str, data: Mapping[Hashable, Any], make: Callable[[], Mapping[Hashable, Any]]
+    ) -> Mapping[Hashable, Any]:
+        """What was made of a case before, or is made now."""
+        key = (what, repr(sorted(self.arguments.items())), str(data["image"]), str(data.get("label")))
         if key not in self.prepared:
-            self.prepared[key] = super().__call__(data)
+            self.prepared[key] = make()
         return self.prepared[key]
 
 

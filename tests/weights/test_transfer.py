@@ -175,10 +175,21 @@ def test_too_small_a_share_fails_and_leaves_the_network_as_it_was(small):
     assert_same(network, before)
 
 
-def test_a_tensor_of_another_shape_is_named_and_left_as_it_was(small, pretrainer):
-    network = SASwinClassifier(in_channels=2, **small)
+def test_weights_of_one_channel_answer_alike_in_a_network_of_several(small):
+    one = SASwinUNETR(out_channels=2, **small).eval()
+    three = SASwinUNETR(out_channels=2, in_channels=3, **small).eval()
+    torch.nn.init.normal_(one.comparisons[0][-1].weight)  # zero in a new one
+    report = transfer(three, one.state_dict(), parts=("",))
+    assert report.missing == ()
+    pair = torch.randn(1, 6, 32, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(three(pair), one(pair[:, ::3]))
+
+
+def test_a_tensor_of_another_shape_is_named_and_left_as_it_was(small):
+    network = SASwinClassifier(in_channels=3, **small)
     before = network.swinViT.patch_embed.proj.weight.clone()
-    report = transfer(network, pretrainer.state_dict())
+    report = transfer(network, SASwinPretrainer(in_channels=2, embedding_size=8, **small).state_dict())
     assert report.missing == ("swinViT.patch_embed.proj.weight",)
     assert torch.equal(network.swinViT.patch_embed.proj.weight, before)
 

@@ -6,6 +6,7 @@ import torch
 
 from custom.support.errors import UserError
 from custom.symmetry import mirror, split_pair, symmetric_pair
+from custom.transforms.contract import InputContract
 from sa_swin.study.controls import ControlledContract, misaligned, next_images, own_image, wrong_axis
 
 SIZE = {"spacing": 6.0, "spatial_size": [32, 64, 64], "align": False}
@@ -49,8 +50,6 @@ def data_of(root, entry):
 
 
 def test_without_a_control_the_contract_is_the_bundles(tiny_cohort):
-    from custom.transforms.contract import InputContract
-
     entry = data_of(tiny_cohort, cases(tiny_cohort)["training"][0])
     torch.testing.assert_close(ControlledContract(**SIZE)(entry)["image"], InputContract(**SIZE)(entry)["image"])
 
@@ -90,6 +89,16 @@ def test_the_pair_of_the_reflected_brain_is_that_of_its_reflected_image(tiny_coh
     entry = data_of(tiny_cohort, cases(tiny_cohort)["training"][0])
     image, _ = split_pair(ControlledContract(**SIZE)(entry)["image"])
     torch.testing.assert_close(ControlledContract("reflected", **SIZE)(entry)["image"], symmetric_pair(mirror(image)))
+
+
+def test_the_asymmetry_map_is_of_the_counterpart_that_the_control_says(tiny_cohort):
+    entry = data_of(tiny_cohort, cases(tiny_cohort)["training"][0])
+    kinds = ("none", "own_image", "wrong_axis")
+    pairs = {kind: ControlledContract(kind, asymmetry_map=True, **SIZE)(entry)["image"] for kind in kinds}
+    maps = {kind: split_pair(pair)[0][1] for kind, pair in pairs.items()}
+    torch.testing.assert_close(pairs["none"], InputContract(asymmetry_map=True, **SIZE)(entry)["image"])
+    assert maps["own_image"].max() <= maps["none"].min() + 0.01  # nothing differs from itself
+    assert maps["wrong_axis"].mean() > maps["none"].mean()
 
 
 def test_an_unknown_control_is_refused():
