@@ -110,6 +110,8 @@ def run_worth(
     settings = {"roi_size": list(roi_size), "num_samples": 1} if task == "segment" else {}
     try:
         plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds)
+        if task == "segment":
+            worth.refuse_classes(Path(str(dataset_dir)))
         study, failures = run_study(Study(worth.write_plan(plan, folder)), folder, workers, words(device), only)
         write_whole(folder / "worth.json", evidence.dumps(study))
         print(f"{worth.write_page(study, folder) if not study['missing'] else folder}: {worth.verdict(study)}")

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from custom.support.files import write_whole
+from custom.volumes.loading import load_volume
 from sa_swin.study.cohort import every, read_lists
 from sa_swin.study.evidence import FIGURES, arms_table, comparisons_table, interval
 from sa_swin.study.overview import answer, differences
@@ -15,6 +16,8 @@ from sa_swin.study.plan import StudyError
 from sa_swin.study.plots import save_svg
 
 BATCH = 2
+LOOKED_AT = 12
+"""Masks whose classes are looked at before anything is trained, at most twice as many."""
 BASELINES: dict[str, dict[str, Any]] = {
     "segment": {
         "_target_": "sa_swin.study.baselines.ImageAlone",
@@ -114,6 +117,22 @@ def count_subjects(dataset_dir: Path, task: str) -> int:
     if several := [entry["subject"] for entry in entries if not isinstance(entry["image"], str)]:
         raise StudyError(f"{path}: the ready study is of one image per case, {several[0]} has more; write a study file")
     return len({entry["subject"] for entry in entries})
+
+
+def refuse_classes(dataset_dir: Path) -> None:
+    """Refuse a cohort with masks of several classes; some of them are looked at.
+
+    Raises:
+        StudyError: with the file and the class.
+    """
+    entries = every(read_lists(dataset_dir / "datalists" / "segment.json"))
+    for entry in entries[:: max(1, len(entries) // LOOKED_AT)]:
+        path = dataset_dir / entry["label"]
+        if (largest := float(load_volume(str(path)).max())) > 1:
+            raise StudyError(
+                f"{path}: the ready study is of masks of 0 and 1, found {largest:g}; join the classes, or write "
+                "a study file"
+            )
 
 
 def write_plan(plan: Mapping[str, Any], work: Path) -> Path:

@@ -1,11 +1,13 @@
 import json
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 
 from sa_swin.study import worth
-from sa_swin.study.cohort import Cohort, facts_of, make_cohort, read_lists
+from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists
 from sa_swin.study.command import run_worth
 from sa_swin.study.plan import Study, StudyError, meets
 
@@ -137,6 +139,18 @@ def test_the_ready_study_says_what_it_lacks(cohort, task, message):
 def test_the_ready_study_trains_for_about_the_steps_that_were_asked_for(cohort):
     content = worth.content("segment", str(cohort), GRID, {}, 400, 3, 3)
     assert content["segment"]["max_epochs"] == 100  # 8 of 12 subjects in batches of 2 are 4 steps
+
+
+def test_the_ready_study_refuses_masks_of_several_classes_before_anything_is_trained(tiny_cohort, tmp_path):
+    cohort = shutil.copytree(tiny_cohort, tmp_path / "prepared")
+    worth.refuse_classes(cohort)
+    entry = every(read_lists(cohort / "datalists" / "segment.json"))[0]
+    mask = nib.load(cohort / entry["label"])
+    values = np.asarray(mask.dataobj).copy()
+    values[0, 0, 0] = 2
+    nib.save(nib.Nifti1Image(values, mask.affine), cohort / entry["label"])
+    with pytest.raises(StudyError, match=r"masks of 0 and 1, found 2; join the classes, or write a study file"):
+        worth.refuse_classes(cohort)
 
 
 def result(difference, low, high, q):
