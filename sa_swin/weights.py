@@ -28,8 +28,8 @@ def convert(source: str, to: str, output: str, in_channels: int = 1) -> None:
 def pack(source: str, output: str) -> None:
     """Write what fine-tuning takes over from a pretraining, in half precision, and print the file's SHA-256.
 
-    That is the encoder, the cross-attention and, where the pretraining has it, the segmenter's decoder; with the
-    settings of the training, and what it has seen.
+    That is the encoder, the cross-attention and, where the pretraining has them, the segmenter's decoder and last
+    layers; with the settings of the training, and what it has seen.
 
     Args:
         source: model.pt of a pretraining.
@@ -42,12 +42,12 @@ def pack(source: str, output: str) -> None:
     from custom.support.files import write_whole
     from custom.weights.provenance import records_of
     from custom.weights.settings import as_metadata, settings_in
-    from custom.weights.transfer import DECODER, PRETRAINED_PARTS, is_index, load_checkpoint
+    from custom.weights.transfer import DENSE, PRETRAINED_PARTS, is_index, load_checkpoint
 
     kept = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in load_checkpoint(source).items()
-        if name.startswith((*PRETRAINED_PARTS, *DECODER)) and not is_index(name)
+        if name.startswith((*PRETRAINED_PARTS, *DENSE)) and not is_index(name)
     }
     content = save(kept, metadata=as_metadata(seen=records_of(source), settings=settings_in(source) or {}))
     write_whole(Path(output), content)

@@ -93,10 +93,11 @@ class SymmetryAwareEncoding(nn.Module):
     swinViT: SwinEncoder  # noqa: N815  MONAI's name
     symmetry: SymmetryAwareCrossAttention | None
     variant: str
+    asymmetry_map: bool
 
     def set_encoder(self, options: EncoderOptions, encoder: SwinEncoder) -> None:
         """Take an encoder, and the cross-attention that goes with it, if any."""
-        self.variant = options.symmetry
+        self.variant, self.asymmetry_map = options.symmetry, options.asymmetry_map
         self.swinViT = encoder
         self.symmetry = SymmetryAwareCrossAttention(options.width) if options.symmetry == "saca" else None
 

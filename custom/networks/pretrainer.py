@@ -60,7 +60,7 @@ class SASwinPretrainer(ComparingDecoder, SymmetryAwareEncoding):
         self.decoder = InpaintingDecoder(options.width, options.channels)
         self.dense_head = None
         if dense:
-            segmenter = SASwinUNETR(1 + tissues, **encoder)
+            segmenter = SASwinUNETR(1 + tissues, readout, **encoder)
             for name in DECODER:
                 self.add_module(name, getattr(segmenter, name))
             self.dense_head = segmenter.out

@@ -174,10 +174,15 @@ def smooth(volume: Tensor, inside: Tensor, sigma: float, spacing: Sequence[float
 
     def gauss(values: Tensor) -> Tensor:
         if values.device.type != "cpu":
-            return GaussianFilter(3, widths, truncated=4.0, approx="sampled").to(values.device)(values)
+            return convolved(values, widths)
         return torch.from_numpy(ndimage.gaussian_filter(values.numpy(), (0, 0, *widths), mode="constant")).to(values)
 
     return torch.where(inside, gauss(volume * inside) / gauss(inside.to(volume)).clamp_min(1e-6), 0.0)
+
+
+def convolved(values: Tensor, widths: Sequence[float]) -> Tensor:
+    """Gaussian filter of `(B, C, X, Y, Z)` by standard deviations in voxels, as SciPy's; zeros beyond the border."""
+    return GaussianFilter(3, widths, truncated=4.0, approx="sampled").to(values.device)(values)
 
 
 def in_quartiles(image: Tensor, inside: Tensor) -> Tensor:

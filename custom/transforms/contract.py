@@ -329,7 +329,7 @@ class InputContract(MapTransform, InvertibleTransform):
         asymmetry_map: bool = False,
     ) -> None:
         if asymmetry_map and modality == "CT":
-            raise UserError("there is an asymmetry map of MR alone; leave out --asymmetry_map for CT")
+            raise UserError("there is an asymmetry map of MR alone; give --asymmetry_map False for CT")
         keys = ["image", label_key] if label_key else ["image"]
         MapTransform.__init__(self, keys)
         steps: list[Transform] = [

@@ -5,9 +5,10 @@ from custom.support.rooms import opened
 __getattr__, __all__ = opened(
     __name__,
     {
+        "loader": ["PretrainedLoader"],
         "pretrained": ["from_pretrained", "pretrained_file"],
         "provenance": ["LeakageGuard", "record_training"],
         "settings": ["Weights"],
-        "transfer": ["PretrainedLoader", "load_checkpoint", "weights_digest"],
+        "transfer": ["load_checkpoint", "weights_digest"],
     },
 )

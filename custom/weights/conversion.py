@@ -15,7 +15,7 @@ from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
 from custom.support.files import write_whole
-from custom.weights.settings import sizes
+from custom.weights.settings import settings_in, sizes
 from custom.weights.transfer import PRETRAINED_PARTS, WeightsError, is_index, load_checkpoint
 
 TARGETS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
@@ -164,7 +164,10 @@ def convert_file(source: Path, to: str, output: Path, in_channels: int = 1) -> s
     """
     if output.suffix not in (".pt", ".safetensors"):
         raise WeightsError(f"--output should end in .pt or .safetensors, got {output}")
-    converted, rows = convert(load_checkpoint(source), to, in_channels)
+    tensors = load_checkpoint(source)
+    if (settings_in(source) or {}).get("asymmetry_map"):
+        raise WeightsError(f"{source} sees the asymmetry map, too, and is not converted; start from it by --pretrained")
+    converted, rows = convert(tensors, to, in_channels)
     content = {name: tensor.contiguous() for name, tensor in converted.items()}
     write_whole(output, lambda path: _save(content, path, output.suffix))
     return table(rows)

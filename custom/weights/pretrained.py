@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 from torch import nn
 
 from custom.weights.settings import ENCODER, Weights
-from custom.weights.transfer import DECODER, PRETRAINED_PARTS, WeightsError, load_checkpoint, transfer
+from custom.weights.transfer import DENSE, PRETRAINED_PARTS, WeightsError, load_checkpoint, transfer
 
-DEFAULT = "default"
-SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "sa_swin_painted.safetensors"
-"""Pretrained on painted brains alone; beside `custom` in the repository."""
+FOLDER = Path(__file__).resolve().parents[2] / "weights"
+SHIPPED = {
+    "default": FOLDER / "sa_swin_painted.safetensors",
+    "mapped": FOLDER / "sa_swin_painted_mapped.safetensors",
+}
+"""Pretrained on painted brains alone, `mapped` with the asymmetry map; beside `custom` in the repository."""
 FILES = ("model.safetensors", "model.pt", "models/model.safetensors", "models/model.pt")
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,8 +24,8 @@ def pretrained_file(name: str | Path) -> str:
     """The file of pretrained weights.
 
     Args:
-        name: a file; a folder with one of `FILES`; `default`, the weights that come with sa-swin; or OWNER/NAME of a
-            Hugging Face repository, which is downloaded. Empty stays empty.
+        name: a file; a folder with one of `FILES`; `default` or `mapped`, the weights that come with sa-swin; or
+            OWNER/NAME of a Hugging Face repository, which is downloaded. Empty stays empty.
 
     Raises:
         WeightsError: nothing of the kind.
@@ -30,10 +33,10 @@ def pretrained_file(name: str | Path) -> str:
     path = Path(name)
     if not str(name) or path.is_file():
         return str(name)
-    if str(name) == DEFAULT:
-        if SHIPPED.is_file():
-            return str(SHIPPED)
-        raise WeightsError(f"no {SHIPPED}: the default weights come with the repository; give the path of a file")
+    if shipped := SHIPPED.get(str(name)):
+        if shipped.is_file():
+            return str(shipped)
+        raise WeightsError(f"no {shipped}: the {name} weights come with the repository; give the path of a file")
     if path.is_dir():
         if found := [path / file for file in FILES if (path / file).is_file()]:
             return str(found[0])
@@ -82,5 +85,6 @@ def from_pretrained(network: type[Network], name: str | Path, **options: Any) ->
     tensors = load_checkpoint(path)
     told = Weights(path, (*ENCODER, "in_channels", "asymmetry_map"), optional=True).settings
     made = network(**{**told, **options})
-    transfer(made, tensors, PRETRAINED_PARTS, minimum=1.0 if made.symmetry is not None else 0.8, optional=DECODER)
+    minimum, saw_map = 1.0 if made.symmetry is not None else 0.8, bool(told.get("asymmetry_map"))
+    transfer(made, tensors, PRETRAINED_PARTS, minimum, DENSE, saw_map)
     return made

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.networks import copy_model_state
 from torch import Tensor, nn
 
@@ -29,8 +28,10 @@ PRETRAINED_PARTS = ("swinViT.", "symmetry.")
 """Parameters that pretraining hands on: the encoder and the cross-attention."""
 DECODER = ("encoder", *(f"decoder{level}." for level in range(1, 6)), "comparisons")
 """Prefixes of what a segmenter takes over as well, where the weights have it."""
-DENSE = (*DECODER, "dense_head.", "places_head.")
-"""That, and the last layers of a dense pretraining, for one that goes on from it."""
+LAST_LAYERS = ("dense_head.", "places_head.")
+"""Of a dense pretraining; what a lesion is, a segmenter of two classes takes over from them."""
+DENSE = (*DECODER, *LAST_LAYERS)
+"""All of what a dense pretraining adds."""
 
 SEEING = {
     "swinViT.patch_embed.proj.weight": 1,
@@ -193,11 +194,11 @@ def transfer(
     parts: Sequence[str] = PRETRAINED_PARTS,
     minimum: float = 0.8,
     optional: Sequence[str] = (),
+    saw_map: bool | None = None,
 ) -> Transfer:
     """Copy pretrained tensors into a network, in place.
 
-    Weights of one channel go into networks of several, too: the further ones count nothing at the start. Not where all
-    must match.
+    With the last layers of a dense pretraining a segmenter of two classes takes over the lesion's logit.
 
     Args:
         network: one of `custom.networks`, wrapped for distributed training or not.
@@ -206,6 +207,8 @@ def transfer(
         minimum: smallest share of the wanted tensors that must match; at 1 none of these parts may be left over either,
             so that a network is not run without, say, the cross-attention it was trained with.
         optional: prefixes of further tensors, which are taken where they fit.
+        saw_map: whether the weights saw the asymmetry map: they then go into networks with more contrasts, too, with
+            and without the map, see `with_channels_of`; None: only where all channels are the same.
 
     Raises:
         WeightsError: when less than `minimum` matched; the network is left unchanged.
@@ -214,13 +217,15 @@ def transfer(
     wanted = [name for name in module.state_dict() if name.startswith(tuple(parts)) and not is_index(name)]
     taken = (*parts, *optional)
     offered = {name: tensor for name, tensor in tensors.items() if name.startswith(taken) and not is_index(name)}
-    if minimum < 1:
-        offered = widened(offered, module.state_dict())
-    state, changed, _ = copy_model_state(module, offered, inplace=False)
+    if saw_map is not None and module.variant != "channel":
+        offered = with_channels_of(offered, module.state_dict(), saw_map, module.asymmetry_map)
+    lesion = lesion_layer(offered, module.state_dict())
+    state, changed, _ = copy_model_state(module, offered | lesion, inplace=False)
+    used = {*changed, *(name for name in tensors if lesion and name.startswith(LAST_LAYERS))}
     report = Transfer(
         matched=tuple(sorted(name for name in set(changed) if name.startswith(tuple(parts)))),
         missing=tuple(name for name in wanted if name not in changed),
-        unused=tuple(name for name in tensors if name not in changed and not is_index(name)),
+        unused=tuple(name for name in tensors if name not in used and not is_index(name)),
         further=tuple(sorted(name for name in set(changed) if not name.startswith(tuple(parts)))),
     )
     left_over = any(name.startswith(tuple(parts)) for name in report.unused)
@@ -230,17 +235,44 @@ def transfer(
     return report
 
 
-def widened(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; those that see one channel, where several are wanted, with zeros for the further ones."""
+def with_channels_of(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], map_before: bool, map_now: bool
+) -> dict[str, Tensor]:
+    """The same tensors; those that see the image, with its channels and its asymmetry map where they are wanted.
+
+    Further channels get zeros; a map that is not wanted is dropped. Fewer contrasts than there were are left as they
+    are, and do not match.
+
+    Args:
+        tensors: of the weights.
+        wanted: of the network.
+        map_before: the weights' last channel is the asymmetry map.
+        map_now: the network's is.
+    """
     out = dict(tensors)
     for name, times in SEEING.items():
         if name not in tensors or name not in wanted:
             continue
         weight, target = tensors[name], wanted[name]
-        rest = (weight.shape[0], *weight.shape[2:]) == (target.shape[0], *target.shape[2:])
-        if rest and weight.shape[1] == times < target.shape[1]:
-            out[name] = weight.new_zeros(target.shape)
-            out[name][:, :: target.shape[1] // times] = weight
+        old, new = weight.shape[1] // times - map_before, target.shape[1] // times - map_now
+        if (weight.shape[0], *weight.shape[2:]) != (target.shape[0], *target.shape[2:]) or old > new:
+            continue
+        source = weight.unflatten(1, (times, -1))
+        fitted = weight.new_zeros(target.shape).unflatten(1, (times, -1))
+        fitted[:, :, :old] = source[:, :, :old]
+        if map_before and map_now:
+            fitted[:, :, -1] = source[:, :, -1]
+        out[name] = fitted.flatten(1, 2)
+    return out
+
+
+def lesion_layer(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Last layer of a segmenter of two classes, from a dense pretraining: background 0, lesion its logit there."""
+    out = {}
+    for kind in ("weight", "bias"):
+        source, target = tensors.get(f"dense_head.conv.conv.{kind}"), wanted.get(f"out.conv.conv.{kind}")
+        if source is not None and target is not None and target.shape == (2, *source.shape[1:]):
+            out[f"out.conv.conv.{kind}"] = torch.stack([torch.zeros_like(source[0]), source[0]])
     return out
 
 
@@ -251,38 +283,3 @@ def is_index(name: str) -> bool:
 
 def _shortened(names: Sequence[str], limit: int = 8) -> list[str]:
     return [*names[:limit], f"and {len(names) - limit} more"] if len(names) > limit else list(names)
-
-
-class PretrainedLoader:
-    """Ignite handler: load weights before a run, and log what matched.
-
-    Args:
-        path: checkpoint of `load_checkpoint`.
-        network: what receives the weights.
-        parts, minimum, optional: as in `transfer`; with `parts=("",)` and `minimum=1.0` the checkpoint must fit the
-            whole network.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        network: nn.Module,
-        parts: Sequence[str] = PRETRAINED_PARTS,
-        minimum: float = 0.8,
-        optional: Sequence[str] = DENSE,
-    ) -> None:
-        self.path = path
-        self.network = network
-        self.parts = parts
-        self.minimum = minimum
-        self.optional = optional
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        try:
-            report = transfer(self.network, load_checkpoint(self.path), self.parts, self.minimum, self.optional)
-        except WeightsError as error:
-            raise error if str(self.path) in str(error) else WeightsError(f"{self.path}: {error}") from error
-        logger.info("weights from %s: %s", self.path, report)

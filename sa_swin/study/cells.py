@@ -85,7 +85,7 @@ def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> di
     """Normative asymmetry of the test subjects against the healthy training subjects, by subject."""
     dataset_dir, datalists = of_cell(cell, folder)
     lists = read_lists(datalists / "classify.json")
-    contract = ControlledContract(**control_of(cell, folder), **cell.settings, align=False)
+    contract = ControlledContract(**control_of(cell, folder), **{**cell.settings, "asymmetry_map": False}, align=False)
     spacing = tuple(ensure_tuple_rep(cell.settings["spacing"], 3))
 
     def pair(entry: Mapping[str, Any]) -> torch.Tensor:

@@ -35,6 +35,8 @@ class Headline:
     task: str = "classify"
 
 
+FEW_T1W, FEW_FLAIR, FEW = "few_labels_t1w", "few_labels_flair", ", 10 % of labels"
+
 SENTENCES = (
     (
         "Gliomas of real patients, segmented (Dice), with the mirrored counterpart against without",
@@ -46,8 +48,10 @@ SENTENCES = (
     (
         "Lesions painted on T1w images of real healthy people, told from healthy people (AUC), with against without",
         (
-            Headline("real heads, lesion on one side", "real_lesions", "saca", "plain", "one side"),
-            Headline("real heads, one side, 3 to 10 ml", "real_lesions", "saca", "plain", "one side, 3 to 10 ml"),
+            Headline("real heads, one side", "real_lesions", "saca", "plain", "one side"),
+            Headline("the same, with the map", "real_lesions", "mapped", "plain", "one side"),
+            Headline("the same, both", "real_lesions", "both", "plain", "one side"),
+            Headline("3 to 10 ml, both", "real_lesions", "both", "plain", "one side, 3 to 10 ml"),
         ),
     ),
     (
@@ -69,34 +73,20 @@ SENTENCES = (
         ),
     ),
     (
-        "Pretrained on painted brains, not from scratch: gliomas of patients (Dice)",
+        "The asymmetry map as a channel, and weights pretrained on painted brains, against neither: gliomas (Dice)",
         (
-            Headline(
-                "T1w, 10 % of labels",
-                "few_labels_t1w",
-                "painted, 10 % of labels",
-                "scratch, 10 % of labels",
-                "all",
-                "segment",
-            ),
-            Headline(
-                "T1w, 20 % of labels",
-                "few_labels_t1w",
-                "painted, 20 % of labels",
-                "scratch, 20 % of labels",
-                "all",
-                "segment",
-            ),
-            Headline("T1w, all labels", "few_labels_t1w", "painted", "scratch", "all", "segment"),
-            Headline(
-                "FLAIR, 10 % of labels",
-                "few_labels_flair",
-                "painted, 10 % of labels",
-                "scratch, 10 % of labels",
-                "all",
-                "segment",
-            ),
-            Headline("FLAIR, all labels", "few_labels_flair", "painted", "scratch", "all", "segment"),
+            Headline("T1w, 10 % of labels, map", FEW_T1W, f"mapped{FEW}", f"scratch{FEW}", "all", "segment"),
+            Headline("T1w, 10 % of labels, both", FEW_T1W, f"both{FEW}", f"scratch{FEW}", "all", "segment"),
+            Headline("T1w, 10 % of labels, weights", FEW_T1W, f"painted{FEW}", f"scratch{FEW}", "all", "segment"),
+            Headline("T1w, all labels, map", FEW_T1W, "mapped", "scratch", "all", "segment"),
+            Headline("T1w, all labels, both, small steps", FEW_T1W, "both", "scratch", "all", "segment"),
+            Headline("T1w, all labels, both", FEW_T1W, "both_fast", "scratch", "all", "segment"),
+            Headline("FLAIR, 10 % of labels, map", FEW_FLAIR, f"mapped{FEW}", f"scratch{FEW}", "all", "segment"),
+            Headline("FLAIR, 10 % of labels, both", FEW_FLAIR, f"both{FEW}", f"scratch{FEW}", "all", "segment"),
+            Headline("T1w, all labels, weights", FEW_T1W, "painted", "scratch", "all", "segment"),
+            Headline("FLAIR, 10 % of labels, weights", FEW_FLAIR, f"painted{FEW}", f"scratch{FEW}", "all", "segment"),
+            Headline("FLAIR, all labels, weights", FEW_FLAIR, "painted", "scratch", "all", "segment"),
+            Headline("FLAIR, all labels, both", FEW_FLAIR, "both", "scratch", "all", "segment"),
         ),
     ),
 )

@@ -128,9 +128,9 @@ def refuse_classes(dataset_dir: Path) -> None:
     entries = every(read_lists(dataset_dir / "datalists" / "segment.json"))
     for entry in entries[:: max(1, len(entries) // LOOKED_AT)]:
         path = dataset_dir / entry["label"]
-        if (largest := float(load_volume(str(path)).max())) > 1:
+        if (largest := round(float(load_volume(str(path)).max()))) > 1:
             raise StudyError(
-                f"{path}: the ready study is of masks of 0 and 1, found {largest:g}; join the classes, or write "
+                f"{path}: the ready study is of masks of 0 and 1, found {largest}; join the classes, or write "
                 "a study file"
             )
 

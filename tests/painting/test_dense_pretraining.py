@@ -5,9 +5,9 @@ from custom.losses import PretextLoss
 from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
 from custom.networks.encoding import halves
 from custom.symmetry import symmetric_pair
-from custom.weights.pretrained import from_pretrained, pretrained_file
+from custom.weights.pretrained import SHIPPED, from_pretrained, pretrained_file
 from custom.weights.settings import sizes
-from custom.weights.transfer import DECODER, PRETRAINED_PARTS, WeightsError, transfer
+from custom.weights.transfer import DECODER, DENSE, PRETRAINED_PARTS, WeightsError, transfer
 
 TINY = {"feature_size": 12, "window_size": 4, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
@@ -61,6 +61,18 @@ def test_the_segmenter_takes_encoder_and_decoder_over_and_computes_the_same_feat
     assert "beside them" in str(report)
 
 
+def test_a_segmenter_of_two_classes_says_lesion_where_the_pretraining_did(dense, pair):
+    segmenter = SASwinUNETR(out_channels=2, **TINY).eval()
+    transfer(segmenter, dense.state_dict(), PRETRAINED_PARTS, optional=DENSE)
+    with torch.no_grad():
+        logits = segmenter(pair)
+        torch.testing.assert_close(logits[:, 1:], dense.train().pretext(pair)["lesion"])
+    assert not logits[:, 0].any()
+    three = SASwinUNETR(out_channels=3, **TINY)
+    report = transfer(three, dense.state_dict(), PRETRAINED_PARTS, optional=DENSE)
+    assert not [name for name in report.further if name.startswith("out.")]
+
+
 def test_without_a_decoder_in_the_weights_the_share_is_of_what_is_wanted(dense):
     plain = SASwinPretrainer(embedding_size=16, **TINY)
     report = transfer(SASwinUNETR(out_channels=2, **TINY), plain.state_dict(), PRETRAINED_PARTS, optional=DECODER)
@@ -101,6 +113,6 @@ def test_a_name_of_weights_is_a_file_a_folder_the_default_or_refused(tmp_path, m
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "model.pt").touch()
     assert pretrained_file(tmp_path) == str(tmp_path / "models" / "model.pt")
-    monkeypatch.setattr("custom.weights.pretrained.SHIPPED", tmp_path / "away.safetensors")
+    monkeypatch.setitem(SHIPPED, "default", tmp_path / "away.safetensors")
     with pytest.raises(WeightsError, match="come with the repository"):
         pretrained_file("default")

@@ -64,5 +64,5 @@ def test_a_known_brain_is_not_looked_for(image):
 
 
 def test_a_map_of_ct_is_refused():
-    with pytest.raises(UserError, match="an asymmetry map of MR alone; leave out --asymmetry_map for CT"):
+    with pytest.raises(UserError, match="an asymmetry map of MR alone; give --asymmetry_map False for CT"):
         InputContract(modality="CT", asymmetry_map=True)

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from asymmetric_heads import SIZE, SPACING, head, radius
+from scipy import ndimage
 
 from custom.symmetry import mirror
 from custom.transforms.asymmetry_map import (
     asymmetry_map,
     brain,
+    convolved,
     in_quartiles,
     offsets,
     smooth,
@@ -50,6 +52,12 @@ def test_texture_is_the_standard_deviation_of_the_patch():
     patches = volume[0, :, 1:4, 1:4, 1:4].flatten(1)
     by_hand = patches.var(1, correction=0).mean().sqrt()
     torch.testing.assert_close(texture(volume)[0, 0, 2, 2, 2], by_hand)
+
+
+def test_on_a_gpu_the_gaussian_filter_is_scipys():
+    values, widths = torch.randn(2, 1, 20, 18, 16), [2.5, 1.5, 0.8]
+    expected = ndimage.gaussian_filter(values.numpy(), (0, 0, *widths), mode="constant")
+    torch.testing.assert_close(convolved(values, widths), torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
 
 
 def test_smoothing_takes_nothing_from_outside():

@@ -1,7 +1,7 @@
 import hashlib
 import re
-from pathlib import Path
 
+import pytest
 import torch
 
 from custom.networks import SASwinPretrainer, SASwinUNETR
@@ -9,7 +9,7 @@ from custom.weights import from_pretrained
 from custom.weights.pretrained import SHIPPED
 from custom.weights.provenance import records_of
 from custom.weights.settings import carrying, settings_in
-from custom.weights.transfer import load_checkpoint
+from custom.weights.transfer import load_checkpoint, transfer
 from sa_swin.weights import pack
 
 TINY = {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
@@ -36,14 +36,24 @@ def test_what_is_packed_is_what_fine_tuning_takes_over_in_half_the_size(tmp_path
         assert taken[name].dtype == torch.float32
 
 
-def test_the_weights_that_come_with_sa_swin_are_those_of_their_card_small_and_of_no_patient():
-    content = SHIPPED.read_bytes()
-    card = (Path(SHIPPED).parent / "README.md").read_text()
-    assert re.findall(r"[0-9a-f]{64}", card) == [hashlib.sha256(content).hexdigest()]
-    assert len(content) <= 10e6
-    assert all(record["subjects"] == record["images"] == [] for record in records_of(SHIPPED))
-    segmenter, tensors = from_pretrained(SASwinUNETR, "default", out_channels=2), load_checkpoint(SHIPPED)
+@pytest.mark.parametrize("name", list(SHIPPED))
+def test_the_weights_that_come_with_sa_swin_are_those_of_their_card_small_and_of_no_patient(name):
+    path = SHIPPED[name]
+    card = path.with_suffix(".md").read_text()
+    assert re.findall(r"[0-9a-f]{64}", card) == [hashlib.sha256(path.read_bytes()).hexdigest()]
+    assert path.stat().st_size <= 10e6
+    assert all(record["subjects"] == record["images"] == [] for record in records_of(path))
+    segmenter, tensors = from_pretrained(SASwinUNETR, name, out_channels=2), load_checkpoint(path)
     taken = {name for name in segmenter.state_dict() if "relative_position_index" not in name}
     assert taken - tensors.keys() == {"out.conv.conv.weight", "out.conv.conv.bias"}
     state = segmenter.state_dict()
     assert all(torch.equal(state[name], tensors[name].to(state[name].dtype)) for name in taken & tensors.keys())
+
+
+def test_weights_that_see_the_map_are_a_segmenter_that_has_seen_no_patient():
+    tensors = load_checkpoint(SHIPPED["mapped"])
+    segmenter = SASwinUNETR(out_channels=2, asymmetry_map=True, **TINY)
+    assert transfer(segmenter, tensors, parts=("",), minimum=1.0).unused == ()
+    weight = segmenter.out.conv.conv.weight
+    assert torch.equal(weight[1], tensors["dense_head.conv.conv.weight"][0].float())
+    assert not weight[0].any()

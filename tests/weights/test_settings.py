@@ -32,7 +32,7 @@ def test_weights_carry_settings_in_every_format_and_stay_a_flat_state_dict(model
     torch.save({"network": flat, "settings": SETTINGS}, tmp_path / "last.ckpt")
     save_file(dict(flat), tmp_path / "model.safetensors", metadata=as_metadata(seen=[], settings=SETTINGS))
     for name in ("model.pt", "last.ckpt", "model.safetensors"):
-        assert settings_in(tmp_path / name) == SETTINGS
+        assert settings_in(tmp_path / name) == {"asymmetry_map": False} | SETTINGS  # from before there was one
     assert carried(model, "seen") == []
     assert carried(model, "other") is None
 
@@ -95,7 +95,7 @@ def test_settings_from_before_the_readout_have_that_of_the_tensors(tmp_path, rea
     network = SASwinUNETR(out_channels=2, feature_size=12, window_size=4, depths=[1] * 4, readout=readout)
     torch.save(carrying(network.state_dict(), settings=SETTINGS), tmp_path / "model.pt")
     assert Weights(tmp_path / "model.pt").get("readout", "neither") == readout
-    assert settings_in(tmp_path / "model.pt") == SETTINGS | {"readout": readout}
+    assert settings_in(tmp_path / "model.pt") == SETTINGS | {"readout": readout, "asymmetry_map": False}
 
 
 def test_a_training_is_bound_by_the_encoder_of_pretrained_weights_and_by_all_of_its_own_state(model, tmp_path):

@@ -11,7 +11,8 @@ from torch import nn
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
-from custom.weights.transfer import PretrainedLoader, Transfer, WeightsError, load_checkpoint, renamed, transfer
+from custom.weights.loader import PretrainedLoader
+from custom.weights.transfer import Transfer, WeightsError, load_checkpoint, renamed, transfer
 
 
 def pretrained(network):
@@ -175,15 +176,32 @@ def test_too_small_a_share_fails_and_leaves_the_network_as_it_was(small):
     assert_same(network, before)
 
 
-def test_weights_of_one_channel_answer_alike_in_a_network_of_several(small):
-    one = SASwinUNETR(out_channels=2, **small).eval()
-    three = SASwinUNETR(out_channels=2, in_channels=3, **small).eval()
-    torch.nn.init.normal_(one.comparisons[0][-1].weight)  # zero in a new one
-    report = transfer(three, one.state_dict(), parts=("",))
+CONTRASTS = [((1, False), (3, False)), ((1, False), (1, True)), ((1, True), (2, True)), ((1, True), (1, False))]
+
+
+@pytest.mark.parametrize(("before", "now"), CONTRASTS)
+def test_weights_answer_alike_with_further_contrasts_and_a_map_that_was_not_there(small, before, now):
+    def made(contrasts, asymmetry_map):
+        return SASwinUNETR(out_channels=2, in_channels=contrasts, asymmetry_map=asymmetry_map, **small).eval()
+
+    old, new = made(*before), made(*now)
+    torch.nn.init.normal_(old.comparisons[0][-1].weight)  # zero in a new one
+    report = transfer(new, old.state_dict(), parts=("",), saw_map=before[1])
     assert report.missing == ()
-    pair = torch.randn(1, 6, 32, 64, 32)
+    image, further, seen_map = torch.randn(3, 2, 1, 32, 64, 32)  # of both halves
+    halves = [torch.cat([image, *[further] * (now[0] - 1), *[seen_map] * now[1]], 1)[half] for half in (0, 1)]
+    given = [torch.cat([image, *[seen_map * now[1]] * before[1]], 1)[half] for half in (0, 1)]
     with torch.no_grad():
-        torch.testing.assert_close(three(pair), one(pair[:, ::3]))
+        torch.testing.assert_close(new(torch.cat(halves)[None]), old(torch.cat(given)[None]))
+
+
+def test_a_map_is_not_taken_for_a_contrast(small):
+    old = SASwinUNETR(out_channels=2, in_channels=1, asymmetry_map=True, **small)
+    new = SASwinUNETR(out_channels=2, in_channels=2, **small)
+    assert transfer(new, old.state_dict(), parts=("",), saw_map=True).missing == ()
+    weight = new.swinViT.patch_embed.proj.weight
+    torch.testing.assert_close(weight[:, 0], old.swinViT.patch_embed.proj.weight[:, 0])
+    assert not weight[:, 1].any()
 
 
 def test_a_tensor_of_another_shape_is_named_and_left_as_it_was(small):

@@ -17,7 +17,8 @@ from torch import nn
 
 from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
-from custom.weights.transfer import PretrainedLoader, WeightsError, load_checkpoint, read_checkpoint, transfer
+from custom.weights.loader import PretrainedLoader
+from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoint, transfer
 from custom.weights.wrapped import networks_in, unpickled
 
 
