@@ -41,7 +41,7 @@ class PlaceEvidence(nn.ModuleList):
 
     Shape:
         - scales, joined: features, and those of the bottleneck after the cross-attention
-        - image: `(B, C, X, Y, Z)`, the asymmetry map its last channel, where there is one
+        - image: `(B, C, X, Y, Z)` with the asymmetry map as its last channel; not needed where there is none
         - output: `(B, K, 4 or 5)` logits of each scale
     """
 
@@ -59,7 +59,7 @@ class PlaceEvidence(nn.ModuleList):
             nn.init.zeros_(self[-1][-1].weight)  # few weights: a wrong sign would take long to unlearn
             nn.init.zeros_(self[-1][-1].bias)
 
-    def forward(self, scales: Scales, joined: Tensor, image: Tensor) -> Tensor:
+    def forward(self, scales: Scales, joined: Tensor, image: Tensor | None = None) -> Tensor:
         read = self.compared(scales, joined)
         logits = [peak(layer(x).flatten(2)) for layer, x in zip(self, read, strict=False)]  # the map's layer comes last
         if len(self) > len(read):
@@ -86,7 +86,7 @@ class PooledEvidence(PooledHead):
     def __init__(self, options: EncoderOptions, num_classes: int) -> None:
         super().__init__(options.width, num_classes)
 
-    def forward(self, scales: Scales, joined: Tensor, image: Tensor) -> Tensor:
+    def forward(self, scales: Scales, joined: Tensor, image: Tensor | None = None) -> Tensor:
         return super().forward(pool(joined))[..., None]
 
 

@@ -6,6 +6,7 @@ import torch
 
 from custom.support.errors import UserError
 from custom.symmetry import mirror, split_pair, symmetric_pair
+from custom.transforms.asymmetry_channel import with_asymmetry
 from custom.transforms.contract import InputContract
 from sa_swin.study.controls import ControlledContract, misaligned, next_images, own_image, wrong_axis
 
@@ -98,7 +99,9 @@ def test_the_asymmetry_map_is_of_the_counterpart_that_the_control_says(tiny_coho
     maps = {kind: split_pair(pair)[0][1] for kind, pair in pairs.items()}
     torch.testing.assert_close(pairs["none"], InputContract(asymmetry_map=True, **SIZE)(entry)["image"])
     assert maps["own_image"].max() <= maps["none"].min() + 0.01  # nothing differs from itself
-    assert maps["wrong_axis"].mean() > maps["none"].mean()
+    wrong = ControlledContract("wrong_axis", **SIZE)(entry)["image"].as_tensor()
+    torch.testing.assert_close(pairs["wrong_axis"].as_tensor(), with_asymmetry(wrong[None], (6.0,) * 3)[0])
+    assert not torch.allclose(maps["wrong_axis"], maps["none"])
 
 
 def test_an_unknown_control_is_refused():
