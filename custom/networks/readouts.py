@@ -61,7 +61,7 @@ class PlaceEvidence(nn.ModuleList):
 
     def forward(self, scales: Scales, joined: Tensor, image: Tensor | None = None) -> Tensor:
         read = self.compared(scales, joined)
-        logits = [peak(layer(x).flatten(2)) for layer, x in zip(self, read, strict=False)]  # the map's layer comes last
+        logits = [peak(layer(x).flatten(2)) for layer, x in zip([*self][: len(self.scales)], read, strict=True)]
         if len(self) > len(read):
             places = image[:, -1].flatten(1)
             peaks = torch.stack([peak(places, sharpness) for sharpness in MAP_SHARPNESS], -1)
