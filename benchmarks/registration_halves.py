@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom.alignment.head import SOFT_TISSUE_WINDOW
+from custom.alignment.head import SOFT_TISSUE_WINDOW, resample
 
 Found = tuple[Tensor, float, str]
 """Unit normal `(3,)` and offset, world mm; a remark."""
@@ -26,6 +26,18 @@ def half(reflection: Tensor, affine: Tensor, center: Tensor) -> Found:
     normal = normal * normal[0].sign()
     middle = (center + linear @ center + reflection[:3, 3]) / 2 + affine[:3, 3]
     return normal, (normal @ middle).item(), ""
+
+
+def on_world_grid(image: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
+    """A volume `(X, Y, Z)` on a grid of 1 mm along the world's axes that holds it all, and the grid's affine."""
+    corners = torch.tensor([[*corner, 1] for corner in itertools.product(*((0, n - 1) for n in image.shape))])
+    world = (affine @ corners.to(affine.dtype).T)[:3]
+    low, high = world.amin(1), world.amax(1)
+    grid = torch.eye(4, dtype=affine.dtype)
+    grid[:3, 3] = low
+    x, y, z = (int(n) + 1 for n in (high - low).ceil())
+    values, known = resample(image, affine, grid, (x, y, z))
+    return torch.where(known > 0, values, image.min()), grid
 
 
 def _tissue(image: Tensor) -> Tensor:
