@@ -24,6 +24,8 @@ ENCODER = ("feature_size", "window_size", "depths", "num_heads", "symmetry")
 """Sizes of what pretraining hands on."""
 HEAD = ("num_classes", "readout", "embedding_size", "dense")
 """Sizes of one task's network."""
+OBJECTIVE = ("objective", "loss_weights", "painted")
+"""What a training that goes on must not change: its losses, and its best weights by them, would not compare."""
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +166,8 @@ class Weights:
             raise WeightsError(f"no checkpoint at {missing[0]}")
         for path in self.paths[1:]:
             self.check_member(path)
-        known = [name for name in (*CONTRACT, *ENCODER, *HEAD) if name in self.settings and name in settings]
+        asked = (*CONTRACT, *ENCODER, *HEAD, *(OBJECTIVE if self.resume_from else ()))
+        known = [name for name in asked if name in self.settings and name in settings]
         differing = [name for name in known if not same(self.settings[name], settings[name])]
         if not differing:
             return

@@ -36,6 +36,7 @@ def plan_command(
     datalist: str | None = None,
     feature_size: int = 48,
     spacing: float | None = None,
+    asymmetry_map: bool = False,
 ) -> None:
     """Look at a cohort and the device, and write the settings of a training that fits, with the reason of each.
 
@@ -52,6 +53,7 @@ def plan_command(
         datalist: JSON; by default DATASET/datalists/<task>.json.
         feature_size: channels of the encoder's first stage.
         spacing: mm, instead of the one that follows from the files.
+        asymmetry_map: plan for a network that sees it (MR), as weights that saw it do.
     """
     if task not in TASKS or device not in (None, "cpu", "cuda"):
         raise UserError(f"task must be one of {', '.join(TASKS)}, device cpu or cuda; got {task} and {device}")
@@ -60,6 +62,10 @@ def plan_command(
     limit = GB * memory if memory else device_memory(device)
     cohort = look_at(lists, root, task)
     lines = data_lines(task, cohort, spacing) | {"feature_size": (feature_size, "as asked for; the default is 48")}
+    if asymmetry_map and cohort.modality != "MR":
+        raise UserError(f"asymmetry_map is for MR; {lists} lists {cohort.modality}")
+    if asymmetry_map:
+        lines["asymmetry_map"] = (True, "as asked for: a channel beside the image's")
     settings = {name: value for name, (value, _) in lines.items()}
     finest = min(ensure_tuple(settings["spacing"]))
     roi = choice.roi_of(task, cohort, finest, settings["spatial_size"])
@@ -144,7 +150,7 @@ def training_lines(task: str, found: choice.Choice, limit: float, measured_need:
 def host_lines(task: str, cohort: Fingerprint, settings: Mapping[str, Any], device: str, rest: float) -> Lines:
     """What is kept in the host's memory: on a CPU what the training leaves, beside a GPU the host's own."""
     room = rest if device == "cpu" else host_memory()
-    channels = 2 * cohort.in_channels + (task == "segment")
+    channels = 2 * (cohort.in_channels + settings.get("asymmetry_map", False)) + (task == "segment")
     volume = 4 * channels * math.prod(settings["spatial_size"])
     wanted = volume * (cohort.training + cohort.validation)
     rate = min(1.0, math.floor(100 * room / MARGIN / wanted) / 100)

@@ -19,7 +19,8 @@ def case():
 def augmented(case, seed, only=None):
     transform = DeepAugmentationd(["image", "label"])
     if only:
-        transform.steps.transforms = [step for step in transform.steps.transforms if isinstance(step, only)]
+        for steps in (transform.poses, transform.intensities):
+            steps.transforms = [step for step in steps.transforms if isinstance(step, only)]
     transform.set_random_state(seed)
     return transform(case)
 
@@ -60,3 +61,30 @@ def test_intensities_change_in_most_cases_and_shapes_and_mask_values_in_none(cas
 def test_the_same_seed_gives_the_same_result(case):
     torch.testing.assert_close(augmented(case, 3)["image"], augmented(case, 3)["image"])
     assert not torch.equal(augmented(case, 3)["image"], augmented(case, 4)["image"])
+
+
+def test_turns_and_changes_of_intensity_are_drawn_apart():
+    drawn = [DeepAugmentationd("image").set_random_state(seed) for seed in range(400)]
+    turned, noisy = (
+        torch.tensor([step.R.rand() < 0.2 for step in steps])
+        for steps in ([t.poses.transforms[0] for t in drawn], [t.intensities.transforms[0] for t in drawn])
+    )
+    assert 50 < turned.sum() < 110
+    assert 50 < noisy.sum() < 110
+    assert 4 < (turned & noisy).sum() < 32  # 16 by chance; were they drawn as one, as many as are turned
+
+
+def test_an_asymmetry_map_is_turned_with_the_image_and_keeps_its_units(case):
+    image, mirrored = split_pair(case["image"])
+    pair = MetaTensor(torch.cat([image, 10 * image, mirrored, 10 * mirrored]))
+    transform, turned, changed = DeepAugmentationd(["image", "label"], asymmetry_map=True), 0, 0
+    for seed in range(30):
+        transform.set_random_state(seed)
+        seen = transform({"image": pair, "label": case["label"]})["image"]
+        transform.set_random_state(seed)
+        posed = transform.poses({"image": pair, "label": case["label"]})["image"]
+        torch.testing.assert_close(seen[[1, 3]], posed[[1, 3]])
+        turned += not torch.equal(posed, pair)
+        changed += not torch.equal(seen[[0, 2]], posed[[0, 2]])
+    assert turned > 3
+    assert changed > 10

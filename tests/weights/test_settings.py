@@ -112,6 +112,21 @@ def test_a_training_is_bound_by_the_encoder_of_pretrained_weights_and_by_all_of_
         resumed.check(SETTINGS | {"num_classes": 2})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("objective", "paper", "objective painted, here paper"), ("painted", 0.5, "painted 1.0, here 0.5"),
+     ("loss_weights", {"lesion": 2.0}, r"loss_weights \{\}, here \{'lesion': 2.0\}")],
+)  # fmt: skip
+def test_a_training_goes_on_with_its_own_objective_and_hands_on_none(tmp_path, name, value, words):
+    settings = SETTINGS | {"objective": "painted", "painted": 1.0, "loss_weights": {}}
+    torch.save({"network": {"weight": torch.ones(2)}, "settings": settings}, tmp_path / "last.ckpt")
+    resumed = starting_weights(tmp_path, resume=True)
+    resumed.check(settings)
+    with pytest.raises(WeightsError, match=f"{words}. Leave out --{name} "):
+        resumed.check(settings | {name: value})
+    starting_weights(tmp_path / "anew", pretrained=tmp_path / "last.ckpt").check(settings | {name: value})
+
+
 def test_published_weights_bind_nothing(tmp_path):
     torch.save({"swinViT.weight": torch.ones(2)}, tmp_path / "published.pt")
     weights = starting_weights(tmp_path, pretrained=tmp_path / "published.pt")

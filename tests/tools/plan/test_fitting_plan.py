@@ -144,6 +144,9 @@ def test_what_is_left_of_the_memory_is_for_cases_kept_in_it(planned):
     tighter, _ = planned(memory=tight / GB)
     assert tighter["batch_size"] == values["batch_size"]
     assert 0.3 < tighter["cache_rate"] < 0.5
+    mapped, _ = planned(memory=tight / GB, asymmetry_map=True)  # five channels in place of three
+    assert mapped["asymmetry_map"] is True
+    assert mapped["cache_rate"] == pytest.approx(tighter["cache_rate"] * 3 / 5, abs=0.011)
 
 
 def test_a_prepared_cohort_keeps_its_grid(tiny_cohort, planned, monkeypatch):
