@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, load_bundle_config, verify_metadata
 from released import NETWORKS, SEEN, SETTINGS, checkpoint, digest_of, network_of, options
 from safetensors.torch import load as load_safetensors
 
+from custom.weights.pretrained import SHIPPED
 from custom.weights.provenance import records_of
 from custom.weights.settings import settings_in, sizes
 from custom.weights.transfer import weights_digest
@@ -44,6 +45,23 @@ def test_a_package_holds_all_it_needs_below_one_folder_of_its_name(packages, tas
     tracked = subprocess.run(["git", "ls-files", "custom"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(tracked.stdout.split()) <= files  # sub-packages too
     assert not [name for name in files if "__pycache__" in name]
+
+
+def test_the_weights_that_segment_untrained_make_a_package_that_is_sound_and_says_what_they_have_seen(
+    repository, tmp_path
+):
+    words = "brains painted from label maps, no patient"
+    made = Options(SHIPPED["mapped"], trained_on=words, onnx=False)
+    files = read_package(build(repository, "sa_swin_segment", made, tmp_path))
+    assert verify(files) == []
+    config = yaml.safe_load(files["configs/inference.yaml"])
+    assert (config["asymmetry_map"], config["num_classes"], config["spacing"]) == (True, 2, [3.0, 3.0, 5.0])
+    card = files["docs/README.md"].decode()
+    assert words in card
+    assert "Not for clinical use" in card
+    tensors = load_safetensors(files["models/model.safetensors"])
+    lesion = load_safetensors(SHIPPED["mapped"].read_bytes())["dense_head.conv.conv.weight"][0]
+    assert torch.equal(tensors["out.conv.conv.weight"][1], lesion.float())
 
 
 @pytest.mark.parametrize("task", NETWORKS)
