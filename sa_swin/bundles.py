@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from custom.support.errors import UserError
-from custom.support.startup import referring
+from custom.support.startup import PATHS, referring
 from sa_swin.commands import say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +138,18 @@ def take_weights(options: Sequence[str]) -> list[str]:
     return [*rest, "--checkpoint", checkpoint_option([checkpoint_at(path) for path in paths])]
 
 
+def pythonic(options: Sequence[str]) -> list[str]:
+    """The options with `True` and `False`, as MONAI's runner reads them, for `true` and `false`; paths stay."""
+    found, owner = [], ""
+    for word in options:
+        name, equals, value = word.partition("=") if word.startswith("--") else (owner, "", word)
+        if value in ("true", "false") and name.lstrip("-").replace("-", "_") not in PATHS:
+            word = f"{name}={value.title()}" if equals else value.title()
+        found.append(word)
+        owner = name
+    return found
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print and run the command; this process becomes it, so that its exit code is its own."""
     workflow, *rest = arguments
@@ -160,7 +172,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(2)
     if sentence := referring(options):
         sys.exit(f"error: {sentence}")
-    command = bundle_command(workflow, folder, options, processes, plan)
+    command = bundle_command(workflow, folder, pythonic(options), processes, plan)
     sys.stderr.write(f"+ {shlex.join(command)}\n")
     sys.stderr.flush()
     os.execve(command[0], command, dict(os.environ) | quick_start())

@@ -13,6 +13,7 @@ from sa_swin.bundles import (
     bundle_command,
     bundle_folder,
     checkpoint_at,
+    pythonic,
     quick_start,
     take_processes,
     take_weights,
@@ -146,3 +147,31 @@ def test_without_its_environment_the_label_server_says_how_to_make_it(monkeypatc
     with pytest.raises(SystemExit):
         label.main(["--studies", "DIR"])
     assert "run `make label-setup`" in capsys.readouterr().err
+
+
+def test_truth_values_may_be_written_as_in_the_yaml_and_paths_stay():
+    words = [
+        "--align",
+        "false",
+        "--redo=true",
+        "--dataset_dir",
+        "true",
+        "--datalist=false",
+        "--untrusted",
+        "found",
+        "--align",
+        "True",
+    ]
+    told = [
+        "--align",
+        "False",
+        "--redo=True",
+        "--dataset_dir",
+        "true",
+        "--datalist=false",
+        "--untrusted",
+        "found",
+        "--align",
+        "True",
+    ]
+    assert pythonic(words) == told
