@@ -1,6 +1,7 @@
 """What pretraining has learned so far, by frozen features: a label read from them, their collapse, their steadiness."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from monai.metrics import EmbeddingCollapseMetric
 from custom.evaluation.case_table import case_identity
 
 FEWEST = 3
-"""Cases of a class, below which it is not asked for."""
+"""Subjects of a class, below which it is not asked for."""
 NEIGHBOURS = 5
 MOST_FOLDS = 5
 FIGURES = ("probe_knn", "probe_linear", "collapse", "scanner_icc", "scanner_icc_asymmetry")
@@ -108,11 +109,12 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any], subjects: Seque
     from sklearn.preprocessing import StandardScaler
 
     names = np.array(["" if label is None else str(label) for label in labels])
-    values, counts = np.unique(names[names != ""], return_counts=True)
-    asked = np.isin(names, values[counts >= FEWEST])
-    if len(np.unique(names[asked])) < 2:
+    people = Counter(name for name, _ in {*zip(names.tolist(), map(str, subjects), strict=True)})
+    enough = [name for name, count in people.items() if name and count >= FEWEST]
+    if len(enough) < 2:
         return {}
-    folds = StratifiedGroupKFold(min(MOST_FOLDS, int(counts[counts >= FEWEST].min())), shuffle=True, random_state=0)
+    asked = np.isin(names, enough)
+    folds = StratifiedGroupKFold(min(MOST_FOLDS, *map(people.get, enough)), shuffle=True, random_state=0)
     probes = {
         "probe_knn": KNeighborsClassifier(NEIGHBOURS if asked.sum() > 2 * NEIGHBOURS else 1, metric="cosine"),
         "probe_linear": LogisticRegression(max_iter=1000, class_weight="balanced"),

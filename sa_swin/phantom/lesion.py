@@ -77,8 +77,9 @@ class LesionPlan:
 
     @property
     def radius(self) -> float:
-        """Radius in mm of the ball of this volume."""
-        return float((3000 * self.millilitres / (4 * np.pi)) ** (1 / 3))
+        """Radius in mm of the ball of this volume, of a bilateral lesion of each part's."""
+        parts = 2 if self.place == "bilateral" else 1
+        return float((3000 * self.millilitres / parts / (4 * np.pi)) ** (1 / 3))
 
     @property
     def pushes(self) -> bool:
@@ -134,7 +135,7 @@ def plan_lesion(
     texture = random_field(generator, 7.0)
     mask = None
     if masks and finding in STROKES and place != "midline":
-        mask = choose_mask(generator, masks, side, millilitres)
+        mask = choose_mask(generator, masks, side, millilitres / (2 if place == "bilateral" else 1))
         centre = mask_centre(mask, points, anatomy, deformation)
     stretch = torch.tensor(stretch, dtype=torch.float32)
     return LesionPlan(finding, side, centre, millilitres, stretch, texture, mask, place)

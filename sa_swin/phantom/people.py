@@ -29,7 +29,9 @@ def healthy_people(folder: str) -> tuple[Person, ...]:
     for path in sorted(Path(folder).glob("sub-*/**/*_T1w.nii*")):
         name = path.relative_to(folder).parts[0]
         row = rows.get(name, {})
-        found.setdefault(row.get("person", name), Person(name, str(path), row.get("site", "n/a")))
+        person = row.get("person", "n/a")
+        person = name if person in ("", "n/a") else person
+        found.setdefault(person, Person(name, str(path), row.get("site", "n/a")))
     if not found:
         raise ValueError(f"{folder}: expected T1w images of a BIDS folder (sub-*/anat/*_T1w.nii.gz), found none")
     return tuple(found.values())

@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import multiprocessing
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from custom.support.errors import UserError, root_cause
 from custom.support.files import write_whole
 from custom.support.run_record import commit
 from custom.weights.transfer import load_checkpoint
-from sa_swin.study.cohort import of_cell, read_lists
+from sa_swin.study.cohort import is_done, of_cell, read_lists, split_of
 from sa_swin.study.controls import ControlledContract
 from sa_swin.study.normative import NormativeAsymmetry
 from sa_swin.study.plan import BUNDLES, Cell
@@ -44,17 +46,24 @@ def run_cell(cell: Cell, folder: Path, device: str, alone: bool = False) -> None
     home.mkdir(parents=True, exist_ok=True)
     settings = {} if cell.arm.task == "normative" else overrides(cell, folder, device)
     with (home / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
-        if not (home / "result.json").exists():
+        split = split_of(cell, folder)
+        if not is_done(home, split):
+            (home / "reflected.json").unlink(missing_ok=True)
             started = time.monotonic()
             measure = normative_cases if cell.arm.task == "normative" else train_and_evaluate
             cases = measure(cell, folder, settings)
             seconds = round(time.monotonic() - started, 1)
-            result = {"cell": cell.name, "seconds": seconds, "commit": commit(), "cases": cases}
+            result = {"cell": cell.name, "seconds": seconds, "commit": commit(), "split": split, "cases": cases}
             result |= {"memory_mb": peak_memory(device)} if alone else {}
             result |= calibration(home) if cell.arm.task == "classify" else {}
             write_whole(home / "result.json", json.dumps(result, indent=1) + "\n")
-        if cell.arm.task == "classify" and not cell.control and not (home / "reflected.json").exists():
+        if is_mirrored(cell) and not (home / "reflected.json").exists():
             evaluate_reflected(home, settings)
+
+
+def is_mirrored(cell: Cell) -> bool:
+    """Whether a cell classifies by the mirror image, so that swapping image and counterpart reflects a brain."""
+    return cell.arm.task == "classify" and not cell.control and cell.settings.get("counterpart", "mirror") == "mirror"
 
 
 def peak_memory(device: str) -> float:
@@ -85,7 +94,7 @@ def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> di
     """Normative asymmetry of the test subjects against the healthy training subjects, by subject."""
     dataset_dir, datalists = of_cell(cell, folder)
     lists = read_lists(datalists / "classify.json")
-    contract = ControlledContract(**control_of(cell, folder), **{**cell.settings, "asymmetry_map": False}, align=False)
+    contract = ControlledContract(**control_of(cell, folder), **cell.settings, align=False)
     spacing = tuple(ensure_tuple_rep(cell.settings["spacing"], 3))
 
     def pair(entry: Mapping[str, Any]) -> torch.Tensor:
@@ -187,17 +196,36 @@ def run_all(
     if workers == 1:
         yield from ((cell, attempt(cell, folder, devices[0])) for wave in waves(cells) for cell in wave)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, context, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1
-    ) as pool:
-        for wave in waves(cells):
-            futures: dict[Future[str | None], Cell] = {
-                pool.submit(attempt, cell, folder, devices[i % len(devices)], alone=True): cell
-                for i, cell in enumerate(wave)
-            }
+    for wave in waves(cells):
+        yield from side_by_side(wave, folder, devices, workers)
+
+
+def side_by_side(
+    cells: Sequence[Cell], folder: Path, devices: Sequence[str], workers: int
+) -> Iterator[tuple[Cell, str | None]]:
+    """Run cells in processes of their own; where one is killed, what has not ended is run again, one by one."""
+    left = dict(zip(cells, itertools.cycle(devices), strict=False))
+    for number in [workers, *[1] * len(cells)]:
+        with processes(number) as pool:
+            batch = left if number > 1 else dict([next(iter(left.items()))])
+            futures = {pool.submit(attempt, cell, folder, where, alone=True): cell for cell, where in batch.items()}
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                cell = futures[future]
+                try:
+                    yield cell, future.result()
+                except BrokenProcessPool:
+                    if number > 1:
+                        continue
+                    yield cell, f"its process was killed, for its memory perhaps; see {folder / 'cells' / cell.digest}"
+                del left[cell]
+        if not left:
+            return
+
+
+def processes(number: int) -> ProcessPoolExecutor:
+    """A pool of processes that run a cell each, on one thread."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(number, context, initializer=torch.set_num_threads, initargs=(1,), max_tasks_per_child=1)
 
 
 def attempt(cell: Cell, folder: Path, device: str, alone: bool = False) -> str | None:

@@ -1,6 +1,7 @@
 """The cohort of a study: made or found, aligned once, and split by subject, the same for every cell."""
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,19 @@ def of_cell(cell: Cell, folder: Path) -> tuple[Path, Path]:
     return own.dataset_dir(cell.align), own.lists(cell.align, cell.fold)
 
 
+def split_of(cell: Cell, folder: Path) -> str:
+    """Digest of a cell's split: the entries of its datalist, which its settings do not tell."""
+    task = "classify" if cell.arm.task == "normative" else cell.arm.task
+    path = of_cell(cell, folder)[1] / f"{task}.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def is_done(home: Path, split: str) -> bool:
+    """Whether a cell has its result, of this split (which results of before 2026-11-29 do not tell)."""
+    path = home / "result.json"
+    return path.exists() and json.loads(path.read_text()).get("split", split) == split
+
+
 def make_cohort(study: Study, folder: Path, workers: int) -> None:
     """Make or find the cohort of a study, its aligned version, and its lists; what is there is not made again.
 
@@ -104,7 +118,7 @@ def make_cohort(study: Study, folder: Path, workers: int) -> None:
             build_command(output=str(own.datalists), overwrite=True, **options)
         elif "dataset_dir" not in options:
             phantom.phantom_command(output=str(own.raw), workers=workers, **options)
-        if not (own.aligned / "planes.csv").exists():
+        if own.aligned != own.raw:  # what is aligned stays, and what has changed since is done
             prepare.prepare_command(
                 output=str(own.aligned), dataset_dir=str(own.raw), datalist=str(own.datalists), workers=workers, **grid,
                 untrusted="leave_out",

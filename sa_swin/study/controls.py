@@ -81,7 +81,7 @@ class ControlledContract(InputContract):
             raise UserError(f"unknown control '{kind}', choose one of {', '.join(KINDS)}")
         self.kind = kind
         self.arguments = arguments
-        self.next_image = next_images(datalist, dataset_dir) if kind == "other_subject" else {}
+        self.other_image = other_images(datalist, dataset_dir) if kind == "other_subject" else {}
         spacing = arguments.get("spacing", 1.0)
         spacing = list(spacing) if isinstance(spacing, Sequence) else [spacing] * 3
         self.replace: dict[str, Callable[[Tensor], Tensor]] = {
@@ -115,7 +115,7 @@ class ControlledContract(InputContract):
     def counterpart(self, path: str, own: Tensor) -> Tensor:
         """What takes the place of the mirrored counterpart."""
         if self.kind == "other_subject":
-            return split_pair(self.without_label.load({"image": self.next_image[path]})["image"])[1].as_tensor()
+            return split_pair(self.without_label.load({"image": self.other_image[path]})["image"])[1].as_tensor()
         plain = own.as_tensor() if isinstance(own, MetaTensor) else own
         return self.replace[self.kind](plain)
 
@@ -133,11 +133,22 @@ class ControlledContract(InputContract):
         return self.prepared[key]
 
 
-def next_images(datalist: str | Path, dataset_dir: str | Path) -> dict[str, str]:
-    """For each image of a cohort the next one of the same list, so that no test image reaches the training."""
-    lists = read_lists(Path(datalist))
+def other_images(datalist: str | Path, dataset_dir: str | Path) -> dict[str, str]:
+    """For each image of a cohort one of another subject, drawn whatever its label, so that it tells nothing of it.
+
+    Of the same list, so that no test image reaches the training; where that has one subject alone, of the training.
+
+    Raises:
+        UserError: there is no other subject.
+    """
+    lists, rng = read_lists(Path(datalist)), np.random.default_rng(0)
     pairs: dict[str, str] = {}
     for section in SECTIONS:
-        paths = [str(Path(dataset_dir) / entry["image"]) for entry in lists.get(section, [])]
-        pairs.update(zip(paths, paths[1:] + paths[:1], strict=True))
+        entries = lists.get(section, [])
+        for entry in entries:
+            pools = ([e for e in pool if e["subject"] != entry["subject"]] for pool in (entries, lists["training"]))
+            if not (others := next(filter(None, pools), [])):
+                raise UserError(f"{datalist}: the control other_subject needs two subjects, {section} has one")
+            other = others[int(rng.integers(len(others)))]
+            pairs[str(Path(dataset_dir) / entry["image"])] = str(Path(dataset_dir) / other["image"])
     return pairs

@@ -17,13 +17,17 @@ import numpy as np
 from scipy.stats import binomtest
 
 from custom.evaluation.conformal import radius, volume_interval, volume_score
-from sa_swin.study.plan import Study
+from sa_swin.study.plan import Study, StudyError
 
 
 def volumes(path: Path) -> list[tuple[float, float]]:
-    """True and predicted volume (ml) of each case of an evaluation."""
+    """True and predicted volume (ml) of each subject of an evaluation, with the scan that was predicted worst."""
+    worst: dict[str, tuple[float, float]] = {}
     with path.open(newline="") as file:
-        return [(float(row["volume_ml"]), float(row["predicted_ml"])) for row in csv.DictReader(file)]
+        for row in csv.DictReader(file):
+            case = float(row["volume_ml"]), float(row["predicted_ml"])
+            worst[row["subject"]] = max(case, worst.get(row["subject"], case), key=lambda own: volume_score(*own))
+    return list(worst.values())
 
 
 def intervals(folds: Sequence[Sequence[tuple[float, float]]], asked: float) -> list[tuple[bool, float]]:
@@ -72,13 +76,20 @@ def write_coverage(study: str, work: str, output: str = "benchmarks/results", as
         work: folder of its work.
         output: folder of the results.
         asked: coverage, 0.5 to 1.
+
+    Raises:
+        StudyError: a study without folds.
     """
     plan = Study(study)
+    if plan.folds == [None]:
+        raise StudyError(f"{study} has no folds: each fold is measured by the others; give it `folds: 3`")
     found = rows(plan, Path(work), asked)
     path = Path(output) / f"coverage_{plan.content['name']}_{datetime.date.today()}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    title = plan.content.get("title", plan.content["name"])
     about = (
-        f"{plan.content['title']}: split-conformal intervals of volumes, {asked:.0%} asked, each fold by the others."
+        f"{title}: split-conformal intervals of volumes, {asked:.0%} asked, each fold by the others. "
+        "Research only, not for clinical use."
     )
     path.with_suffix(".md").write_text(f"# Coverage of volumes\n\n{about}\n\n{table(found)}\n")

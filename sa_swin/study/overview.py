@@ -10,8 +10,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 SIGNIFICANT = 0.05
-COLOURS = {"yes": "tab:green", "not shown": "grey", "the opposite": "tab:red"}
-VERDICTS = {"yes": "better", "not shown": "no difference shown", "the opposite": "worse"}
+FEWEST_SEEDS = 2
+"""Trainings of an arm below which nothing is said: two trainings of one arm differ by as much as many arms do."""
+COLOURS = {"yes": "tab:green", "not shown": "grey", "one training": "lightgrey", "the opposite": "tab:red"}
+VERDICTS = {
+    "yes": "better",
+    "not shown": "no difference shown",
+    "one training": "one training, no verdict",
+    "the opposite": "worse",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ SENTENCES = (
 
 
 def answer(row: Mapping[str, Any]) -> str:
-    """What a comparison says."""
+    """What a comparison says: a key of `VERDICTS`."""
+    if row["seeds"] < FEWEST_SEEDS:
+        return "one training"
     if row["q"] >= SIGNIFICANT or row["low"] <= 0 <= row["high"]:
         return "not shown"
     return "yes" if row["difference"] > 0 else "the opposite"

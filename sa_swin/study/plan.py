@@ -22,6 +22,8 @@ TASKS = (*BUNDLE_TASKS, "normative")
 AXES = ("task", "variant", "pretraining", "control", "label_percent")
 """What an arm is one combination of. Its cells differ by their seed alone."""
 PLAIN = {"pretraining": "none", "control": "none", "label_percent": 100}
+INPUT = ("modality", "in_channels", "counterpart", "spacing", "spatial_size")
+"""Settings of what a network, or the normative score, sees."""
 NETWORK = "network"
 """Key of a variant that is another network than the bundle's, by its `_target_`."""
 PARTS = {
@@ -219,7 +221,9 @@ class Study:
         control = dict(self.named["control"][arm.control])
         align = control.pop("align", True)
         if arm.task == "normative":  # nothing is drawn: every seed is the same cell
-            return Cell(arm, 0, dict(self.content["grid"]), control, align, self.cohort, fold=fold)
+            settings = {**self.content.get("settings", {}), **self.content["grid"]}
+            seen = {name: value for name, value in settings.items() if name in INPUT}
+            return Cell(arm, 0, seen, control, align, self.cohort, fold=fold)
         settings = self.settings(arm, seed)
         start = None
         if arm.task != "pretrain" and arm.pretraining != "none":
@@ -267,7 +271,7 @@ def describe(arm: Arm) -> dict[str, Any]:
 
 
 def members(facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Any] | None) -> set[str]:
-    """Subjects that a group names; the healthy belong to every group.
+    """Subjects that a group names; the healthy, and class 0, belong to every group.
 
     Args:
         facts: of each subject.
@@ -276,7 +280,9 @@ def members(facts: Mapping[str, Mapping[str, Any]], group: Mapping[str, Any] | N
     return {
         subject
         for subject, own in facts.items()
-        if own.get("healthy") or all(meets(own.get(key), wanted) for key, wanted in (group or {}).items())
+        if own.get("healthy")
+        or own.get("label") == 0
+        or all(meets(own.get(key), wanted) for key, wanted in (group or {}).items())
     }
 
 

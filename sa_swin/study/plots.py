@@ -1,5 +1,6 @@
 """Plots of a study: its arms with their intervals, and a figure over the share of labels."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from custom.support.files import write_whole
 
-COLOURS = ("black", "tab:blue", "tab:orange", "tab:green")
+COLOURS = ("black", *matplotlib.color_sequences["tab10"])
 
 
 def forest(rows: Sequence[Mapping[str, Any]], label: str) -> Figure:
@@ -23,7 +24,7 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str) -> Figure:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     figure = Figure(figsize=(7, 0.9 + 0.34 * len(arms)), layout="constrained")
     axis = figure.subplots()
-    for offset, (group, colour) in enumerate(zip(groups, COLOURS, strict=False)):
+    for offset, (group, colour) in enumerate(zip(groups, itertools.cycle(COLOURS), strict=False)):
         own = {row["arm"]: row for row in rows if row["group"] == group}
         values = [own[arm]["value"] for arm in arms]
         errors = [

@@ -11,15 +11,18 @@ from scipy.stats import false_discovery_control
 
 from custom.evaluation.calibration import calibration_error
 from sa_swin.study import cohort
+from sa_swin.study.cohort import is_done, split_of
 from sa_swin.study.plan import Study, describe, members
 from sa_swin.study.statistics import (
-    delong,
+    delong_variance,
     difference_interval,
+    difference_test,
     figure_interval,
+    folds,
     mean_auc,
     mean_log_loss,
     mean_score,
-    sign_flip,
+    score_variance,
 )
 
 CALIBRATION = {"temperature", "bias"}
@@ -44,8 +47,9 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         for seed in study.content["seeds"]:
             cells = [study.cell(arm, seed, fold) for fold in study.folds]
             paths = [folder / "cells" / cell.digest / "result.json" for cell in cells]
-            missing += [cell.name for cell, path in zip(cells, paths, strict=True) if not path.exists()]
-            if all(path.exists() for path in paths):
+            undone = [c.name for c, p in zip(cells, paths, strict=True) if not is_done(p.parent, split_of(c, folder))]
+            missing += undone
+            if not undone:
                 results.append({"seed": seed} | joined(paths))
         if results:
             arms.append(describe(arm) | of_arm(results, facts))
@@ -95,19 +99,22 @@ def of_arm(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> di
 
 
 def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of the arms and groups, and the comparisons whose arms are there."""
+    """Figures of the arms and groups, and the comparisons whose arms are there; a group needs cases enough for them."""
     by_name = {(arm["task"], arm["name"]): arm for arm in collected["arms"]}
     groups = {"all": None, **study.content["groups"]}
     rows = [
         {"task": arm["task"], "arm": arm["name"], "group": group} | figures(arm, collected["facts"], wanted)
         for arm in collected["arms"]
         for group, wanted in groups.items()
+        if measurable(arm["task"], columns(arm, collected["facts"], wanted)[0])
     ]
+    there = {(row["task"], row["arm"], row["group"]) for row in rows}
     compared = []
     for first, second, group in study.comparisons:
         found = [by_name.get((arm.task, arm.name)) for arm in (first, second)]
-        if all(found) and set(found[0]["seeds"]) & set(found[1]["seeds"]):
-            row = {"task": first.task, "arm": first.name, "against": second.name, "group": group or "all"}
+        row = {"task": first.task, "arm": first.name, "against": second.name, "group": group or "all"}
+        told = all((arm.task, arm.name, row["group"]) in there for arm in (first, second))
+        if told and set(found[0]["seeds"]) & set(found[1]["seeds"]):
             compared.append(row | compare(*found, collected["facts"], groups[group or "all"]))
     for row, value in zip(
         compared, false_discovery_control([r["p"] for r in compared]) if compared else [], strict=True
@@ -207,7 +214,15 @@ def compare(
     truth, one = columns(first, facts, group, common)
     _, other = columns(second, facts, group, common)
     figure = figure_of(first["task"])
-    low, high = difference_interval(figure, truth, one, other)
-    p = sign_flip(one, other) if first["task"] == "segment" else delong(truth, one, other)
-    difference = figure(truth, one) - figure(truth, other)
-    return {"difference": difference, "low": low, "high": high, "p": p, "n": len(truth), "seeds": len(common)}
+    of_seeds = np.array([figure(truth, a[None]) - figure(truth, b[None]) for a, b in zip(one, other, strict=True)])
+    variance = (score_variance if first["task"] == "segment" else delong_variance)(truth, one, other)
+    low, high, p = difference_test(of_seeds, variance, len(truth))
+    found = {"difference": float(of_seeds.mean()), "low": low, "high": high, "p": p}
+    return found | {"n": len(truth), "seeds": len(common)}
+
+
+def measurable(task: str, truth: np.ndarray) -> bool:
+    """Whether there are cases enough for a task's figure: of an AUC some of each class, in one fold at least."""
+    if task == "segment":
+        return len(truth) > 1
+    return any(len(np.unique(truth[own] % 2)) == 2 for own in folds(truth)) if len(truth) else False

@@ -31,7 +31,12 @@ BASELINES: dict[str, dict[str, Any]] = {
 """Networks of MONAI that are no Swin, from the image alone to two classes."""
 VARIANTS = {"plain": {"symmetry": "none"}, "channel": {"symmetry": "channel"}, "saca": {"symmetry": "saca"}}
 CONTROLS = {"other subject": {"kind": "other_subject"}, "wrong axis": {"kind": "wrong_axis"}}
-VERDICTS = {"yes": "Yes", "not shown": "Not shown", "the opposite": "No, it costs"}
+VERDICTS = {
+    "yes": "Yes",
+    "not shown": "Not shown",
+    "one training": "One training cannot tell (run it with --seeds 3)",
+    "the opposite": "No, it costs",
+}
 PAGE = """# Is symmetry worth it on this cohort?
 
 **{verdict}** Research only, not for clinical use.

@@ -32,6 +32,14 @@ def test_a_label_that_nobody_has_or_all_have_or_too_few_is_not_asked_for(labels)
     assert label_figures(np.random.default_rng(0).normal(size=(8, 4)), labels, list("abcdefgh")) == {}
 
 
+@pytest.mark.parametrize(
+    ("labels", "subjects"),
+    [(["a"] * 8 + ["b"] * 3, [*"abcdefgh", "x", "x", "x"]), (["a"] * 6 + ["b"] * 6, [*"uuuvvv", *"xxxyyy"])],
+)
+def test_several_scans_of_one_subject_are_no_more_subjects(labels, subjects):
+    assert label_figures(np.random.default_rng(0).normal(size=(len(labels), 4)), labels, subjects) == {}
+
+
 def said(embedding):
     return {"embedding": torch.as_tensor(embedding), "asymmetry": torch.as_tensor(embedding[0])}
 

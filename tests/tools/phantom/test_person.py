@@ -153,6 +153,14 @@ def test_scans_of_one_person_are_one(folders, tmp_path, write_volume):
     assert [(own.name, own.site) for own in healthy_people(str(tmp_path))] == [("sub-1", "x"), ("sub-2", "y")]
 
 
+def test_people_of_whom_nobody_says_who_they_are_are_not_one(tmp_path, write_volume):
+    for name in ("sub-1", "sub-2", "sub-3"):
+        write_volume(tmp_path / name / "anat" / f"{name}_T1w.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    text = "participant_id\tperson\nsub-1\tn/a\nsub-2\tn/a\nsub-3\t\n"
+    (tmp_path / "participants.tsv").write_text(text)
+    assert [own.name for own in healthy_people(str(tmp_path))] == ["sub-1", "sub-2", "sub-3"]
+
+
 def test_outline_distance_of_a_ball_is_known():
     x, y, z = np.indices((40, 40, 40)) - 19.5
     ball = torch.from_numpy((np.sqrt(x**2 + y**2 + z**2) < 10).astype(np.float32))

@@ -153,10 +153,10 @@ def test_the_ready_study_refuses_masks_of_several_classes_before_anything_is_tra
         worth.refuse_classes(cohort)
 
 
-def result(difference, low, high, q):
+def result(difference, low, high, q, seeds=2):
     arms = [{"task": "segment", "arm": arm, "group": "all", "value": value, "low": 0, "high": 1, "n": 9, "seconds": 1.0,
              "seeds": [value]} for arm, value in (("saca", 0.5 + difference), ("plain", 0.5))]  # fmt: skip
-    row = {"task": "segment", "arm": "saca", "against": "plain", "group": "all", "n": 9, "seeds": 1, "p": q, "q": q,
+    row = {"task": "segment", "arm": "saca", "against": "plain", "group": "all", "n": 9, "seeds": seeds, "p": q, "q": q,
            "difference": difference, "low": low, "high": high}  # fmt: skip
     study = {"folds": 3, "seeds": [0], "cohort": {"dataset_dir": "C"}}
     return {"study": study, "sizes": {"in turn": {"one-sided": 9}}, "missing": [],
@@ -170,6 +170,7 @@ def result(difference, low, high, q):
         ((0.1, -0.05, 0.15, 0.01), "Not shown: Dice"),
         ((-0.1, -0.15, -0.05, 0.01), "No, it costs: Dice 0.400"),
         ((0.1, 0.05, 0.15, 0.2), "Not shown: Dice"),
+        ((0.1, 0.05, 0.15, 0.01, 1), "One training cannot tell (run it with --seeds 3): Dice 0.600"),
     ],
 )
 def test_the_verdict_is_a_sentence_that_needs_interval_and_q(tmp_path, row, words):

@@ -1,14 +1,17 @@
 import json
+import os
 import re
 import shutil
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from sa_swin.study import evidence
+from sa_swin.study import cells, evidence
 from sa_swin.study.cells import read_cases, run_all, waves
 from sa_swin.study.cohort import make_cohort
 from sa_swin.study.plan import Arm, Study, StudyError, members
@@ -201,6 +204,51 @@ def test_a_finished_cell_is_not_run_again_and_an_unfinished_one_is(finished):
     assert before[1] < after[1]
     again = json.loads((folder / "cells" / second.digest / "result.json").read_text())
     assert again["cases"] == json.loads(scores)["cases"]  # the same settings and seed give the same scores
+
+
+def test_a_cell_of_another_split_is_run_again_and_until_then_is_missing(finished):
+    plan, folder, _ = finished
+    first = plan.cells()[0]
+    path = folder / "cells" / first.digest / "result.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | {"split": "of other subjects", "cases": {}}))
+    assert collect(plan, folder)["missing"] == [first.name]
+    assert set(dict(run_all([first], folder, ["cpu"], 1)).values()) == {None}
+    again = json.loads(path.read_text())
+    assert (again["split"], again["cases"]) == (before["split"], before["cases"])
+
+
+@dataclass(frozen=True)
+class Stand:
+    """In place of a cell."""
+
+    name: str
+    digest: str = "x"
+    start: None = None
+
+
+def killed(cell, *_, **__):
+    """In place of an attempt: of one cell the process is killed, the others end well."""
+    if cell.name == "bad":
+        os._exit(9)
+
+
+def test_a_process_that_is_killed_loses_its_own_cell_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(cells, "attempt", killed)
+    monkeypatch.setattr(cells, "processes", lambda number: ProcessPoolExecutor(number, get_context("fork")))
+    outcome = {cell.name: why for cell, why in run_all([Stand("a"), Stand("bad"), Stand("b")], tmp_path, ["cpu"], 2)}
+    assert (outcome["a"], outcome["b"]) == (None, None)
+    assert "its process was killed" in outcome["bad"]
+
+
+def test_a_group_in_which_nobody_is_ill_is_left_out(finished):
+    plan, folder, _ = finished
+    plan.content["groups"] = {"nobody": {"side": ["midline"]}}
+    plan.comparisons.append((*plan.comparisons[0][:2], "nobody"))
+    summary = summarize(plan, collect(plan, folder))
+    plan.content["groups"], _ = {}, plan.comparisons.pop()
+    assert {row["group"] for row in summary["arms"]} == {"all"}
+    assert len(summary["comparisons"]) == 1
 
 
 def test_a_control_changes_the_scores(finished):

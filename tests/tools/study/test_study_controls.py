@@ -8,7 +8,7 @@ from custom.support.errors import UserError
 from custom.symmetry import mirror, split_pair, symmetric_pair
 from custom.transforms.asymmetry_channel import with_asymmetry
 from custom.transforms.contract import InputContract
-from sa_swin.study.controls import ControlledContract, misaligned, next_images, own_image, wrong_axis
+from sa_swin.study.controls import ControlledContract, misaligned, other_images, own_image, wrong_axis
 
 SIZE = {"spacing": 6.0, "spatial_size": [32, 64, 64], "align": False}
 
@@ -64,7 +64,7 @@ def test_a_second_call_comes_from_memory_and_what_was_done_to_the_first_is_not_i
     torch.testing.assert_close(contract(entry)["image"], kept)
 
 
-def test_another_subjects_mirror_image_is_that_of_the_next_in_the_same_list(tiny_cohort):
+def test_another_subjects_mirror_image_is_of_the_same_list(tiny_cohort):
     lists = cases(tiny_cohort)
     others = {"datalist": str(tiny_cohort / "datalists" / "classify.json"), "dataset_dir": str(tiny_cohort)}
     contract = ControlledContract("other_subject", **others, **SIZE)
@@ -74,8 +74,26 @@ def test_another_subjects_mirror_image_is_that_of_the_next_in_the_same_list(tiny
     torch.testing.assert_close(image, split_pair(plain(one)["image"])[0])
     torch.testing.assert_close(counterpart.as_tensor(), split_pair(plain(two)["image"])[1].as_tensor())
     sections = {str(tiny_cohort / e["image"]): name for name, entries in lists.items() for e in entries}
-    pairs = next_images(**others)
+    pairs = other_images(**others)
+    assert pairs.keys() == sections.keys()
     assert all(sections[path] == sections[other] and path != other for path, other in pairs.items())
+
+
+def test_another_subject_is_nobodys_own_other_scan_and_tells_nothing_of_the_label(tmp_path):
+    scans = [
+        {"image": f"{i}_{scan}.nii", "subject": f"sub-{i}", "label": int(i >= 40)} for i in range(80) for scan in "ab"
+    ]
+    lists = {"training": scans, "validation": [{"image": "v.nii", "subject": "v"}], "testing": []}
+    (tmp_path / "list.json").write_text(json.dumps(lists))
+    pairs = other_images(tmp_path / "list.json", ".")
+    subject = {e["image"]: e["subject"] for own in lists.values() for e in own}
+    assert all(subject[path] != subject[other] for path, other in pairs.items())
+    assert subject[pairs["v.nii"]] != "v"  # alone in its list: of the training
+    label = {e["image"]: e["label"] for e in scans}
+    assert 0.35 < np.mean([label[path] == label[pairs[path]] for path in label]) < 0.65  # the next one's: 0.98
+    (tmp_path / "list.json").write_text(json.dumps({"training": scans[:2], "validation": [], "testing": []}))
+    with pytest.raises(UserError, match="needs two subjects, training has one"):
+        other_images(tmp_path / "list.json", ".")
 
 
 def test_a_mask_goes_through_a_controlled_contract_unchanged(tiny_cohort):

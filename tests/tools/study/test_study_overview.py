@@ -6,12 +6,13 @@ from sa_swin.study.overview import SENTENCES, Headline, answer, found, overview,
 RESULTS = Path(__file__).resolve().parents[3] / "studies" / "results"
 
 
-def test_an_answer_needs_an_interval_without_zero_and_a_small_q():
-    row = {"difference": 0.1, "low": 0.05, "high": 0.15, "q": 0.01}
+def test_an_answer_needs_two_trainings_an_interval_without_zero_and_a_small_q():
+    row = {"difference": 0.1, "low": 0.05, "high": 0.15, "q": 0.01, "seeds": 2}
+    assert answer(row | {"seeds": 1}) == "one training"
     assert answer(row) == "yes"
     assert answer(row | {"q": 0.2}) == "not shown"
     assert answer(row | {"low": -0.01}) == "not shown"
-    assert answer({"difference": -0.1, "low": -0.2, "high": -0.05, "q": 0.01}) == "the opposite"
+    assert answer(row | {"difference": -0.1, "low": -0.2, "high": -0.05}) == "the opposite"
 
 
 def study(**changes):
@@ -21,7 +22,7 @@ def study(**changes):
         {"task": "classify", "arm": arm, "group": group, "value": value}
         for arm, group, value in (("saca", "unilateral", 0.75), ("plain", "unilateral", 0.5), ("plain", "all", 0.1))
     ]
-    comparison = compared | {"low": 0.1, "high": 0.4, "q": 0.01} | changes
+    comparison = compared | {"low": 0.1, "high": 0.4, "q": 0.01, "seeds": 3} | changes
     return {"study": {"name": "classify"}, "summary": {"arms": arms, "comparisons": [comparison]}}
 
 
@@ -35,6 +36,7 @@ def test_a_headline_has_the_value_of_both_arms_in_its_own_group():
 def test_the_verdict_of_a_sentence_follows_the_numbers():
     assert "(0.750 against 0.500, **better**)" in sentences([study()])
     assert "(0.750 against 0.500, **no difference shown**)" in sentences([study(low=-0.1)])
+    assert "(0.750 against 0.500, **one training, no verdict**)" in sentences([study(seeds=1)])
     assert "(0.750 against 0.500, **worse**)" in sentences([study(difference=-0.25, low=-0.4, high=-0.1)])
 
 
