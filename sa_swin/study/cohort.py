@@ -268,9 +268,19 @@ def sizes(study: Study, folder: Path) -> dict[str, dict[str, int]]:
         for section, own in counts.items():
             own.update({entry["subject"]: kind(entry) for entry in lists.get(section, [])})
     if study.folds != [None]:
-        counts = {f"in turn, in {len(study.folds)} folds": counts["testing"]}
+        counts = {f"in turn, in {len(study.folds)} folds": counts["testing"]} | in_first_fold(study, folder)
     found = {section: Counter(own.values()) for section, own in counts.items()}
     return {section: {own: number[own] for own in KINDS if number[own]} for section, number in found.items()}
+
+
+def in_first_fold(study: Study, folder: Path) -> dict[str, dict[str, str]]:
+    """Who trains and who validates in the first of the folds: the kind of each subject."""
+    paths = sorted(Cohort(study.content["cohort"], folder).lists(True, 0).glob("*.json"))
+    own = [read_lists(path) for path in paths]
+    return {
+        f"{section} in the first": {entry["subject"]: kind(entry) for lists in own for entry in lists[section]}
+        for section in ("training", "validation")
+    }
 
 
 def kind(entry: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ of *one training* there is no verdict. Made by
 - Of *one training* no verdict is given, and its interval and `p` are over cases alone: between two seeds of one arm
   of these studies, 80 % of the differences of Dice and 27 % of those of an AUC had `p` below 0.05 over cases.
 - In folds every subject is tested once, by a training that did not see it; an AUC compares subjects of one fold.
+- In `anatomies` lesions on both sides had up to twice the volume of those on one side; mended since, not run again.
 - Painted cohorts of three findings were made before 2026-11-28, when every finding was on one side only; what was
   asked of the networks, healthy or not, was not tied to it.
 - Calibration: `logits / temperature + bias`, both fitted to the validation subjects, before and after. It does not
