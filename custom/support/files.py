@@ -14,7 +14,7 @@ from typing import Any
 from custom.support.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_KEPT_OF_NAME = 50  # characters, 200 bytes at most: a temporary name must not be too long where the name is not
+_KEPT_OF_NAME = 40  # characters, 160 bytes at most: a temporary name must not be too long where the name is not
 
 
 class WriteError(UserError, OSError):
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes | str | Callable[[Path], object]) -> 
     Raises:
         WriteError: no room, no right, or no file system any more; a file of that name stays as it was.
     """
-    partial = path.with_name(f".partial_{os.getpid()}_{path.name[-_KEPT_OF_NAME:]}")
+    partial = path.with_name(f".partial_{os.getpid()}_{os.urandom(4).hex()}_{path.name[-_KEPT_OF_NAME:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if callable(content):

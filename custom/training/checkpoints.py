@@ -180,7 +180,7 @@ class Checkpoints:
             self.network.load_state_dict(state["network"])
             for name, item in self.objects.items():
                 item.load_state_dict(adapted(state[name], item))
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:  # of more processes than before, an index
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(
                 f"{self.resume_from} does not fit; resume with the sizes and the version it was trained with: {reason}"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from custom.support.errors import UserError
 from sa_swin.commands import OptionError
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def results(
     from sa_swin.app.models import predict
     from sa_swin.asymmetry.command import done
 
+    refuse_other_images(person, scans)
     found = {scan.name: known for scan in scans if not redo and (known := person.finished(scan))}
     missing = [scan for scan in scans if scan.name not in found]
     said = {}
@@ -198,6 +200,23 @@ def results(
     for number, summary in done(missing, replace(person, predictions=said), workers):
         summaries[missing[number].name] = (summary, False)
     return summaries
+
+
+def refuse_other_images(person: "ScanWork", scans: Sequence["AppScan"]) -> None:
+    """Refuse an output folder that holds the results of other images under the same names.
+
+    Raises:
+        UserError: with the images of both.
+    """
+    from custom.data.folders import stem_of
+
+    for scan in scans:
+        told, own = person.known(scan).get("sources", scan.images), scan.images
+        if [stem_of(image) for image in told] != [stem_of(image) for image in own]:
+            raise UserError(
+                f"{person.output} holds the results of {' and '.join(told)}, which those of {' and '.join(own)} would "
+                "replace; give another output folder"
+            )
 
 
 def closing_table(scans: Iterable["AppScan"], summaries: Mapping[str, tuple[dict[str, Any], bool]]) -> str:

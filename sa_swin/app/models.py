@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from custom.evaluation.batch_inference import FAILED, failed_reasons, finished_entries
+from custom.evaluation.batch_inference import FAILED, failed_reasons, finished_entries, stamp
 from custom.evaluation.conformal import FILE
 from custom.evaluation.ensemble import DISAGREEMENT
 from custom.support.errors import UserError
@@ -154,7 +154,9 @@ def predict(
     Raises:
         UserError: the run failed before any scan.
     """
-    output, datalist = work / model.task, work / f"{model.task}.json"
+    # of other weights, or other figures of theirs, what an earlier try has left is not taken
+    which = hashlib.sha256(json.dumps([model.digests, model.figures(), untrusted]).encode()).hexdigest()[:12]
+    output, datalist = work / f"{model.task}_{which}", work / f"{model.task}.json"
     entries = [{"image": list(scan.images), "subject": scan.name} for scan in scans]
     write_whole(datalist, json.dumps({"testing": entries}))
     options = {"dataset_dir": dataset, "datalist": datalist, "output_dir": output}
@@ -164,8 +166,10 @@ def predict(
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     (output / FAILED).unlink(missing_ok=True)
     last = _run(bundle_command("predict", model.bundle, words))
-    rows = {image: entry["row"] for image, entry in finished_entries(output / "finished.jsonl")[1].items()}
+    finished = finished_entries(output / "finished.jsonl")[1]
     failed = failed_reasons(output)
+    current = {scan.paths(dataset)[0]: stamp({"image": scan.paths(dataset)}) for scan in scans}
+    rows = {i: own["row"] for i, own in finished.items() if i not in failed and own["stamp"] == current.get(i)}
     if not rows and not failed:
         raise UserError(f"{model.checkpoints[0]} could not be used: {last.removeprefix('error: ')}")
     kinds = ("pred", "probability", DISAGREEMENT) if model.task == "segment" else ()

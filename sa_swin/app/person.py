@@ -106,7 +106,7 @@ class ScanWork:
             norms = {"norm": self.norm.digest(), "threshold": self.norm.threshold} if self.norm else {}
             figures["asymmetry"] = {**head.row, "unit": unit_of(self.norm), **norms}
         else:
-            pair = self.reading.contract(len(scan.images))(case)["image"]
+            pair = self.reading.pair(case)
         figures["plane"] = plane_summary(pair.meta)
         lesion = None
         if (row := self.prediction("segment", scan)) is not None:

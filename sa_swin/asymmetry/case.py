@@ -12,6 +12,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from custom.data.case import image_paths
+from custom.data.headers import case_problems
 from custom.support.errors import UserError, root_cause
 from custom.support.files import WriteError
 from custom.symmetry import mirror, split_pair
@@ -55,13 +56,24 @@ class Reading:
             untrusted=self.untrusted,
         )
 
+    def pair(self, case: Mapping[str, Any]) -> MetaTensor:
+        """The symmetric pair of a case, `(2C, X, Y, Z)`.
+
+        Raises:
+            ValueError: its files, their orientation or the plane cannot be used, or they do not share one grid.
+        """
+        channels = len(image_paths(case))
+        if problems := case_problems(dict(case), "none", channels, None):
+            raise ValueError("; ".join(problems))
+        return self.contract(channels)(dict(case))["image"]
+
     def __call__(self, case: Mapping[str, Any]) -> tuple[MetaTensor, AsymmetryMap]:
         """The symmetric pair of a case, `(2C, X, Y, Z)`, and the map on its grid.
 
         Raises:
-            ValueError: the file or its plane cannot be used, or there is no brain.
+            ValueError: as `pair`, or there is no brain.
         """
-        pair = self.contract(len(image_paths(case)))(dict(case))["image"]
+        pair = self.pair(case)
         image, counterpart = split_pair(pair.as_subclass(Tensor)[None])
         found = asymmetry_map(image, self.spacing, counterpart)
         if not found.inside.any():

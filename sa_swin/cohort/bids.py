@@ -13,6 +13,7 @@ from pathlib import Path
 
 from custom.data.bids_names import NOT_RAW, BidsFile, ignored, misplaced, parse_name
 from custom.data.case import CohortError
+from custom.data.folders import stem_of
 from sa_swin.cohort.table import Facts, read_table
 
 RUNS = ("all", "first", "last")
@@ -130,6 +131,16 @@ def chosen(files: Iterable[BidsFile], choice: str) -> tuple[dict[Session, list[B
     return found, others
 
 
+def without_twins(
+    files: Sequence[BidsFile], elsewhere: Mapping[BidsFile, str]
+) -> tuple[list[BidsFile], dict[BidsFile, str]]:
+    """Files of which none is another's `.nii` beside its `.nii.gz`, and the others with the reason."""
+    by_stem = {stem_of(file.path): file for file in sorted(files, key=lambda file: file.path)}  # .nii.gz comes last
+    twins = {file: f"the same scan as {by_stem[stem_of(file.path)].path}; remove one of the two" for file in files
+             if by_stem[stem_of(file.path)] != file}  # fmt: skip
+    return [file for file in files if file not in twins], {**elsewhere, **twins}
+
+
 def find_scans(
     root: Path, channels: Sequence[str], mask: str | None, derivative: str | None, runs: str = "all"
 ) -> tuple[list[Scan], list[LeftOut]]:
@@ -150,7 +161,7 @@ def find_scans(
         raise CohortError(f"runs must be one of {', '.join(RUNS)}; got {runs!r}")
     if not root.is_dir():
         raise CohortError(f"no BIDS folder at {root}")
-    files, elsewhere = raw_files(root)
+    files, elsewhere = without_twins(*raw_files(root))
     suffixes = {parse_choice(channel)[0] for channel in channels}
     left_out = [{"subject": f.path, "reason": why} for f, why in elsewhere.items() if f.suffix in suffixes]
     candidates, taken, others = [], set(), {}
@@ -218,7 +229,8 @@ def match_channels(
 
 def _of_run(files: Sequence[BidsFile], run: str | None) -> list[BidsFile]:
     same = [file for file in files if file.entities.get("run") == run]
-    return same or (list(files) if len(files) == 1 else [])
+    alone = len(files) == 1 and (run is None or files[0].entities.get("run") is None)
+    return same or (list(files) if alone else [])
 
 
 def _run_number(file: BidsFile) -> tuple[int, str]:

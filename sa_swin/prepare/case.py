@@ -112,7 +112,8 @@ def align_case(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
     by_hand = plane_for(grid.planes, str(sources[0]))
     record = {"image": case.images[0], "settings": settings(grid, sources, by_hand)}
     path = record_path(case, output)
-    if (known := _finished(path, record["settings"], grid.untrusted)) is not None:
+    files = [output / target for target in aligned_paths(case)]
+    if (known := _finished(path, record["settings"], grid.untrusted, files)) is not None:
         return known
     volumes = [load_volume(str(source), dtype=None) for source in sources]
     n, size = len(case.images), grid.spatial_size
@@ -179,12 +180,15 @@ def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = No
         "sources": [[str(source), *stamp_of(source)] for source in sources],
         "alignment": ALIGNMENT_VERSION,
         "by_hand": list(by_hand.figures) if by_hand else None,
+        "modality": grid.modality,
     }
 
 
-def _finished(path: Path, current: dict[str, Any], untrusted: str) -> dict[str, Any] | None:
+def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequence[Path]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     record = json.loads(path.read_text())
-    same = record["settings"] == current and (not record["reason"] or record["untrusted"] == untrusted)
-    return record if same else None
+    told = {"modality": None} | record["settings"]  # of records from before it was told
+    same = told == current and (not record["reason"] or record["untrusted"] == untrusted)
+    there = record["status"] == LEFT_OUT or all(file.is_file() for file in files)
+    return record if same and there else None

@@ -5,6 +5,7 @@ marked R. They are slices of the aligned volume, as the network saw it. `nilearn
 world, for which it would resample a volume that is aligned to its head, and it has no place for a mirror image.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -140,10 +141,15 @@ def _plot_quantity(axis: Axes, lines: Mapping[str, Sequence[tuple[int, float]]],
 
 
 def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Scalars in the TensorBoard files of a folder: name to (epoch, value) pairs, in order."""
+    """Scalars in the TensorBoard files of a folder: name to (epoch, value) pairs, in order.
+
+    A later file goes on from its first epoch: of a training begun anew in the same folder nothing older is left.
+    """
     scalars: dict[str, dict[int, float]] = {}
     for file in sorted(Path(run_dir).glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file)).Reload()
-        for name in events.Tags()["scalars"]:
-            scalars.setdefault(name, {}).update({event.step: event.value for event in events.Scalars(name)})
-    return {name: sorted(points.items()) for name, points in scalars.items()}
+        own = {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
+        first = min((step for points in own.values() for step in points), default=math.inf)
+        kept = {name: {step: v for step, v in points.items() if step < first} for name, points in scalars.items()}
+        scalars = kept | {name: kept.get(name, {}) | points for name, points in own.items()}
+    return {name: sorted(points.items()) for name, points in scalars.items() if points}

@@ -215,7 +215,7 @@ def planes_quality(run: Run) -> Iterator[str]:
     prepared = Path(run.record.get("paths", {}).get("dataset_dir", "")) / "planes.csv"
     source = f"of the {len(rows)} cases of this run whose plane was estimated and trusted"
     if not rows and prepared.is_file():
-        rows = [row for row in numbered(_table(prepared), [])[0] if row["status"] == "aligned"]
+        rows = [row for row in numbered(_table(prepared), [])[0] if row["status"] == "estimated"]
         source = f"of the {len(rows)} volumes that sa-swin prepare aligned"
     if not rows:
         return

@@ -154,6 +154,22 @@ def test_runs_stay_what_the_user_says_they_are(tree):
     assert found(tree(), "FLAIR", runs="last")[0]["sub-004"] == (paths[1],)
 
 
+def test_channels_of_different_runs_are_not_put_together(tree):
+    root = tree(*(f"sub-004/anat/sub-004_{name}.nii.gz" for name in ("run-1_T1w", "run-2_T1w", "run-1_FLAIR")))
+    images, _ = found(root, "T1w", "FLAIR", runs="last")
+    assert images["sub-004"] == tuple(f"sub-004/anat/sub-004_run-1_{suffix}.nii.gz" for suffix in ("T1w", "FLAIR"))
+    assert "channels do not match by run" in found(root, "T1w", "FLAIR")[1]["sub-004"]
+    root = tree("sub-005/anat/sub-005_run-1_T1w.nii.gz", "sub-005/anat/sub-005_FLAIR.nii.gz")
+    assert len(found(root, "T1w", "FLAIR")[0]["sub-005"]) == 2  # one without a run stands for any
+
+
+def test_a_file_that_is_there_compressed_and_not_is_one_scan(tree):
+    images, left_out = found(tree("sub-001/anat/sub-001_FLAIR.nii"), "FLAIR")
+    assert images == FLAIRS
+    told = "the same scan as sub-001/anat/sub-001_FLAIR.nii.gz; remove one of the two"
+    assert left_out["sub-001/anat/sub-001_FLAIR.nii"] == told
+
+
 def test_if_nothing_is_left_the_others_are_named(tree):
     with pytest.raises(
         CohortError, match=r"has no T1w image; 1 file\(s\) are others, such as .*ce-gd_T1w.nii.gz: ce-gd"

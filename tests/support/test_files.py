@@ -1,3 +1,6 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from custom.support.files import write_whole
@@ -25,3 +28,12 @@ def test_what_fails_on_the_way_leaves_the_old_file_and_nothing_else(tmp_path):
         write_whole(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tasks_of_the_same_process_number_on_one_file_system_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)  # as in containers
+    texts = [str(number) * 5000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [write_whole(tmp_path / "file.json", text) for _ in range(20)], texts))
+    assert (tmp_path / "file.json").read_text() in texts
+    assert len(list(tmp_path.iterdir())) == 1

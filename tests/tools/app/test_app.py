@@ -175,6 +175,18 @@ def test_other_settings_do_it_anew_and_leave_nothing_of_before(study, done, tmp_
     assert not stale.exists()
 
 
+def test_results_of_other_images_are_not_replaced(study, done, tmp_path):
+    other = Path(shutil.copytree(study, tmp_path / "study"))
+    (other / "sub-1" / "anat" / "sub-1_T1w.nii.gz").rename(other / "sub-1" / "anat" / "sub-1_FLAIR.nii.gz")
+    output = Path(shutil.copytree(done, tmp_path / "out"))
+    before = contents(output / "sub-1")
+    told = (
+        "holds the results of sub-1/anat/sub-1_T1w.nii.gz, which those of sub-1/anat/sub-1_FLAIR.nii.gz would replace"
+    )
+    assert told in str(run(other, output, "participant", "--image", "FLAIR"))
+    assert contents(output / "sub-1") == before
+
+
 def test_labels_choose_and_each_share_has_its_own(study, tmp_path):
     assert run(study, tmp_path / "a", "participant", "--session-label", "a") == 0
     assert [path.name for path in (tmp_path / "a").glob("*.html")] == ["sub-3_ses-a.html"]

@@ -1,8 +1,10 @@
 import csv
 import json
+import os
 import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from conftest import write_nifti
 from released import SEEN, network_of
 
+from custom.evaluation.batch_inference import stamp
 from custom.support.errors import UserError
 from custom.weights.settings import carrying
 from custom.weights.transfer import weights_digest
 from sa_swin.__main__ import main
 from sa_swin.app.command import wanted_models
 from sa_swin.app.derivatives import class_figures, lesion_figures, write_lesions
-from sa_swin.app.models import load_model
+from sa_swin.app.models import load_model, predict
 from sa_swin.app.page import class_section, lesion_section
 from sa_swin.app.scans import AppScan
 from sa_swin.bundles import ROOT, bundle_command, bundle_folder
@@ -104,6 +107,40 @@ def test_packages_of_one_name_stay_apart(tmp_path, monkeypatch):
     model = wanted_models(paths, (), ("T1w",), tmp_path / "work")["segment"]
     assert [weights_digest(path) for path in model.checkpoints] == list(model.digests)
     assert len(set(model.digests)) == 2
+
+
+def test_what_other_weights_have_left_behind_is_not_taken(tmp_path, monkeypatch):
+    """A try with one network was killed; that with another stops before its first scan."""
+    image = tmp_path / "study" / "sub-1" / "anat" / "sub-1_T1w.nii.gz"
+    write_nifti(image, np.zeros((4, 4, 4), np.float32))
+    scan = AppScan(("sub-1/anat/sub-1_T1w.nii.gz",), "sub-1", "")
+    models = [
+        load_model(str(saved(tmp_path / name, "classify", change)), tmp_path / "work")
+        for name, change in (("one", lambda network: None), ("other", spread_out))
+    ]
+
+    def leaves(command):
+        output = Path(command[command.index("--output_dir") + 1])
+        output.mkdir(parents=True, exist_ok=True)
+        entry = {
+            "image": str(image),
+            "stamp": stamp({"image": [str(image)]}),
+            "row": {"probability_1": 0.9},
+            "files": [],
+        }
+        (output / "finished.jsonl").write_text(json.dumps({"settings": "x"}) + "\n" + json.dumps(entry) + "\n")
+        return ""
+
+    monkeypatch.setattr("sa_swin.app.models._run", leaves)
+    arguments = ([scan], tmp_path / "study", tmp_path / "work", "found", False)
+    assert predict(models[0], *arguments) == {"sub-1": {"probability_1": 0.9}}
+    monkeypatch.setattr("sa_swin.app.models._run", lambda command: "error: no memory")
+    assert predict(models[0], *arguments) == {"sub-1": {"probability_1": 0.9}}  # its own, finished before
+    with pytest.raises(UserError, match="could not be used: no memory"):
+        predict(models[1], *arguments)
+    os.utime(image, ns=(1, 1))
+    with pytest.raises(UserError, match="could not be used: no memory"):  # of the image as it was
+        predict(models[0], *arguments)
 
 
 def test_what_is_no_weights_of_these_tasks_is_refused(tmp_path):

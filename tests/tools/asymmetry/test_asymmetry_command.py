@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +10,7 @@ from asymmetric_heads import SIZE, SPACING, head, radius
 
 from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map
 from sa_swin.__main__ import main
+from sa_swin.asymmetry.case import Reading
 from sa_swin.asymmetry.norm import FEWEST, FLOOR, NormError, load_norm, make_norm
 
 GRID = ("--spatial_size", ",".join(map(str, SIZE)), "--align", "False")
@@ -88,6 +90,23 @@ def test_without_a_norm_there_is_a_map_and_no_alarm(patients, tmp_path):
     assert run("map", patients, tmp_path / "out", *GRID) == 0
     row = table(tmp_path / "out")["sub-left"]
     assert (row["side"], row["alarm"], row["norm"]) == ("left", "", "")
+
+
+def test_a_head_whose_affines_disagree_on_left_and_right_gets_no_side(patients, tmp_path, capsys):
+    image = nib.load(patients / "sub-left.nii.gz")
+    image.set_sform(AFFINE, 1)
+    image.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]) @ AFFINE, 1)
+    nib.save(image, patients / "sub-both.nii.gz")
+    assert run("map", patients, tmp_path / "out", *GRID) == 1
+    assert re.search(r"sub-both.nii.gz: .*disagree on left and right", capsys.readouterr().err)
+    assert table(tmp_path / "out")["sub-left"]["side"] == "left"
+
+
+def test_channels_that_do_not_share_a_grid_are_refused(patients):
+    reading = Reading((3.0, 3.0, 3.0), SIZE, align=False)
+    case = {"image": [str(patients / f"sub-{name}.nii.gz") for name in ("left", "turned")], "subject": "x"}
+    with pytest.raises(ValueError, match="left and right are swapped"):
+        reading.pair(case)
 
 
 def test_a_norm_comes_back_as_it_was(norm, tmp_path):

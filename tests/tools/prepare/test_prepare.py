@@ -20,6 +20,8 @@ from custom.transforms.contract import InputContract
 from sa_swin.prepare import cohort as prepare
 from sa_swin.prepare.case import align_case
 from sa_swin.prepare.contact_sheet import thumbnail
+from sa_swin.report.cases import Run
+from sa_swin.report.page import planes_quality
 
 SIZE = (48, 56, 48)
 
@@ -142,10 +144,31 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
         run(cohort)
     assert kept.stat().st_mtime_ns == before
     assert (gone / "T1.nii").exists()
+    (gone / "T1.nii").unlink()  # lost, while its record is there
+    with pytest.raises(SystemExit):
+        run(cohort)
+    assert kept.stat().st_mtime_ns == before
+    assert (gone / "T1.nii").exists()
     (cohort / "in" / "a" / "T1.nii.gz").touch()
     with pytest.raises(SystemExit):
         run(cohort)
     assert kept.stat().st_mtime_ns > before
+
+
+def test_a_modality_that_is_named_later_is_checked(cohort, capsys):
+    with pytest.raises(SystemExit):
+        run(cohort)
+    with pytest.raises(SystemExit):
+        run(cohort, modality="CT")
+    assert "no CT in Hounsfield units" in table(cohort)["a/T1.nii.gz"]["reason"] + capsys.readouterr().err
+
+
+def test_a_report_shows_the_planes_of_a_prepared_cohort(cohort, tmp_path):
+    with pytest.raises(SystemExit):
+        run(cohort)
+    record = {"workflow": "train", "paths": {"dataset_dir": str(cohort / "out")}}
+    shown = Run(tmp_path, [], [], {}, {"train": record}, ids=True)
+    assert "of the 2 volumes that sa-swin prepare aligned" in "".join(planes_quality(shown))
 
 
 @pytest.mark.parametrize(

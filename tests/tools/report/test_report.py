@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sa_swin.bootstrap import interval, resamples
 from sa_swin.report.cases import chosen, cohort_table, picture_grid, pictured, used_lists
-from sa_swin.report.figures import mosaic, quantities
+from sa_swin.report.figures import mosaic, quantities, read_scalars
 from sa_swin.report.page import page, read_run, report_command, short
 from sa_swin.report.plots import GRID, _precision_recall, _roc
 
@@ -74,6 +74,17 @@ def test_a_training_alone_says_which_weights_were_kept(tmp_path):
     assert "epoch 2, whose weights were kept (model.pt): the highest dice of the validation" in text
     assert "<td>0.25 (epoch 1)</td><td>0.75 (epoch 2)</td>" in text
     assert "<td>0.5 (epoch 4)</td><td>1.5 (epoch 1)</td>" in text
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_shown_and_a_resumed_one_whole(tmp_path):
+    for number, (first, last, value) in enumerate([(1, 9, 0.9), (1, 3, 0.1), (3, 5, 0.2)]):
+        with SummaryWriter(tmp_path, filename_suffix=str(number)) as writer:
+            for epoch in range(first, last + 1):
+                writer.add_scalar("dice", value, epoch)
+        made = max(tmp_path.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+        made.rename(tmp_path / f"events.out.tfevents.{number}")
+    found = read_scalars(tmp_path)["dice"]
+    assert [(step, round(value, 1)) for step, value in found] == [(1, 0.1), (2, 0.1), (3, 0.2), (4, 0.2), (5, 0.2)]
 
 
 def test_losses_of_whole_batches_are_told_once_and_not_by_case(tmp_path):
