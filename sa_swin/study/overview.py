@@ -50,6 +50,9 @@ SENTENCES = (
         (
             Headline("patients, T1w", "gliomas_t1w", "saca", "plain", "all", "segment"),
             Headline("patients, FLAIR", "gliomas_flair", "saca", "plain", "all", "segment"),
+            Headline(
+                "T1w, not another patient's counterpart", "gliomas_t1w", "saca", "saca, other subject", "all", "segment"
+            ),
         ),
     ),
     (
