@@ -78,6 +78,7 @@ def test_what_no_user_can_mend_stops_at_once_and_no_thread_is_left():
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_one_however_busy_its_threads_are():
     script = """
         import torch

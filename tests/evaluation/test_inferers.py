@@ -114,6 +114,7 @@ def test_every_window_is_encoded_once(segmenter, monkeypatch):
     assert encoded == [2, 2]  # two windows, two halves each
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_in_half_precision_the_logits_are_nearly_the_same_and_in_fp32(segmenter):
     pair = symmetric_pair(torch.randn(1, 1, 64, 32, 32))

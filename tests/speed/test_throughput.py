@@ -54,6 +54,7 @@ def test_kernels_are_told_apart_and_the_bound_is_named():
     assert bound(kernels, 0.08) == "memory traffic: 75% of the kernels' time"
 
 
+@pytest.mark.slow
 def test_a_step_trains_and_the_mirrored_inference_is_stocks():
     step = build(replace(CELL, task="classify", roi=64))
     first = step()

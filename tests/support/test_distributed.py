@@ -78,7 +78,7 @@ def one_rank(rank, world, folder, task):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("task", [pretraining, classification])
+@pytest.mark.parametrize("task", [pytest.param(pretraining, marks=pytest.mark.slow), classification])
 def test_two_processes_follow_the_curve_of_one_with_the_whole_batch(tmp_path, task):
     losses, weights = curve(task)
     mp.start_processes(one_rank, (2, str(tmp_path), task), nprocs=2, start_method="fork")

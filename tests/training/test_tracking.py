@@ -123,6 +123,7 @@ def test_a_run_that_fails_ends_failed_with_its_own_error(output, error, status):
     assert [run.info.status for run in runs(output)[1]] == [status]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_terminated_ends_killed(output):
     """SIGTERM outside of a training: the exit code is that of ever."""
     script = """

@@ -138,6 +138,7 @@ def test_only_what_is_missing_is_done_again(study, spoilt, done, tmp_path, capsy
     }
 
 
+@pytest.mark.slow
 def test_killed_after_any_file_and_started_again_it_comes_to_the_same_end(study, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     label = ("--participant-label", "1")

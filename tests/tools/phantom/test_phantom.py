@@ -76,6 +76,7 @@ def test_same_seed_same_bytes(cohort, tmp_path):
     assert files(tmp_path / "again") == files(cohort)
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes_as_one(tmp_path):
     (tmp_path / "maps").mkdir()
     label_map(tmp_path / "maps" / "a.nii.gz", (2, 41))
@@ -226,7 +227,7 @@ def test_a_bilateral_lesion_lies_as_much_on_either_side_and_keeps_the_symmetry()
     assert found[1][2]["lesion_ml"] == pytest.approx(found[0][2]["lesion_ml"], rel=0.1)
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_midline_lesion_lies_across_the_plane_in_one_piece_and_keeps_the_symmetry(number):
     one_sided, midline = (Config(4, findings=("tumour",), modality=("FLAIR",), midline=share) for share in (0, 1))
     subject = make_subject(midline, number)

@@ -213,6 +213,7 @@ def test_monai_fetches_the_large_files_of_a_package_without_them(repository, wei
     assert verify(read_package(folder)) == ["large_files.yml was changed"]
 
 
+@pytest.mark.slow
 def test_another_process_builds_the_same_bytes(packages, repository, weights, tmp_path):
     command = ["sa_swin_segment", "--weights", str(checkpoint(weights, "segment"))]
     command += ["--output", str(tmp_path), "--onnx", "False", "--trained_on", "synthetic"]
