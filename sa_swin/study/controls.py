@@ -136,17 +136,19 @@ class ControlledContract(InputContract):
 def other_images(datalist: str | Path, dataset_dir: str | Path) -> dict[str, str]:
     """For each image of a cohort one of another subject, drawn whatever its label, so that it tells nothing of it.
 
-    Of the same list, so that no test image reaches the training; where that has one subject alone, of the training.
+    Of the same list; where that has one subject alone, of the training's or else the validation's: no test image
+    reaches the training.
 
     Raises:
         UserError: there is no other subject.
     """
     lists, rng = read_lists(Path(datalist)), np.random.default_rng(0)
     pairs: dict[str, str] = {}
+    seen = [lists.get(name, []) for name in ("training", "validation")]
     for section in SECTIONS:
         entries = lists.get(section, [])
         for entry in entries:
-            pools = ([e for e in pool if e["subject"] != entry["subject"]] for pool in (entries, lists["training"]))
+            pools = ([e for e in pool if e["subject"] != entry["subject"]] for pool in (entries, *seen))
             if not (others := next(filter(None, pools), [])):
                 raise UserError(f"{datalist}: the control other_subject needs two subjects, {section} has one")
             other = others[int(rng.integers(len(others)))]
