@@ -150,28 +150,6 @@ def test_without_its_environment_the_label_server_says_how_to_make_it(monkeypatc
 
 
 def test_truth_values_may_be_written_as_in_the_yaml_and_paths_stay():
-    words = [
-        "--align",
-        "false",
-        "--redo=true",
-        "--dataset_dir",
-        "true",
-        "--datalist=false",
-        "--untrusted",
-        "found",
-        "--align",
-        "True",
-    ]
-    told = [
-        "--align",
-        "False",
-        "--redo=True",
-        "--dataset_dir",
-        "true",
-        "--datalist=false",
-        "--untrusted",
-        "found",
-        "--align",
-        "True",
-    ]
-    assert pythonic(words) == told
+    given = "--align false --redo=true --dataset_dir true --datalist=false --untrusted found --fold True"
+    read = "--align False --redo=True --dataset_dir true --datalist=false --untrusted found --fold True"
+    assert pythonic(given.split()) == read.split()
