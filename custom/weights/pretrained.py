@@ -11,10 +11,10 @@ from custom.weights.transfer import DENSE, PRETRAINED_PARTS, WeightsError, load_
 
 FOLDER = Path(__file__).resolve().parents[2] / "weights"
 SHIPPED = {
-    "default": FOLDER / "sa_swin_painted.safetensors",
-    "mapped": FOLDER / "sa_swin_painted_mapped.safetensors",
+    "default": FOLDER / "sa_swin_default.safetensors",
+    "painted": FOLDER / "sa_swin_painted.safetensors",
 }
-"""Pretrained on painted brains alone, `mapped` with the asymmetry map; beside `custom` in the repository."""
+"""Pretrained on painted brains alone, `default` with the asymmetry map; beside `custom` in the repository."""
 FILES = ("model.safetensors", "model.pt", "models/model.safetensors", "models/model.pt")
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -24,7 +24,7 @@ def pretrained_file(name: str | Path) -> str:
     """The file of pretrained weights.
 
     Args:
-        name: a file; a folder with one of `FILES`; `default` or `mapped`, the weights that come with sa-swin; or
+        name: a file; a folder with one of `FILES`; `default` or `painted`, the weights that come with sa-swin; or
             OWNER/NAME of a Hugging Face repository, which is downloaded. Empty stays empty.
 
     Raises:
@@ -79,7 +79,7 @@ def from_pretrained(network: type[Network], name: str | Path, **options: Any) ->
 
     Examples:
         >>> from custom.networks import SASwinUNETR
-        >>> segmenter = from_pretrained(SASwinUNETR, "default", out_channels=2)  # doctest: +SKIP
+        >>> segmenter = from_pretrained(SASwinUNETR, "painted", out_channels=2)  # doctest: +SKIP
     """
     path = pretrained_file(name)
     tensors = load_checkpoint(path)

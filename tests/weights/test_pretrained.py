@@ -51,7 +51,7 @@ def test_the_weights_that_come_with_sa_swin_are_those_of_their_card_small_and_of
 
 
 def test_weights_that_see_the_map_are_a_segmenter_that_has_seen_no_patient():
-    tensors = load_checkpoint(SHIPPED["mapped"])
+    tensors = load_checkpoint(SHIPPED["default"])
     segmenter = SASwinUNETR(out_channels=2, asymmetry_map=True, **TINY)
     assert transfer(segmenter, tensors, parts=("",), minimum=1.0).unused == ()
     weight = segmenter.out.conv.conv.weight

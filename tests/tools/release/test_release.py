@@ -51,7 +51,7 @@ def test_the_weights_that_segment_untrained_make_a_package_that_is_sound_and_say
     repository, tmp_path
 ):
     words = "brains painted from label maps, no patient"
-    made = Options(SHIPPED["mapped"], trained_on=words, onnx=False)
+    made = Options(SHIPPED["default"], trained_on=words, onnx=False)
     files = read_package(build(repository, "sa_swin_segment", made, tmp_path))
     assert verify(files) == []
     config = yaml.safe_load(files["configs/inference.yaml"])
@@ -60,7 +60,7 @@ def test_the_weights_that_segment_untrained_make_a_package_that_is_sound_and_say
     assert words in card
     assert "Not for clinical use" in card
     tensors = load_safetensors(files["models/model.safetensors"])
-    lesion = load_safetensors(SHIPPED["mapped"].read_bytes())["dense_head.conv.conv.weight"][0]
+    lesion = load_safetensors(SHIPPED["default"].read_bytes())["dense_head.conv.conv.weight"][0]
     assert torch.equal(tensors["out.conv.conv.weight"][1], lesion.float())
 
 
