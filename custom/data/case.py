@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from custom.data.bids_names import parse_name
 from custom.support.errors import UserError
 from custom.volumes.nifti import reason
 
@@ -22,6 +23,12 @@ def image_paths(case: Case) -> list[str]:
     """Paths of a case's channels."""
     image = case.get("image") or []
     return [image] if isinstance(image, str) else list(image)
+
+
+def sequences_of(cases: Iterable[Case]) -> list[str | None]:
+    """What the names of all cases say of each channel, such as `T1w` (the suffix of BIDS); None where they do not."""
+    told = [tuple((file := parse_name(path)) and file.suffix for path in image_paths(case)) for case in cases]
+    return [next(iter(one)) if len(one := set(own)) == 1 else None for own in zip(*told, strict=False)]
 
 
 def posix_path(path: str) -> str:

@@ -22,6 +22,7 @@ from custom.data.case import (
     image_paths,
     posix_entry,
     refuse_outside,
+    sequences_of,
     subject_from,
 )
 from custom.data.folders import EVERY, EXPECTED, image_files, reasons, stem_of
@@ -223,6 +224,7 @@ def find_cases(
     allow_outside: bool = False,
     images: str = EVERY,
     output_dir: str | Path | None = None,
+    sequences: Sequence[str | None] | None = None,
 ) -> list[Case]:
     """Cases to run inference on: from a datalist, else the images below a folder (`custom.data.folders.image_files`).
 
@@ -235,19 +237,31 @@ def find_cases(
         allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
         images: without a datalist, pattern of the names to take, such as `*_FLAIR.nii.gz`.
         output_dir: of the run; its results are no images, where it lies in the folder.
+        sequences: of the weights' training, by channel (`custom.data.case.sequences_of`); of a folder without a pattern
+            other ones are left out, elsewhere the log tells of them.
 
     Raises:
         CohortError: when there is no case, one has no image, files lie outside, or two cases would have one result.
     """
     root = Path(os.path.abspath(dataset_dir))
-    entries = read_section(Path(datalist), section) if datalist else _entries_below(root, images, output_dir)
+    entries = read_section(Path(datalist), section) if datalist else _entries_below(root, images, output_dir, sequences)
+    _tell_of_other_sequences(entries, sequences or [])
     refuse_outside((path for entry in entries for path in image_paths(entry)), root, allow_outside)
     _check_names(entries, root)
     return [resolved({k: v for k, v in entry.items() if k != "label"}, root, "none") for entry in entries]
 
 
-def _entries_below(root: Path, images: str, output_dir: str | Path | None) -> list[Case]:
-    taken, left_out = image_files(root, images, output_dir)
+def _tell_of_other_sequences(entries: Sequence[Case], trained: Sequence[str | None]) -> None:
+    for number, (own, expected) in enumerate(zip(sequences_of(entries), trained, strict=False), 1):
+        if own and expected and own != expected:
+            logger.warning("channel %d is %s by its name; the weights were trained on %s", number, own, expected)
+
+
+def _entries_below(
+    root: Path, images: str, output_dir: str | Path | None, sequences: Sequence[str | None] | None
+) -> list[Case]:
+    sequence = sequences[0] if sequences and len(sequences) == 1 else None
+    taken, left_out = image_files(root, images, output_dir, sequence)
     if not taken:
         why = f"; left out are {reasons(left_out)}" if left_out else ""
         raise CohortError(f"no NIfTI file (*.nii, *.nii.gz) below {root}{why}")

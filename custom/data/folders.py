@@ -22,7 +22,7 @@ EXPECTED = ("hidden", "in derivatives, sourcedata or code")  # reasons that nobo
 
 
 def image_files(
-    root: Path, images: str = EVERY, output_dir: str | Path | None = None
+    root: Path, images: str = EVERY, output_dir: str | Path | None = None, sequence: str | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The images below a folder, relative to it, and the reason for each other volume file (`.nii`, `.nii.gz`).
 
@@ -34,6 +34,7 @@ def image_files(
         root: the folder.
         images: pattern of the names to take, such as `*_FLAIR.nii.gz`; given one, names like a mask's are asked for.
         output_dir: of the run; what lies there is no image, unless it is the folder itself.
+        sequence: without a pattern, what names that are of BIDS must say their image is, such as `T1w`.
     """
     found = (path.relative_to(root) for end in EXTENSIONS for path in root.rglob(f"*{end}"))
     paths = sorted(path.as_posix() for path in found)
@@ -54,6 +55,8 @@ def image_files(
             reason = f"not like {images}"
         if reason is None and images == EVERY and named_like_a_mask(path):
             reason = "named like a mask"
+        if reason is None and images == EVERY and sequence and names[path] and names[path].suffix != sequence:
+            reason = f"not {sequence}, as the weights' training (--images '*_{names[path].suffix}.nii*' takes them)"
         if reason is None:
             taken.append(path)
         else:

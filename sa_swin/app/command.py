@@ -54,8 +54,8 @@ def app_command(
         analysis_level: participant, or group when all participants are done.
         participant_label: labels, with or without sub-; all by default.
         session_label: labels, with or without ses-; all by default.
-        image: a choice such as T1w or acq-3d_FLAIR, one per channel of the weights; by default the norm's sequence,
-            else T1w.
+        image: a choice such as T1w or acq-3d_FLAIR, one per channel of the weights; by default what they were trained
+            on, the norm's sequence, or T1w.
         weights: packages of `sa-swin release`, zip or folder, or folders with model.pt, for one or both tasks; several
             of a task, as of the folds of one training, are used together.
         what: of asymmetry, segment, classify; by default the asymmetry of MR, and what there are weights for.
@@ -82,15 +82,16 @@ def app_command(
     from sa_swin.asymmetry.norm import load_norm
 
     healthy = load_norm(norm) if norm else None
-    channels = tuple(image) or ((healthy and healthy.settings.get("sequence")) or "T1w",)
+    work = output / WORK / shard.replace("/", "of")
+    if redo:
+        shutil.rmtree(work, ignore_errors=True)
+    models = wanted_models(weights, what, work)
+    channels = wanted_images(image, models, healthy)
     found, left_out = app_scans(dataset, channels, participant_label, session_label, allow_outside)
     for row in left_out:
         sys.stderr.write(f"left out: {row['subject']}: {row['reason']}\n")
-    own, work = share(found, shard), output / WORK / shard.replace("/", "of")
-    if redo:
-        shutil.rmtree(work, ignore_errors=True)
+    own = share(found, shard)
     start_dataset(output, dataset)
-    models = wanted_models(weights, what, channels, work)
     person = work_of(dataset, output, models, what, healthy, kind_of(models, modality), untrusted)
     summaries = results(person, own, work, workers, redo, allow_outside)
     shutil.rmtree(work, ignore_errors=True)
@@ -109,24 +110,41 @@ def _group(output: Path) -> bool:
     return bool(failed)
 
 
-def wanted_models(
-    weights: Sequence[str], what: Sequence[str], channels: Sequence[str], work: Path
-) -> dict[str, "Model"]:
+def wanted_models(weights: Sequence[str], what: Sequence[str], work: Path) -> dict[str, "Model"]:
     """The weights that are asked for, by task.
 
     Raises:
-        OptionError: none for a task that is asked for, another number of channels or kind of image.
+        OptionError: none for a task that is asked for.
     """
     from sa_swin.app.models import load_model, together
 
     models: dict[str, Model] = {}
     for model in (load_model(path, work) for path in weights):
         models[model.task] = together(models[model.task], model) if model.task in models else model
-        if (count := model.settings.get("in_channels", 1)) != len(channels):
-            raise OptionError(f"{model.checkpoints[0]} takes {count} channel(s), --image names {', '.join(channels)}")
     if missing := set(what) - {"asymmetry"} - models.keys():
         raise OptionError(f"--what {' and '.join(sorted(missing))} needs --weights for it")
     return {task: model for task, model in models.items() if not what or task in what}
+
+
+def wanted_images(image: Sequence[str], models: Mapping[str, "Model"], healthy: "Norm | None") -> tuple[str, ...]:
+    """The choice of each channel's image: what was asked for, what weights or norm were made from, or T1w.
+
+    Raises:
+        OptionError: weights of another number of channels.
+    """
+    trained = [tuple(found) for model in models.values() if all(found := model.settings.get("sequences") or [None])]
+    norms = [(healthy.settings["sequence"],)] if healthy and healthy.settings.get("sequence") else []
+    channels = tuple(image) or next(iter(trained + norms), ("T1w",))
+    for model in models.values():
+        if (count := model.settings.get("in_channels", 1)) != len(channels):
+            raise OptionError(f"{model.checkpoints[0]} takes {count} channel(s), the images are {', '.join(channels)}")
+        own = model.settings.get("sequences") or []
+        for number, (name, expected) in enumerate(zip(channels, own, strict=False), 1):
+            if expected and name.split("_")[-1] != expected:
+                sys.stderr.write(
+                    f"warning: channel {number} is {name}; {model.checkpoints[0]} was trained on {expected}\n"
+                )
+    return channels
 
 
 def kind_of(models: Mapping[str, "Model"], modality: str | None) -> str:

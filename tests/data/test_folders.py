@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from custom.data.case import CohortError
+from custom.data.case import CohortError, sequences_of
 from custom.data.datalist import find_cases
 from custom.data.folders import image_files
 
@@ -107,6 +107,34 @@ def test_of_a_bids_folder_its_raw_images_are_taken(folder, path, reason):
     root = folder(BIDS, path)
     (root / ".bidsignore").write_text("sub-2/\n*_CT.nii.gz\nct/\n")
     assert image_files(root) == ([BIDS], {path: reason})
+
+
+def test_of_a_bids_folder_only_the_sequence_of_the_training_is_taken(folder, caplog):
+    t1w, named = "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_acq-3d_FLAIR.nii"
+    root = folder(BIDS, named, t1w)
+    assert [case["image"] for case in find_cases(None, root, sequences=["T1w"])] == [str(root / t1w)]
+    assert "2 not FLAIR, as" not in caplog.text
+    assert "2 not T1w, as the weights' training (--images '*_FLAIR.nii*' takes them): " in caplog.text
+    caplog.clear()
+    assert len(find_cases(None, root, images="*_FLAIR.nii*", sequences=["T1w"])) == 2
+    assert "channel 1 is FLAIR by its name; the weights were trained on T1w" in caplog.text
+    for sequences in (None, [], [None], ["T1w", "FLAIR"]):  # weights that do not say, or take several files
+        assert len(find_cases(None, root, sequences=sequences)) == 3
+    with pytest.raises(CohortError, match=r"left out are 2 not T2w, .*; 1 not T2w"):
+        find_cases(None, root, sequences=["T2w"])
+
+
+def test_names_that_say_no_sequence_are_taken_whatever_the_weights_saw(folder):
+    root = folder("patient1.nii.gz", "b/scan_FLAIR.nii")
+    assert len(find_cases(None, root, sequences=["T1w"])) == 2
+
+
+def test_what_names_of_cases_say_of_each_channel():
+    cases = [{"image": [f"sub-{i}/anat/sub-{i}_{kind}.nii.gz" for kind in ("T1w", "FLAIR")]} for i in (1, 2)]
+    assert sequences_of(cases) == ["T1w", "FLAIR"]
+    assert sequences_of([*cases, {"image": ["sub-3_T2w.nii", "sub-3_FLAIR.nii"]}]) == [None, "FLAIR"]
+    assert sequences_of([{"image": "sub-1_T1w.nii"}, {"image": "scan.nii"}]) == [None]
+    assert sequences_of([]) == []
 
 
 def test_that_bids_has_no_ct_is_no_reason_to_leave_it_out(folder):

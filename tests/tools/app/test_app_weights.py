@@ -18,7 +18,7 @@ from custom.support.errors import UserError
 from custom.weights.settings import carrying
 from custom.weights.transfer import weights_digest
 from sa_swin.__main__ import main
-from sa_swin.app.command import wanted_models
+from sa_swin.app.command import wanted_images, wanted_models
 from sa_swin.app.derivatives import class_figures, lesion_figures, write_lesions
 from sa_swin.app.models import load_model, predict
 from sa_swin.app.page import class_section, lesion_section
@@ -104,7 +104,7 @@ def test_packages_of_one_name_stay_apart(tmp_path, monkeypatch):
         paths.append(str(tmp_path / name / "sa_swin_segment.zip"))
         with zipfile.ZipFile(paths[-1], "w") as archive:
             archive.write(weights, "sa_swin_segment/models/model.pt")
-    model = wanted_models(paths, (), ("T1w",), tmp_path / "work")["segment"]
+    model = wanted_models(paths, (), tmp_path / "work")["segment"]
     assert [weights_digest(path) for path in model.checkpoints] == list(model.digests)
     assert len(set(model.digests)) == 2
 
@@ -188,7 +188,7 @@ def test_weights_of_one_task_are_used_together(tmp_path):
     paths = [
         saved(tmp_path / name, "segment", scaled) for name, scaled in (("a", spread_out), ("b", lambda network: None))
     ]
-    models = wanted_models([*map(str, paths), str(saved(tmp_path / "c", "classify"))], (), ("T1w",), tmp_path / "work")
+    models = wanted_models([*map(str, paths), str(saved(tmp_path / "c", "classify"))], (), tmp_path / "work")
     model = models["segment"]
     assert model.checkpoints == tuple(path / "model.pt" for path in paths)
     assert len(set(model.digests)) == 2
@@ -249,6 +249,19 @@ def test_weights_that_do_not_fit_what_is_asked_are_refused(study, tmp_path, caps
     ):
         assert app(study, tmp_path / "out", "participant", "--weights", *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_weights_say_which_images_they_take(study, tmp_path, capsys):
+    work = tmp_path / "work"
+    model = wanted_models([str(saved(tmp_path / "a", "segment", sequences=["FLAIR"]))], (), work)
+    assert wanted_images((), model, None) == ("FLAIR",)
+    assert capsys.readouterr().err == ""
+    assert wanted_images(("acq-3d_FLAIR",), model, None) == ("acq-3d_FLAIR",)
+    assert capsys.readouterr().err == ""
+    assert wanted_images(("T1w",), model, None) == ("T1w",)
+    assert "channel 1 is T1w; " in (told := capsys.readouterr().err)
+    assert told.endswith("was trained on FLAIR\n")
+    assert wanted_images((), wanted_models([str(saved(tmp_path / "b", "segment"))], (), work), None) == ("T1w",)
 
 
 @pytest.mark.slow

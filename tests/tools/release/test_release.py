@@ -107,14 +107,14 @@ def test_the_training_records_every_knob_as_the_run_has_it(task):
     text = (ROOT / "bundles" / f"sa_swin_{task}" / "configs" / "train.yaml").read_text()
     config = yaml.safe_load(text)
     parser = ConfigParser(yaml.safe_load(text))
-    parser["train"]["dataset"]["data"] = ["case"] * 3
+    parser["train"]["dataset"]["data"] = parser["train"]["cases"] = [{"image": "sub-1_T1w.nii"}] * 3
     parser["max_epochs"] = "$3 * 7"
     recorded = parser.get_parsed_content("train::carried::settings")
     names = list(config)
     knobs = {name: config[name] for name in names[: names.index("bundle_root")]} | defaults(text)
     del knobs["resume"]
     follows = {"dense": False} if task == "pretrain" else {}  # from the objective
-    assert recorded == knobs | follows | {"max_epochs": 21, "training_cases": 3}
+    assert recorded == knobs | follows | {"max_epochs": 21, "training_cases": 3, "sequences": ["T1w"]}
 
 
 @pytest.mark.parametrize("task", NETWORKS)
