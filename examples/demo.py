@@ -34,7 +34,7 @@ TRAININGS = {
         "batch_size": 6,
         "weight_decay": 0.01,
         # The steps are few, and the zero-shot score is what the table shows of them.
-        "loss_weights": {"inpainting": 0.1, "rotation": 0.1, "contrastive": 0.1, "symmetry": 10.0},
+        "objective": "balanced",
         "roi_size": SPATIAL_SIZE,
         "num_samples": 1,
         "val_interval": 3,

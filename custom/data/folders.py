@@ -12,7 +12,7 @@ from custom.data.bids_names import EXTENSIONS, NOT_RAW, ignored, misplaced, pars
 
 TRACES = ("finished.jsonl", "planes.csv", "run_*.json")
 """Files that an inference, `prepare` or any run of a bundle leaves in the folder of its results."""
-RESULTS = ("pred", "probability", "asymmetry")
+RESULTS = ("pred", "probability", "asymmetry", "disagreement")
 MASK_WORDS = (
     "mask", "masks", "brainmask", "defacemask", "seg", "dseg", "probseg", "aseg", "segmentation", "label", "labels",
     "labelmap", "lesion", "lesions", "roi", "annotation", "truth", "groundtruth", "gt",

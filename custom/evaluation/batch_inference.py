@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.utils import MetaKeys
 
 from custom.data.case import Case, image_paths
 from custom.data.dataset import FailedCase
@@ -243,7 +244,7 @@ def write_embeddings(path: Path, rows: Sequence[Row]) -> None:
 def written_files(output: Mapping[str, Any]) -> list[str]:
     """Files that `custom.volumes.SaveVolumed` wrote for a case."""
     metas = [value.meta for value in output.values() if isinstance(value, MetaTensor)]
-    return [str(meta["saved_to"]) for meta in metas if "saved_to" in meta]
+    return list(dict.fromkeys(path for meta in metas for path in meta.get(MetaKeys.SAVED_TO, ())))
 
 
 def overview(

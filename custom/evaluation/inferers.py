@@ -29,8 +29,8 @@ from custom.transforms.views import PrepareViews
 class WindowedEmbedding(Inferer):
     """Embed a volume window by window: the mean embedding, and the peak asymmetry of the windows.
 
-    The score is taken per window, since a lesion breaks the symmetry of the window that holds it. The peak over windows
-    is that over all of their places (`custom.networks.heads.peak`).
+    The score is taken per window, since a lesion breaks the symmetry of the window that holds it. Over the windows
+    it is a soft maximum (`custom.networks.heads.peak`), as it is over places within one.
 
     Args:
         roi_size: window in voxels, X Y Z: the ROI of pretraining.
@@ -55,6 +55,19 @@ class WindowedEmbedding(Inferer):
             scores.append(result[:, 0])
             embeddings.append(result[:, 1:])
         return {"embedding": torch.stack(embeddings).mean(0), "asymmetry": peak(torch.stack(scores, -1), SHARPNESS)}
+
+
+class SlidingWindow(SlidingWindowInferer):
+    """MONAI's, with windows no larger than the volume: it would pad, and no training has seen padding.
+
+    Args:
+        See `monai.inferers.SlidingWindowInferer`.
+    """
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        roi = tuple(map(min, ensure_tuple_rep(self.roi_size, 3), inputs.shape[2:]))
+        within = SlidingWindowInferer(roi, self.sw_batch_size, self.overlap, self.mode)
+        return within(inputs, network, *args, **kwargs)
 
 
 class MirroredSlidingWindow(Inferer):
@@ -137,7 +150,7 @@ def sliding_window(
     counterpart: str = "mirror",
     sw_batch_size: int = 2,
 ) -> Inferer:
-    """The segmenter's windows: MONAI's, or with mirror test-time augmentation those of `MirroredSlidingWindow`.
+    """The segmenter's windows: `SlidingWindow`, or with mirror test-time augmentation `MirroredSlidingWindow`.
 
     Args:
         roi_size: window in voxels, X Y Z.
@@ -154,7 +167,7 @@ def sliding_window(
             f"mirror_tta needs pairs of an image and its mirror image, but counterpart is {counterpart}; "
             "leave --mirror_tta out"
         )
-    kind = MirroredSlidingWindow if mirror_tta else SlidingWindowInferer
+    kind = MirroredSlidingWindow if mirror_tta else SlidingWindow
     return kind(roi_size, sw_batch_size, overlap, mode="gaussian")
 
 
@@ -206,7 +219,7 @@ class PretextEvaluation:
             self.loss_function(self.network.pretext(views), targets)
             pred = engine.inferer(image, self.network)
         parts = self.loss_function.parts
-        values = torch.stack([*parts.values()]).cpu()  # at once: the GPU is waited for
+        values = torch.stack([*parts.values()]).cpu() if parts else ()  # at once: the GPU is waited for
         losses = {name: value.expand(len(image)) for name, value in zip(parts, values, strict=True)}
         engine.state.output = {"image": image, "pred": pred, "losses": losses}
         if "healthy" in batch:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from custom.evaluation.calibration import calibration_error
 from custom.losses import PRETEXT_TASKS
-from custom.transforms.findings import Row, asymmetry_index, central_plane, volumes_by_side
+from custom.transforms.findings import Row, asymmetry_index, central_plane, volumes_by_side, voxel_ml
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def segmentation_row(output: Mapping[str, Any]) -> Row:
     of two empty masks is 1; HD95 is NaN where either mask is empty, and an index where its own is.
     """
     pred, label = output["pred"], output["label"]
-    spacing = _spacing(label)
+    spacing, voxel = _spacing(label), _voxel_ml(label)
     truth = label.as_subclass(Tensor).round().long()
     mask = pred.as_subclass(Tensor)
     classes = max(len(mask), 2)
@@ -92,7 +92,7 @@ def segmentation_row(output: Mapping[str, Any]) -> Row:
     row: Row = {}
     for index in range(1, classes):
         suffix = f"_class{index}" if classes > 2 else ""
-        volumes = [float((volume == index).sum()) * float(np.prod(spacing)) / 1000 for volume in (truth, mask)]
+        volumes = [float((volume == index).sum()) * voxel for volume in (truth, mask)]
         row[f"dice{suffix}"] = float(dice[index - 1])
         row[f"hd95_mm{suffix}"] = _finite(float(distance[index - 1]))
         row[f"volume_ml{suffix}"], row[f"predicted_ml{suffix}"] = volumes
@@ -150,7 +150,8 @@ def pretext_row(output: Mapping[str, Any]) -> Row:
     row: Row = {"asymmetry": float(output["pred"]["asymmetry"])}
     if output.get("label") is not None:
         row["healthy"] = bool(output["label"])
-    return {**row, **{name: float(value) for name, value in output["losses"].items()}}
+    losses = output["losses"] or {}  # of none, MONAI's decollation makes None
+    return {**row, **{name: float(value) for name, value in losses.items()}}
 
 
 def pretext_summary(rows: Sequence[Row]) -> dict[str, float]:
@@ -160,7 +161,7 @@ def pretext_summary(rows: Sequence[Row]) -> dict[str, float]:
     """
     names = [name for name in rows[0] if name in ("loss", *PRETEXT_TASKS)]
     summary: dict[str, float] = {"n": len(rows), **{name: _mean([row[name] for row in rows]) for name in names}}
-    summary["neg_loss"] = -summary["loss"]
+    summary["neg_loss"] = -summary.get("loss", float("nan"))  # painted tasks alone have none on real heads
     labelled = [row for row in rows if "healthy" in row]
     abnormal = np.array([not row["healthy"] for row in labelled])
     summary["n_healthy"] = int((~abnormal).sum()) if labelled else 0
@@ -187,3 +188,8 @@ def _finite(value: float) -> float:
 
 def _spacing(label: Tensor) -> list[float]:
     return label.pixdim.tolist() if hasattr(label, "pixdim") else [1.0] * (label.ndim - 1)
+
+
+def _voxel_ml(label: Tensor) -> float:
+    """Of a sheared grid, too, as of CT with a tilted gantry, whose voxels are smaller than the product of the sides."""
+    return voxel_ml(label.affine.cpu().double().numpy()) if isinstance(label, MetaTensor) else 1e-3

@@ -114,16 +114,21 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any], subjects: Seque
     if len(enough) < 2:
         return {}
     asked = np.isin(names, enough)
-    folds = StratifiedGroupKFold(min(MOST_FOLDS, *map(people.get, enough)), shuffle=True, random_state=0)
+    groups = np.array(subjects)[asked]
+    kind = StratifiedGroupKFold(min(MOST_FOLDS, *map(people.get, enough)), shuffle=True, random_state=0)
+    folds = list(kind.split(embeddings[asked], names[asked], groups))
+    if any(len(set(names[asked][training])) < len(enough) for training, _ in folds):
+        return {}  # one subject has so many of the cases that a fold would not see every value
+    fewest = min(len(training) for training, _ in folds)
+    neighbours = NEIGHBOURS if asked.sum() > 2 * NEIGHBOURS and fewest >= NEIGHBOURS else 1
     probes = {
-        "probe_knn": KNeighborsClassifier(NEIGHBOURS if asked.sum() > 2 * NEIGHBOURS else 1, metric="cosine"),
+        "probe_knn": KNeighborsClassifier(neighbours, metric="cosine"),
         "probe_linear": LogisticRegression(max_iter=1000, class_weight="balanced"),
     }
     figures = {}
     for name, probe in probes.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of few cases, the linear layer need not converge
-            pipeline, groups = make_pipeline(StandardScaler(), probe), np.array(subjects)[asked]
-            found = cross_val_predict(pipeline, embeddings[asked], names[asked], groups=groups, cv=folds)
+            found = cross_val_predict(make_pipeline(StandardScaler(), probe), embeddings[asked], names[asked], cv=folds)
         figures[name] = float(balanced_accuracy_score(names[asked], found))
     return figures

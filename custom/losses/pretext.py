@@ -36,7 +36,8 @@ class PretextLoss(nn.Module):
     """Weighted sum of the losses of `PRETEXT_TASKS`.
 
     Tasks of painted brains are passed over where none are in the batch. The contrastive loss is over the batches of all
-    processes. After each call `parts` holds the unweighted value of every task with a weight, and `loss`, their sum.
+    processes. After each call `parts` holds the unweighted value of every such task with a weight, and `loss`, their
+    sum; it is empty where no task has anything to go by.
 
     Args:
         objective: one of `OBJECTIVES`.
@@ -94,6 +95,9 @@ class PretextLoss(nn.Module):
             if weight and (task not in PAINTED_TASKS or "tissue" in target)
         ]
         values = {task: getattr(self, f"{task}_loss")(pred, target) for task in tasks}
+        if not values:
+            self.parts = {}
+            return next(iter(pred.values())).new_zeros(())
         total = sum(self.weights[task] * value for task, value in values.items())
         self.parts = {"loss": total.detach(), **{task: value.detach() for task, value in values.items()}}
         return total

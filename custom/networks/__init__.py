@@ -10,6 +10,6 @@ __getattr__, __all__ = opened(
         "segmenter": ["SASwinUNETR"],
         "encoder": ["SwinEncoder"],
         "saca": ["SymmetryAwareCrossAttention"],
-        "encoding": ["SymmetryAwareEncoding"],
+        "encoding": ["SymmetryAwareEncoding", "refuse_size"],
     },
 )

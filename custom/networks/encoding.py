@@ -118,7 +118,7 @@ class SymmetryAwareEncoding(nn.Module):
 
     def hidden(self, pair: Tensor, with_mirrored: bool) -> list[Tensor]:
         """Features before their normalisation, of the images and, if needed, then of their counterparts."""
-        _check_size(pair, self.swinViT.patch_size[0] ** 5)
+        refuse_size(pair.shape[2:], multiple=self.swinViT.patch_size[0] ** 5)
         image, mirrored = halves(pair)
         images = self.encoder_input(image, mirrored)
         if self.symmetry is None and not with_mirrored:
@@ -143,12 +143,17 @@ def halves(pair: Tensor) -> tuple[Tensor, Tensor]:
     return split_pair(pair.as_tensor() if isinstance(pair, MetaTensor) else pair)
 
 
-def _check_size(pair: Tensor, multiple: int) -> None:
-    size = tuple(pair.shape[2:])
-    if (
-        any(side % multiple for side in size) or max(size) < 2 * multiple
-    ):  # a single token has no spread to normalise by
-        raise UserError(
-            f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more, got {size}; "
-            "pad the volume or ROI"
-        )
+def refuse_size(size: Sequence[int], advice: str = "pad the volume or ROI", multiple: int = 32) -> None:
+    """Refuse what the encoder cannot halve five times, or what would be a single token, with no spread to normalise by.
+
+    Args:
+        size: voxels that the network sees, X Y Z.
+        advice: what to do.
+        multiple: that each must be of.
+
+    Raises:
+        UserError: with the rule and the size.
+    """
+    if any(side % multiple for side in size) or max(size) < 2 * multiple:
+        rule = f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more"
+        raise UserError(f"{rule}, got {tuple(size)}; {advice}")

@@ -29,8 +29,8 @@ LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 def starting_weights(save_dir: str | Path, resume: bool | str = False, pretrained: str | Path = "") -> Weights:
     """The weights that a training starts from: those to go on from, else pretrained ones, else none.
 
-    Of pretrained weights the input contract and the encoder bind the training, where they say what those were; of a
-    checkpoint that it goes on from, all.
+    Of pretrained weights the training takes the input contract and the encoder's sizes, where they say what those were;
+    of a checkpoint that it goes on from, all that its configuration asks for.
 
     Args:
         save_dir: the bundle's `models` folder.

@@ -17,6 +17,9 @@ from torch import Tensor
 from custom.volumes.masks import TOLERANCE, mask_problem
 from custom.volumes.nifti import VolumeFileError, affine_problem, read_volume
 
+SAME_GRID = 1e-2
+"""Largest difference of affines of one grid, mm."""
+
 
 def load_volume(paths: str | Sequence[str], dtype: torch.dtype | None = torch.float32) -> MetaTensor:
     """Read a volume, one file per channel: `(C, X, Y, Z)` with the first file's affine (RAS, mm) and name.
@@ -32,9 +35,13 @@ def load_volume(paths: str | Sequence[str], dtype: torch.dtype | None = torch.fl
     paths = [str(paths)] if not isinstance(paths, list | tuple) else [str(path) for path in paths]
     read = [_read(path) for path in paths]
     array, affine = read[0]
-    for path, (other, _) in zip(paths, read, strict=True):
+    for path, (other, own) in zip(paths, read, strict=True):
         if other.shape != array.shape:
             raise VolumeFileError("shape", f"{path}: shape {other.shape} differs from {array.shape} of {paths[0]}")
+        if not np.allclose(own, affine, atol=SAME_GRID):
+            raise VolumeFileError(
+                "affine", f"{path}: its affine differs from that of {paths[0]}; resample all channels to one grid"
+            )
     tensor = torch.from_numpy(np.stack([own for own, _ in read]))
     meta = {
         MetaKeys.ORIGINAL_AFFINE: affine.copy(),

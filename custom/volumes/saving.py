@@ -28,7 +28,7 @@ def result_path(image: str, data_root_dir: str | Path, output_dir: str | Path, p
 
 
 class SaveVolumed(SaveImaged):  # MONAI Label, which answers with the mask itself, leaves out what is a SaveImaged
-    """Write `(C, X, Y, Z)` on the grid it has; the file's path is put into its meta data under `saved_to`.
+    """Write `(C, X, Y, Z)` on the grid it has; the file's path is added to those in its meta data under `saved_to`.
 
     Args:
         keys: of the volumes.
@@ -63,5 +63,5 @@ class SaveVolumed(SaveImaged):  # MONAI Label, which answers with the mask itsel
             path = result_path(source, self.data_root_dir, self.output_dir, self.output_postfix)
             array = np.moveaxis(volume.as_tensor().cpu().numpy().astype(self.output_dtype), 0, -1)
             write_nifti(path, array[..., 0] if array.shape[-1] == 1 else array, volume.affine.cpu().numpy())
-            volume.meta[MetaKeys.SAVED_TO] = str(path)
+            volume.meta[MetaKeys.SAVED_TO] = [*volume.meta.get(MetaKeys.SAVED_TO, ()), str(path)]
         return dict(data)

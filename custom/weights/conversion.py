@@ -165,8 +165,14 @@ def convert_file(source: Path, to: str, output: Path, in_channels: int = 1) -> s
     if output.suffix not in (".pt", ".safetensors"):
         raise WeightsError(f"--output should end in .pt or .safetensors, got {output}")
     tensors = load_checkpoint(source)
-    if (settings_in(source) or {}).get("asymmetry_map"):
+    told = settings_in(source) or {}
+    if told.get("asymmetry_map"):
         raise WeightsError(f"{source} sees the asymmetry map, too, and is not converted; start from it by --pretrained")
+    if told.get("symmetry") == "channel":
+        raise WeightsError(
+            f"{source} sees the mirror image as channels (symmetry channel), which no other network of ours does, "
+            "and is not converted; train from it with --pretrained and --symmetry channel"
+        )
     converted, rows = convert(tensors, to, in_channels)
     content = {name: tensor.contiguous() for name, tensor in converted.items()}
     write_whole(output, lambda path: _save(content, path, output.suffix))

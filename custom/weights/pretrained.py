@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from custom.weights.settings import ENCODER, Weights
+from custom.weights.settings import ENCODER, Weights, sizes
 from custom.weights.transfer import DENSE, PRETRAINED_PARTS, WeightsError, load_checkpoint, transfer
 
 FOLDER = Path(__file__).resolve().parents[2] / "weights"
@@ -84,7 +84,9 @@ def from_pretrained(network: type[Network], name: str | Path, **options: Any) ->
     path = pretrained_file(name)
     tensors = load_checkpoint(path)
     told = Weights(path, (*ENCODER, "in_channels", "asymmetry_map"), optional=True).settings
+    told = told or {name: size for name, size in sizes(tensors).items() if name in (*ENCODER[:-1], "in_channels")}
     made = network(**{**told, **options})
-    minimum, saw_map = 1.0 if made.symmetry is not None else 0.8, bool(told.get("asymmetry_map"))
+    compares = made.symmetry is not None and any(name.startswith("symmetry.") for name in tensors)
+    minimum, saw_map = 1.0 if compares else 0.8, bool(told.get("asymmetry_map"))
     transfer(made, tensors, PRETRAINED_PARTS, minimum, DENSE, saw_map)
     return made

@@ -44,8 +44,9 @@ of *one training* there is no verdict. Made by
   differ by as much as two arms do.
 - In folds every subject is tested once, by a training that did not see it; an AUC compares subjects of one fold.
 - In `anatomies` lesions on both sides had up to twice the volume of those on one side; mended since, not run again.
-- Painted cohorts of three findings were made before 2026-11-28, when every finding was on one side only; what was
-  asked of the networks, healthy or not, was not tied to it.
+- In painted cohorts of before 2026-11-28 each kind of finding lay on a side of its own (tumours left, infarcts right):
+  `classify`, `pretrain`, `normative`, `few_shot`, `flair`, `segment`, `tried`. The networks were asked whether a brain
+  is healthy, which was not tied to the side; no network was asked for the kind.
 - Calibration: `logits / temperature + bias`, both fitted to the validation subjects, before and after. It does not
   change the AUC of two classes. A difference of log losses below zero is a gain.
 - An answer is *yes* or *the opposite* only where the interval leaves out zero and `q` is below {significant}; all else

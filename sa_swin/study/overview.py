@@ -113,16 +113,11 @@ def answer(row: Mapping[str, Any]) -> str:
 
 
 def found(studies: Sequence[Mapping[str, Any]], headline: Headline) -> dict[str, Any] | None:
-    """The comparison with the value of both arms, `value` and `other`; None where the study has not run."""
+    """The comparison, with the figures of both arms over the seeds that both have; None where it has not run."""
     keys = {name: getattr(headline, name) for name in ("task", "arm", "against", "group")}
     for study in studies:
         if study["study"]["name"] == headline.study:
-            summary = study["summary"]
-            figures = {(row["task"], row["arm"], row["group"]): row["value"] for row in summary["arms"]}
-            for row in summary["comparisons"]:
-                if keys.items() <= row.items():
-                    ends = ((row["task"], row[name], row["group"]) for name in ("arm", "against"))
-                    return row | dict(zip(("value", "other"), map(figures.__getitem__, ends), strict=True))
+            return next((row for row in study["summary"]["comparisons"] if keys.items() <= row.items()), None)
     return None
 
 

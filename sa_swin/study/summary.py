@@ -203,7 +203,7 @@ def compare(
     facts: Mapping[str, Mapping[str, Any]],
     group: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The difference between two arms over the seeds that both have, with its interval and p-value.
+    """The figures of two arms over the seeds that both have, their difference, its interval and p-value.
 
     Raises:
         ValueError: when the arms were not measured on the same cases.
@@ -214,11 +214,15 @@ def compare(
     truth, one = columns(first, facts, group, common)
     _, other = columns(second, facts, group, common)
     figure = figure_of(first["task"])
-    of_seeds = np.array([figure(truth, a[None]) - figure(truth, b[None]) for a, b in zip(one, other, strict=True)])
+    values, others = (np.array([figure(truth, own[None]) for own in scores]) for scores in (one, other))
     variance = (score_variance if first["task"] == "segment" else delong_variance)(truth, one, other)
-    low, high, p = difference_test(of_seeds, variance, len(truth))
-    found = {"difference": float(of_seeds.mean()), "low": low, "high": high, "p": p}
-    return found | {"n": len(truth), "seeds": len(common)}
+    low, high, p = difference_test(values - others, variance, len(truth))
+    found = {
+        "value": float(values.mean()),
+        "other": float(others.mean()),
+        "difference": float((values - others).mean()),
+    }
+    return found | {"low": low, "high": high, "p": p, "n": len(truth), "seeds": len(common)}
 
 
 def measurable(task: str, truth: np.ndarray) -> bool:

@@ -161,6 +161,10 @@ def test_several_weights_leave_a_map_of_their_disagreement_and_intervals_where_t
     (spread,) = (nib.load(path) for path in tmp_path.rglob("*_disagreement.nii.gz"))
     (shares,) = (nib.load(path) for path in tmp_path.rglob("*_probability.nii.gz"))
     assert spread.shape[:3] == shares.shape[:3]
+    _, finished = map(json.loads, (tmp_path / "finished.jsonl").read_text().splitlines())
+    written = {Path(path).name for path in finished["files"]}
+    assert written == {path.name for path in tmp_path.rglob("*.nii.gz")}  # else a lost one would not be made again
+    assert len(written) == 3
     assert 0 < spread.get_fdata().max() <= 0.5 + 1e-5
     with (tmp_path / "cases.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -256,6 +260,18 @@ BAD_INPUT = {
     "an unknown task": ("pretrain", {}, {"loss_weights": {"rotate": 1.0}}, r"unknown pretext task \['rotate'\]"),
     "an unknown variant": ("segment", {}, {"symmetry": "sacca"}, "sacca"),
     "an unknown modality": ("segment", {}, {"modality": "PET"}, "PET"),
+    "a volume that cannot be halved": (
+        "classify",
+        {},
+        {"spatial_size": [48, 64, 64]},
+        r"multiples of 32, .*got \(48, 64, 64\); give another --spatial_size",
+    ),
+    "an ROI that cannot be halved": (
+        "segment",
+        {},
+        {"roi_size": [32, 48, 96]},
+        r"multiples of 32, .*got \(32, 48, 64\); give another --roi_size",
+    ),
 }
 
 

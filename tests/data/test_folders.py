@@ -40,7 +40,7 @@ def test_results_of_whatever_run_are_known_by_its_traces(folder, trace):
 
 
 def test_results_beside_their_images_are_known_by_their_names(folder):
-    results = [f"a_{kind}.nii.gz" for kind in ("pred", "probability", "asymmetry")]
+    results = [f"a_{kind}.nii.gz" for kind in ("pred", "probability", "asymmetry", "disagreement")]
     root = folder("a.nii.gz", "b_pred.nii.gz", *results)
     taken, left_out = image_files(root, output_dir=root)
     assert taken == ["a.nii.gz", "b_pred.nii.gz"]  # b is not there: who knows what that is

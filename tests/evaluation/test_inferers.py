@@ -99,6 +99,19 @@ def test_where_the_windows_are_monais_the_logits_are_monais(segmenter, mode):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mirror_tta", [False, True])
+def test_a_window_larger_than_the_volume_sees_the_volume_and_no_padding(segmenter, mirror_tta):
+    pair = symmetric_pair(torch.randn(1, 1, 64, 32, 32)) + 3  # padding with 0 would be seen
+    found = sliding_window((96, 96, 96), mirror_tta=mirror_tta)(pair, segmenter)
+    expected = segmenter(pair)
+    if mirror_tta:
+        expected = (expected + mirror(segmenter(pair.flip(1)))) / 2
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    own = sliding_window((64, 32, 96), mirror_tta=mirror_tta)(pair, segmenter)  # a window fits in X and Y alone
+    torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_with_the_mirrored_brain_mirroring_the_input_mirrors_the_logits(segmenter):
     pair = symmetric_pair(torch.randn(1, 1, 71, 32, 32))  # an odd width, and windows that MONAI would not lay evenly
     inferer = MirroredSlidingWindow((64, 32, 32), sw_batch_size=3)

@@ -35,6 +35,15 @@ def test_the_auc_counts_pairs_in_the_right_order():
     )
 
 
+def test_volumes_of_a_sheared_grid_are_those_that_inference_has():
+    sheared = np.diag([2.0, 2.0, 5.0, 1.0])
+    sheared[1, 2] = 2.0  # a tilted gantry: 5 mm along z, and 2 to the front; each voxel still has 2 x 2 x 5 mm
+    label = MetaTensor(torch.zeros(1, 8, 8, 8), affine=torch.from_numpy(sheared))
+    label[:, 2:7, 2:7, 2:4] = 1
+    row = segmentation_row({"pred": label.clone(), "label": label})
+    assert row["volume_ml"] == row["predicted_ml"] == pytest.approx(5 * 5 * 2 * 0.020)
+
+
 def test_the_auc_of_one_class_alone_is_not_defined():
     assert math.isnan(auc(np.array([True, True]), np.array([0.1, 0.2])))
     assert math.isnan(auc(np.array([]), np.array([])))

@@ -40,6 +40,12 @@ def test_several_scans_of_one_subject_are_no_more_subjects(labels, subjects):
     assert label_figures(np.random.default_rng(0).normal(size=(len(labels), 4)), labels, subjects) == {}
 
 
+def test_a_subject_with_most_of_the_scans_does_not_stop_a_training():
+    labels = [*"aaaaaaaaaabab", "b", "b"]
+    subjects = ["one"] * 10 + list("uvwxy")
+    assert label_figures(np.random.default_rng(0).normal(size=(15, 4)), labels, subjects) == {}
+
+
 def said(embedding):
     return {"embedding": torch.as_tensor(embedding), "asymmetry": torch.as_tensor(embedding[0])}
 

@@ -60,6 +60,9 @@ def test_the_painted_objective_weighs_its_tasks_and_passes_over_those_without_la
     assert loss.parts["tissue"].item() == pytest.approx(math.log(5))
     mixed = PretextLoss("painted", {"symmetry": 0.25}, painted=0.5)
     assert mixed(pred, {"healthy": target["healthy"]}).item() == pytest.approx(0.125)
+    assert PretextLoss("painted")(pred, {}).item() == 0
+    assert loss(pred, {}).item() == 0
+    assert loss.parts == {}
 
 
 @pytest.mark.parametrize(

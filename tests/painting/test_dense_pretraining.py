@@ -1,5 +1,6 @@
 import pytest
 import torch
+from monai.networks.nets import SwinUNETR
 
 from custom.losses import PretextLoss
 from custom.networks import SASwinClassifier, SASwinPretrainer, SASwinUNETR
@@ -103,6 +104,14 @@ def test_one_line_makes_a_network_of_the_weights_sizes(dense, tmp_path):
     assert torch.equal(classifier.symmetry.norm1.weight, dense.symmetry.norm1.weight)
     with pytest.raises(WeightsError, match="must match"):
         from_pretrained(SASwinUNETR, tmp_path, feature_size=24)
+
+
+def test_weights_from_elsewhere_say_their_sizes_by_their_tensors(tmp_path):
+    theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=24)
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "model.pt")
+    ours = from_pretrained(SASwinUNETR, tmp_path / "model.pt", out_channels=2)
+    assert torch.equal(ours.swinViT.patch_embed.proj.weight, theirs.swinViT.patch_embed.proj.weight)
+    assert ours.symmetry is not None
 
 
 def test_a_name_of_weights_is_a_file_a_folder_the_default_or_refused(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_pretraining_on_painted_brains_needs_no_cohort_and_its_decoder_goes_in
     further.initialize()
     asked = [further.parser.get_parsed_content(name) for name in ("painted", "objective", "loss_weights", "dense")]
     assert asked == [1.0, "painted", {}, True]  # not said again
+
+    evaluation = made(
+        "pretrain", "evaluate", tiny_cohort, tmp_path / "measured", checkpoint=str(weights), section="validation"
+    )
+    evaluation.initialize()
+    evaluation.run()
+    told = json.loads((tmp_path / "measured" / "cases.json").read_text())
+    assert "tissue" not in told["metrics"]  # nothing is asked of real heads but the zero-shot score
+    assert {"zero_shot_auc", "n"} <= set(told["metrics"])
 
     inference = made("pretrain", "inference", tiny_cohort, tmp_path / "scores", checkpoint=str(weights))
     inference.initialize()

@@ -8,6 +8,7 @@ from custom.networks.classifier import SASwinClassifier
 from custom.networks.pretrainer import SASwinPretrainer
 from custom.networks.segmenter import SASwinUNETR
 from custom.weights.conversion import convert, convert_file, input_channels, sizes, table
+from custom.weights.settings import carrying
 from custom.weights.transfer import WeightsError, load_checkpoint, transfer, weights_digest
 from sa_swin.__main__ import main
 
@@ -202,3 +203,18 @@ def test_the_command_prints_the_table_and_one_sentence_on_an_error(tmp_path, sma
     assert transfer(SASwinClassifier(**small), load_checkpoint(output)).share == 1
     with pytest.raises(SystemExit, match=f"sa-swin weights: no checkpoint at {tmp_path / 'none.pt'}"):
         run(tmp_path / "none.pt", "--to", "classify", "--output", output)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"symmetry": "channel"}, "sees the mirror image as channels"),
+        ({"asymmetry_map": True}, "sees the asymmetry map"),
+    ],
+)
+def test_weights_whose_channels_mean_something_else_are_not_converted(tmp_path, small, settings, sentence):
+    state = SASwinClassifier(**small, **settings).state_dict()
+    torch.save(carrying(state, settings=settings), tmp_path / "source.pt")
+    with pytest.raises(WeightsError, match=sentence):
+        convert_file(tmp_path / "source.pt", "segment", tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()

@@ -305,6 +305,7 @@ def test_arms_are_compared_over_the_seeds_that_both_have():
     two = arm | {"seeds": [1, 2], "scores": [right, right]}
     row = compare(one, two, facts, None)
     assert (row["difference"], row["seeds"], row["n"]) == (-0.5, 2, 4)
+    assert (row["value"], row["other"]) == (0.5, 1.0)  # not the 2/3 of all its seeds
 
 
 def test_arms_on_different_cases_are_not_compared():
