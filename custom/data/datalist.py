@@ -22,7 +22,6 @@ from custom.data.case import (
     image_paths,
     posix_entry,
     refuse_outside,
-    sequences_of,
     subject_from,
 )
 from custom.data.folders import EVERY, EXPECTED, image_files, reasons, stem_of
@@ -252,9 +251,12 @@ def find_cases(
 
 
 def _tell_of_other_sequences(entries: Sequence[Case], trained: Sequence[str | None]) -> None:
-    for number, (own, expected) in enumerate(zip(sequences_of(entries), trained, strict=False), 1):
-        if own and expected and own != expected:
-            logger.warning("channel %d is %s by its name; the weights were trained on %s", number, own, expected)
+    for number, expected in enumerate(trained):
+        names = (parse_name(paths[number]) for entry in entries if len(paths := image_paths(entry)) > number)
+        others = Counter(name.suffix for name in names if expected and name and name.suffix != expected)
+        for own, count in others.items():
+            told = (count, len(entries), number + 1, own, expected)
+            logger.warning("%d of %d images of channel %d are %s; the weights were trained on %s", *told)
 
 
 def _entries_below(

@@ -117,7 +117,9 @@ def test_of_a_bids_folder_only_the_sequence_of_the_training_is_taken(folder, cap
     assert "2 not T1w, as the weights' training (--images '*_FLAIR.nii*' takes them): " in caplog.text
     caplog.clear()
     assert len(find_cases(None, root, images="*_FLAIR.nii*", sequences=["T1w"])) == 2
-    assert "channel 1 is FLAIR by its name; the weights were trained on T1w" in caplog.text
+    assert "2 of 2 images of channel 1 are FLAIR; the weights were trained on T1w" in caplog.text
+    assert len(find_cases(None, root, images="sub-*", sequences=["T1w"])) == 3
+    assert "2 of 3 images of channel 1 are FLAIR; the weights were trained on T1w" in caplog.text
     for sequences in (None, [], [None], ["T1w", "FLAIR"]):  # weights that do not say, or take several files
         assert len(find_cases(None, root, sequences=sequences)) == 3
     with pytest.raises(CohortError, match=r"left out are 2 not T2w, .*; 1 not T2w"):
