@@ -27,6 +27,8 @@ from sa_swin.prepare.contact_sheet import save_thumbnail
 LEFT_OUT, FAILED = "left out", "failed"
 TRUSTED = ("estimated", "by hand")
 """A case's status is where its plane came from (`AlignedGrid.source`), or that it is left out, or failed."""
+RECORD = {"settings", "status", "reason", "untrusted"}
+"""Keys that tell a record of ours from another JSON file."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,18 @@ def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = No
     }
 
 
-def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequence[Path]) -> dict[str, Any] | None:
-    if not path.exists():
+def own_record(path: Path) -> dict[str, Any] | None:
+    """A case's record; None where there is none, or another program's file, such as the JSON of BIDS."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
-    record = json.loads(path.read_text())
+    return record if isinstance(record, dict) and record.keys() >= RECORD else None
+
+
+def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequence[Path]) -> dict[str, Any] | None:
+    if (record := own_record(path)) is None:
+        return None
     told = {"modality": None} | record["settings"]  # of records from before it was told
     same = told == current and (not record["reason"] or record["untrusted"] == untrusted)
     there = record["status"] == LEFT_OUT or all(file.is_file() for file in files)
