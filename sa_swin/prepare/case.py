@@ -186,6 +186,11 @@ def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = No
     }
 
 
+def _normal(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with sources that are named in one way: `/a/../b` is `/b`."""
+    return settings | {"sources": [[os.path.normpath(path), *stamp] for path, *stamp in settings["sources"]]}
+
+
 def own_record(path: Path) -> dict[str, Any] | None:
     """A case's record; None where there is none, or another program's file, such as the JSON of BIDS."""
     try:
@@ -199,6 +204,6 @@ def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequen
     if (record := own_record(path)) is None:
         return None
     told = {"modality": None} | record["settings"]  # of records from before it was told
-    same = told == current and (not record["reason"] or record["untrusted"] == untrusted)
+    same = _normal(told) == _normal(current) and (not record["reason"] or record["untrusted"] == untrusted)
     there = record["status"] == LEFT_OUT or all(file.is_file() for file in files)
     return record if same and there else None

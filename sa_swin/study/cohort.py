@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Cohort:
     def raw(self) -> Path:
         """Folder of the volumes as they are."""
         given = self.options.get("dataset_dir") or self.options.get("bids")
-        return Path(given).absolute() if given else self.folder / "cohort"
+        return Path(os.path.abspath(given)) if given else self.folder / "cohort"
 
     @property
     def aligned(self) -> Path:

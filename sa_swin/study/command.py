@@ -5,6 +5,7 @@
 cohort.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def run(
         only: run only the cells whose name holds this text, such as "seed 0".
     """
     try:
-        content, failures = run_study(Study(study), Path(str(work)).absolute(), workers, words(device), only)
+        content, failures = run_study(Study(study), Path(os.path.abspath(work)), workers, words(device), only)
     except UserError as error:
         sys.exit(f"sa-swin study: {error}")
     target = Path(results) / f"{content['study']['name']}.json"
@@ -102,7 +103,7 @@ def run_worth(
         device: such as cpu, cuda:0 or cuda:0,cuda:1; workers take turns among them.
         only: run only the cells whose name holds this text, such as "seed 0".
     """
-    folder = Path(str(work)).absolute()
+    folder = Path(os.path.abspath(work))
     grid = {
         "spacing": spacing if isinstance(spacing, float | int) else list(spacing),
         "spatial_size": list(spatial_size),

@@ -155,6 +155,16 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
     assert kept.stat().st_mtime_ns > before
 
 
+def test_a_cohort_that_is_named_in_another_way_is_not_made_again(cohort):
+    (cohort / "in" / "datalists").mkdir()
+    (cohort / "in" / "datalists" / "list.json").write_text(json.dumps({"training": [{"image": "a/T1.nii.gz"}]}))
+    made = []
+    for folder in (cohort / "in" / "a" / "..", cohort / "in"):
+        run(cohort, datalist=None, dataset_dir=str(folder))
+        made.append((cohort / "out" / "a" / "T1.nii").stat().st_mtime_ns)
+    assert made[0] == made[1]
+
+
 def contents(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

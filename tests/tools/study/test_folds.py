@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sa_swin.study import worth
+from sa_swin.study import command, worth
 from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists
 from sa_swin.study.command import run_worth
 from sa_swin.study.plan import Study, StudyError, meets
@@ -76,6 +76,25 @@ def test_what_the_datalists_were_split_by_keeps_subjects_together_unasked(tmp_pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"built": {"group": "person"}}))
     assert Cohort({"dataset_dir": str(cohort)}, tmp_path).group == ["person"]
     assert Cohort({"dataset_dir": str(cohort), "group": "site,person"}, tmp_path).group == ["site", "person"]
+
+
+def test_the_folders_of_a_study_have_the_names_that_its_datalists_have(tmp_path, cohort, tiny_cohort, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert str(Cohort({"dataset_dir": "../prepared"}, tmp_path).raw) == str(cohort)
+    folders = []
+
+    def stop(study, folder, *rest):
+        folders.append(str(folder))
+        raise StudyError("seen")
+
+    monkeypatch.setattr(command, "run_study", stop)
+    plan(tmp_path, cohort)
+    with pytest.raises(SystemExit, match="seen"):
+        command.run(str(tmp_path / "study.yaml"), "../work")
+    with pytest.raises(SystemExit, match="seen"):
+        command.run_worth("../work", str(tiny_cohort))
+    assert folders == [str(tmp_path / "work")] * 2
 
 
 def test_every_part_has_some_with_a_mask_where_few_have_one(tmp_path, cohort):
