@@ -18,7 +18,7 @@ from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
 from custom.data.contents import Voxels
 from custom.data.headers import case_problems
-from custom.support.files import below, json_text, stamp_of, write_whole
+from custom.support.files import below, digest_of, json_text, stamp_of, write_whole
 from custom.volumes.hounsfield import modality_of, units_problem
 from custom.volumes.loading import as_classes, load_volume
 from custom.volumes.nifti import write_nifti
@@ -137,6 +137,7 @@ def align_case(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
         ]
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
             write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
+        record["aligned_contents"] = {target: digest_of(output / target) for target in aligned_paths(case)}
         if grid.counterpart == "homologous":
             record |= counterpart_figures(images, grid)
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])

@@ -1,7 +1,6 @@
 """The cohort of a study: made or found, aligned once, and split by subject, the same for every cell."""
 
 import contextlib
-import hashlib
 import json
 import os
 from collections import Counter
@@ -85,19 +84,6 @@ def of_cell(cell: Cell, folder: Path) -> tuple[Path, Path]:
     """Folders of a cell's volumes and of its datalists."""
     own = Cohort(cell.cohort["cohort"], folder)
     return own.dataset_dir(cell.align), own.lists(cell.align, cell.fold)
-
-
-def split_of(cell: Cell, folder: Path) -> str:
-    """Digest of a cell's split: the entries of its datalist, which its settings do not tell."""
-    task = "classify" if cell.arm.task == "normative" else cell.arm.task
-    path = of_cell(cell, folder)[1] / f"{task}.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def is_done(home: Path, split: str) -> bool:
-    """Whether a cell has its result, of this split (which results of before 2026-11-29 do not tell)."""
-    path = home / "result.json"
-    return path.exists() and json.loads(path.read_text()).get("split", split) == split
 
 
 def make_cohort(study: Study, folder: Path, workers: int) -> None:

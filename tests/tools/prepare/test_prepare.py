@@ -15,6 +15,8 @@ from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import CohortError
 from custom.data.contents import contents_of
 from custom.data.datalist import load_datalist
+from custom.data.prepared import aligned_contents
+from custom.support.files import digest_of
 from custom.symmetry import mirror
 from custom.transforms.contract import InputContract
 from sa_swin.prepare import cohort as prepare
@@ -163,6 +165,22 @@ def test_a_cohort_that_is_named_in_another_way_is_not_made_again(cohort):
         run(cohort, datalist=None, dataset_dir=str(folder))
         made.append((cohort / "out" / "a" / "T1.nii").stat().st_mtime_ns)
     assert made[0] == made[1]
+
+
+def test_records_tell_the_content_of_the_aligned_files(cohort):
+    (cohort / "in" / "one.json").write_text(
+        json.dumps({"training": [{"image": "a/T1.nii.gz", "label": "a/lesion.nii.gz"}]})
+    )
+    told = []
+    for value in (1, 2):
+        path = cohort / "in" / "a" / "lesion.nii.gz"
+        mask = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(mask.dataobj) * np.uint8(value), mask.affine), path)
+        run(cohort, datalist=str(cohort / "in" / "one.json"))
+        told.append(aligned_contents(str(cohort / "out" / "a" / "T1.nii")))
+    assert told[0].keys() == {"a/T1.nii", "a/T1_label.nii"}
+    assert {path for path in told[0] if told[0][path] != told[1][path]} == {"a/T1_label.nii"}
+    assert told[1] == {path: digest_of(cohort / "out" / path) for path in told[1]}
 
 
 def contents(folder) -> dict[str, bytes]:
