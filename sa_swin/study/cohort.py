@@ -108,7 +108,7 @@ def make_cohort(study: Study, folder: Path, workers: int) -> None:
         if own.aligned != own.raw:  # what is aligned stays, and what has changed since is done
             prepare.prepare_command(
                 output=str(own.aligned), dataset_dir=str(own.raw), datalist=str(own.datalists), workers=workers, **grid,
-                untrusted="leave_out",
+                untrusted="leave_out", allow_outside=study.content.get("settings", {}).get("allow_outside", False),
             )  # fmt: skip
     write_lists(study, folder)
 

@@ -83,6 +83,7 @@ def run_worth(
     workers: int = 1,
     device: str | Sequence[str] = "cpu",
     only: str | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Is symmetry worth it on your cohort? Train with and without the counterpart, and say so on a page.
 
@@ -102,6 +103,7 @@ def run_worth(
         workers: cells that run side by side.
         device: such as cpu, cuda:0 or cuda:0,cuda:1; workers take turns among them.
         only: run only the cells whose name holds this text, such as "seed 0".
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     folder = Path(os.path.abspath(work))
     grid = {
@@ -110,9 +112,9 @@ def run_worth(
     }
     settings = {"roi_size": list(roi_size), "num_samples": 1} if task == "segment" else {}
     try:
-        plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds)
+        plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds, allow_outside)
         if task == "segment":
-            worth.refuse_classes(Path(str(dataset_dir)))
+            worth.refuse_classes(Path(str(dataset_dir)), allow_outside)
         study, failures = run_study(Study(worth.write_plan(plan, folder)), folder, workers, words(device), only)
         write_whole(folder / "worth.json", evidence.dumps(study))
         print(f"{worth.write_page(study, folder) if not study['missing'] else folder}: {worth.verdict(study)}")

@@ -155,6 +155,48 @@ def test_the_ready_study_says_what_it_lacks(cohort, task, message):
         worth.content(task, str(cohort), GRID, {}, 400, 3, 3)
 
 
+@pytest.mark.parametrize(("folds", "seeds"), [(0, 3), (1, 3), (3, 0)])
+def test_the_ready_study_needs_folds_and_seeds(cohort, folds, seeds):
+    with pytest.raises(StudyError, match=f"2 folds or more, and 1 seed or more; got {folds} and {seeds}"):
+        worth.content("segment", str(cohort), GRID, {}, 400, folds, seeds)
+
+
+@pytest.mark.parametrize(
+    ("ending", "allow_outside", "further"),
+    [(".nii", False, {}), ("_T1w.nii", False, {}), ("_CT.nii", False, {"modality": "CT"}),
+     (".nii", True, {"allow_outside": True})],
+)  # fmt: skip
+def test_the_ready_study_takes_ct_by_its_names_and_leaves_the_cells_of_mr_as_they_were(
+    cohort, ending, allow_outside, further
+):
+    path = cohort / "datalists" / "segment.json"
+    path.write_text(path.read_text().replace('.nii", "label', f'{ending}", "label'))
+    content = worth.content("segment", str(cohort), GRID, {}, 400, 3, 3, allow_outside)
+    usual = {"feature_size", "window_size", "depths", "num_heads", "warmup_epochs", "learning_rate"}
+    assert {name: value for name, value in content["settings"].items() if name not in usual} == further
+
+
+def test_files_outside_are_studied_where_that_is_allowed(tmp_path, tiny_cohort, monkeypatch):
+    cohort = shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    mask = cohort / every(read_lists(cohort / "datalists" / "segment.json"))[0]["label"]
+    mask.symlink_to(shutil.move(mask, tmp_path / "elsewhere.nii.gz"))
+    prepared = []
+
+    def stop(**options):
+        prepared.append(options["allow_outside"])
+        raise StudyError("seen")
+
+    monkeypatch.setattr("sa_swin.prepare.cohort.prepare_command", stop)
+    with pytest.raises(SystemExit, match="lies outside of"):
+        command.run_worth(str(tmp_path / "work"), str(cohort))
+    for allowed, task in ((True, "segment"), (False, "classify")):
+        with pytest.raises(SystemExit, match="seen"):
+            command.run_worth(str(tmp_path / task), str(cohort), task, allow_outside=allowed)
+    assert prepared == [True, False]
+    cells = Study(tmp_path / "segment" / "worth.yaml").cells()
+    assert all(cell.settings["allow_outside"] for cell in cells)
+
+
 def test_the_ready_study_trains_for_about_the_steps_that_were_asked_for(cohort):
     content = worth.content("segment", str(cohort), GRID, {}, 400, 3, 3)
     assert content["segment"]["max_epochs"] == 100  # 8 of 12 subjects in batches of 2 are 4 steps
