@@ -205,13 +205,19 @@ def needed(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def together(columns: Sequence[str], entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Subjects that columns keep in one fold, such as one person's two scans, or heads of one label map."""
+    """Subjects that columns keep in one fold, such as one person's two scans, or heads of one label map.
+
+    Who has no value of a column is kept together with nobody by it.
+
+    Raises:
+        StudyError: a column that no entry has.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        if missing := [subject for subject, entry in entries.items() if column not in entry]:
-            who = f"the datalists' entries of {missing[0]}"
-            raise StudyError(f"group {column}: no such column in {who}; add it to keep")
-        for subject, entry in entries.items():
+        known = {subject: entry for subject, entry in entries.items() if column in entry}
+        if not known:
+            raise StudyError(f"group {column}: no such column in the datalists' entries; add it to keep")
+        for subject, entry in known.items():
             groups.setdefault((column, str(entry[column])), []).append(subject)
     return list(groups.values())
 

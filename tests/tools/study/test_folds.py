@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sa_swin.study import command, worth
-from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists
+from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists, together
 from sa_swin.study.command import run_worth
 from sa_swin.study.plan import Study, StudyError, meets
 
@@ -67,8 +67,13 @@ def test_the_two_scans_of_a_person_are_tested_in_one_fold(tmp_path, cohort):
 
 def test_a_column_that_should_keep_subjects_together_must_be_there(tmp_path, cohort):
     study = plan(tmp_path, cohort, group="family")
-    with pytest.raises(StudyError, match=r"group family: no such column in .* entries of s0; add it"):
+    with pytest.raises(StudyError, match=r"group family: no such column in the datalists' entries; add it"):
         make_cohort(study, tmp_path / "work", workers=1)
+
+
+def test_who_has_no_value_in_that_column_is_kept_together_with_nobody():
+    entries = {"a": {"family": "x"}, "b": {}, "c": {"family": "x"}, "d": {}}
+    assert together(["family"], entries) == [["a", "c"]]
 
 
 def test_what_the_datalists_were_split_by_keeps_subjects_together_unasked(tmp_path, cohort):
