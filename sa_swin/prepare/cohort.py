@@ -127,7 +127,7 @@ def prepare_command(
     datalist: str | Sequence[str] | None = None,
     workers: int = 1,
     spacing: float | Sequence[float] = 1.0,
-    spatial_size: Sequence[int] = SPATIAL_SIZE,
+    spatial_size: int | Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "leave_out",
     planes: str | None = None,
     counterpart: str = "mirror",

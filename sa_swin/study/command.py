@@ -18,7 +18,7 @@ from custom.support.files import write_whole
 from sa_swin.phantom.cohort import words
 from sa_swin.study import cells, evidence, worth
 from sa_swin.study.cohort import make_cohort
-from sa_swin.study.plan import Study
+from sa_swin.study.plan import Study, StudyError
 from sa_swin.study.summary import collect, summarize
 
 
@@ -75,8 +75,8 @@ def run_worth(
     dataset_dir: str,
     task: str = "segment",
     spacing: float | Sequence[float] = (3.0, 3.0, 5.0),
-    spatial_size: Sequence[int] = (64, 64, 32),
-    roi_size: Sequence[int] = (32, 64, 32),
+    spatial_size: int | Sequence[int] = (64, 64, 32),
+    roi_size: int | Sequence[int] = (32, 64, 32),
     steps: int = 400,
     folds: int = 3,
     seeds: int = 3,
@@ -106,12 +106,12 @@ def run_worth(
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
     folder = Path(os.path.abspath(work))
-    grid = {
-        "spacing": spacing if isinstance(spacing, float | int) else list(spacing),
-        "spatial_size": list(spatial_size),
-    }
-    settings = {"roi_size": list(roi_size), "num_samples": 1} if task == "segment" else {}
     try:
+        grid = {
+            "spacing": spacing if isinstance(spacing, float | int) else list(spacing),
+            "spatial_size": voxels("spatial_size", spatial_size),
+        }
+        settings = {"roi_size": voxels("roi_size", roi_size), "num_samples": 1} if task == "segment" else {}
         plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds, allow_outside)
         if task == "segment":
             worth.refuse_classes(Path(str(dataset_dir)), allow_outside)
@@ -121,6 +121,18 @@ def run_worth(
     except UserError as error:
         sys.exit(f"sa-swin study: {error}")
     stop_if_failed(failures)
+
+
+def voxels(name: str, size: int | Sequence[int]) -> list[int]:
+    """Voxels along the three axes, from one number or three.
+
+    Raises:
+        StudyError: when they are neither, or not positive.
+    """
+    sides = [size] * 3 if isinstance(size, int) else list(size)
+    if len(sides) != 3 or min(sides) < 1:
+        raise StudyError(f"{name} must be one or three numbers of voxels, such as 64,64,32; got {size}")
+    return sides
 
 
 def make_evidence(results: str = "studies/results", output: str = "docs/evidence.md") -> None:

@@ -181,6 +181,14 @@ def test_the_ready_study_takes_ct_by_its_names_and_leaves_the_cells_of_mr_as_the
     assert {name: value for name, value in content["settings"].items() if name not in usual} == further
 
 
+@pytest.mark.parametrize("option", ["spatial_size", "roi_size"])
+def test_a_size_of_the_ready_study_is_one_number_or_three(tmp_path, tiny_cohort, option):
+    for size in ((64, 64), (64, 0, 64)):
+        with pytest.raises(SystemExit, match=f"{option} must be one or three numbers of voxels"):
+            command.run_worth(str(tmp_path), str(tiny_cohort), **{option: size})
+    assert command.voxels(option, 64) == [64, 64, 64]
+
+
 def test_files_outside_are_studied_where_that_is_allowed(tmp_path, tiny_cohort, monkeypatch):
     cohort = shutil.copytree(tiny_cohort, tmp_path / "cohort")
     mask = cohort / every(read_lists(cohort / "datalists" / "segment.json"))[0]["label"]
