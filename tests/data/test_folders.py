@@ -33,7 +33,7 @@ def test_the_results_of_a_run_in_the_folder_are_no_images_of_the_next(folder):
 
 
 def test_folders_that_links_lead_to_are_looked_into_once_and_files_outside_are_refused(folder, tmp_path):
-    root = folder("study/a.nii", "study/b/c.nii", "study/sourcedata/x/d.nii", "elsewhere/s1/e.nii") / "study"
+    root = folder("up.nii", "study/a.nii", "study/b/c.nii", "study/sourcedata/x/d.nii", "elsewhere/s1/e.nii") / "study"
     for link, target in (
         ("0_first", "b"), ("b/up", ".."), ("b/own", "."), ("top", ".."), ("gone.nii", "gone.nii"),
         ("raw", "sourcedata/x"), ("sub-1", "../elsewhere/s1"), ("sub-2", "../elsewhere/s1"),
