@@ -19,7 +19,12 @@ IMAGES = ["*.nii.gz", "*.nii"]
 
 
 def serve(
-    studies: str, weights: str = "demo", port: int = 8000, images: str = "*", models: str = str(APP / "model")
+    studies: str,
+    weights: str = "demo",
+    port: int = 8000,
+    images: str = "*",
+    models: str = str(APP / "model"),
+    allow_outside: bool = False,
 ) -> None:
     """Start the server on this computer's loopback address: no other computer can reach it.
 
@@ -33,10 +38,11 @@ def serve(
         port: of the server.
         images: which files of folders below: *_FLAIR.nii.gz.
         models: folder for the working copies of the weights.
+        allow_outside: serve files that symlinks lead to outside of STUDIES, too.
     """
     if not studies:
         raise UserError("which images? give their folder: make label-server STUDIES=DIR")
-    folder = side_by_side(Path(studies).resolve(), images)
+    folder = side_by_side(Path(studies).resolve(), images, allow_outside)
     served = prepare(Path(weights).resolve(), folder, Path(models).resolve())
     for bundle in served.trained:
         _say(f"{bundle}: goes on from what was trained here; remove {served.folder / bundle} to start from {weights}")
@@ -49,17 +55,19 @@ def serve(
     os.execve(sys.executable, [str(word) for word in command], environment(served.code))
 
 
-def side_by_side(studies: Path, pattern: str = "*") -> Path:
+def side_by_side(studies: Path, pattern: str = "*", allow_outside: bool = False) -> Path:
     """The folder that MONAI Label can serve, as it does not look into folders below: the studies, or links to them.
 
     Args:
         studies: folder of NIfTI files, or of folders that hold them.
         pattern: of the names of the files to link to.
+        allow_outside: take files that symlinks lead to outside of the folder, too.
 
     Raises:
-        UserError: no such image, or two of one name.
+        UserError: no such image, one outside, or two of one name.
     """
-    paths = [Path(str(case["image"])) for case in find_cases(None, studies, images=pattern)]
+    cases = find_cases(None, studies, allow_outside=allow_outside, images=pattern)
+    paths = [Path(str(case["image"])) for case in cases]
     beside = [path for suffix in IMAGES for path in studies.glob(suffix)]
     if beside and {*beside} == {path for path in paths if path.parent == studies}:
         return studies

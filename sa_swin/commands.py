@@ -21,6 +21,8 @@ from typing import Any
 from custom.support.errors import OptionError, UserError
 
 HELP = ("--help", "-h")
+LEAST = {"workers": 1}
+"""Least values of options that are one thing in all commands."""
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -63,19 +65,21 @@ class Option:
         if "None" in kinds and text == "None":
             return None
         try:
-            if "bool" in kinds:
-                return _TRUTH[text.lower()]
-            number = float if "float" in kinds else int
-            if kinds & {"Sequence", "tuple", "list"}:
-                return _numbers(text, number)
-            return number(text)
+            value = _TRUTH[text.lower()] if "bool" in kinds else self._numbers(text, kinds)
         except (KeyError, ValueError) as error:
             raise OptionError(f"--{self.name} takes {self.kind}, got {text!r}") from error
+        if self.name in LEAST and value < LEAST[self.name]:
+            raise OptionError(f"--{self.name} must be {LEAST[self.name]} or more, got {text}")
+        return value
 
-
-def _numbers(text: str, number: type) -> Any:
-    parts = [number(part) for part in text.strip("[]()").split(",") if part.strip()]
-    return parts[0] if len(parts) == 1 else tuple(parts)
+    def _numbers(self, text: str, kinds: set[str]) -> Any:
+        """A number, or a tuple of them; of one alone, where the kind has none but tuples, too."""
+        number = float if "float" in kinds else int
+        if not kinds & {"Sequence", "tuple", "list"}:
+            return number(text)
+        parts = tuple(number(part) for part in text.strip("[]()").split(",") if part.strip())
+        single = {"int", "float"} & {kind.strip() for kind in self.kind.split("|")}
+        return parts[0] if single and len(parts) == 1 else parts
 
 
 @dataclass(frozen=True)

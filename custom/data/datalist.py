@@ -80,7 +80,8 @@ def load_datalist(
 
     Raises:
         CohortError: an unreadable or empty datalist, missing or unreadable files, a wrong number of channels, image and
-            mask on different grids, a label that is missing or out of range, stale prepared images.
+            mask on different grids, a label that is missing or out of range, stale prepared images, a `fold` beside a
+            `validation` list.
     """
     expect(label, LABELS, "label")
     dataset_dir = os.path.abspath(dataset_dir)
@@ -171,9 +172,19 @@ def check_entries(path: Path, lists: Mapping[str, Sequence[Case]], shown: int = 
 
 
 def read_section(path: Path, section: str, fold: int | None = None) -> list[Case]:
-    """The entries of one section as they stand in the file."""
+    """The entries of one section as they stand in the file.
+
+    Raises:
+        CohortError: there are none, or a fold would be held out in place of a `validation` list that is there.
+    """
     expect(section, SECTIONS, "section")
-    entries = section_entries(read_lists(path), section, fold)
+    lists = read_lists(path)
+    if fold is not None and section != "testing" and lists.get("validation"):
+        raise CohortError(
+            f"{path} has a validation list of its own, so that --fold {fold} would do nothing; leave out --fold, or "
+            "take the validation list out of the file"
+        )
+    entries = section_entries(lists, section, fold)
     if not entries:
         hint = "; give the held-out one with --fold" if section == "validation" and fold is None else ""
         raise CohortError(f"{path} has no cases in '{section}'{hint}")

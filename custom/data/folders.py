@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -36,8 +36,7 @@ def image_files(
         output_dir: of the run; what lies there is no image, unless it is the folder itself.
         sequence: without a pattern, what names that are of BIDS must say their image is, such as `T1w`.
     """
-    found = (path.relative_to(root) for end in EXTENSIONS for path in root.rglob(f"*{end}"))
-    paths = sorted(path.as_posix() for path in found)
+    paths = sorted(path for path in files_below(root) if path.endswith(EXTENSIONS))
     names = {path: parse_name(path) for path in paths}
     placed = (path for path, name in names.items() if name and not misplaced(name) and not named_like_a_mask(path))
     bids = (root / "dataset_description.json").is_file() or next(placed, None) is not None
@@ -62,6 +61,44 @@ def image_files(
         else:
             left_out[path] = reason
     return taken, left_out
+
+
+def files_below(root: Path, enter: Callable[[str], bool] = lambda name: True) -> Iterator[str]:
+    """Paths, relative to a folder, of all files below it, also behind links to folders, in no order.
+
+    A folder that several ways lead to is gone into once: by its own name, unless only by way of a folder that is set
+    aside (hidden, or of `NOT_RAW`), else by the first link. None leads to a folder that the root itself is in.
+
+    Args:
+        root: the folder.
+        enter: whether to go into a folder of this name.
+    """
+    first = os.path.realpath(root)
+    seen = set(map(str, Path(first).parents))
+    waiting: tuple[deque[tuple[str, str]], ...] = (deque([("", first)]), deque(), deque())
+    while place := next((queue.popleft() for queue in waiting if queue), None):
+        path, real = place
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in _entries(real):
+            below = f"{path}{entry.name}"
+            link = entry.is_symlink()
+            if not (os.path.isdir(entry.path) if link else entry.is_dir()):
+                yield below
+            elif enter(entry.name):
+                target = os.path.realpath(entry.path) if link else entry.path
+                rank = 2 if entry.name[0] == "." or entry.name in NOT_RAW else int(link)
+                waiting[rank].append((f"{below}/", target))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where it cannot be asked."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def stem_of(path: str) -> str:

@@ -7,6 +7,7 @@ of change, and the version of the alignment. A training with `--align False` ask
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def preparation(path: str) -> dict[str, Any] | None:
 def prepared_from(path: str) -> list[str]:
     """Content hashes of the images that an aligned image was made from."""
     return (preparation(path) or {}).get("source_contents", [])
+
+
+def aligned_contents(path: str) -> dict[str, str]:
+    """Digest of every file that an aligned image was made with, itself and its mask, by its path below the cohort.
+
+    Records of before 2026-11-29 do not tell it; then it is empty.
+    """
+    record = Path(f"{stem_of(path)}.json")
+    return _contents(path, *stamp_of(record))
+
+
+@lru_cache(maxsize=2**16)
+def _contents(path: str, *stamp: int) -> dict[str, str]:
+    return (preparation(path) or {}).get("aligned_contents", {})
 
 
 def stale_problems(cases: Sequence[Case], grid: Mapping[str, Any], shown: int = 3) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -107,6 +108,16 @@ def stamp_of(path: str | Path) -> list[int]:
     except OSError:
         return []
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def digest_of(path: str | Path) -> str:
+    """What tells a file's bytes from others': the beginning of their SHA-256.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def below(path: str | Path, root: str | Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from custom.data.bids_names import NOT_RAW, BidsFile, ignored, misplaced, parse_name
 from custom.data.case import CohortError
-from custom.data.folders import stem_of
+from custom.data.folders import files_below, stem_of
 from sa_swin.cohort.table import Facts, read_table
 
 RUNS = ("all", "first", "last")
@@ -67,15 +67,30 @@ def parse_choice(text: str) -> tuple[str, dict[str, str]]:
 
 
 def nifti_files(root: Path, folder: Path) -> Iterator[BidsFile]:
-    """Files with names of BIDS below a folder, outside of hidden folders and of those that hold no raw images."""
-    inside = folder.is_relative_to(root)
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in NOT_RAW and name[0] != ".")
-        relative = os.path.relpath(place, root) if inside else place
-        for name in sorted(names):
-            file = parse_name(os.path.normpath(os.path.join(relative, name)))
-            if file is not None and name[0] != ".":
-                yield file
+    """Files with names of BIDS below a folder, outside of hidden folders and of those that hold no raw images.
+
+    Their paths are relative to `root` where the folder is inside it, by whatever name, else absolute.
+    """
+    place = relative_to(folder, root)
+    found = files_below(folder, lambda name: name not in NOT_RAW and name[0] != ".")
+    for path in sorted(found, key=_files_first):
+        file = parse_name(os.path.normpath(os.path.join(place, path)))
+        if file is not None and not os.path.basename(path).startswith("."):
+            yield file
+
+
+def _files_first(path: str) -> list[tuple[bool, str]]:
+    """Order in which a folder's own files stand before those of its folders."""
+    *folders, name = path.split("/")
+    return [*((True, folder) for folder in folders), (False, name)]
+
+
+def relative_to(folder: Path, root: Path) -> str:
+    """A folder's path from a root that it is in, by its own name or where links lead; else its absolute path."""
+    for named in (os.path.abspath, os.path.realpath):
+        if Path(named(folder)).is_relative_to(named(root)):
+            return os.path.relpath(named(folder), named(root))
+    return os.path.abspath(folder)
 
 
 def raw_files(root: Path) -> tuple[list[BidsFile], dict[BidsFile, str]]:

@@ -3,12 +3,13 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from custom.data.case import Case, CohortError
-from custom.data.datalist import SECTIONS
+from custom.data.datalist import SECTIONS, read_json
 from custom.data.splits import Part, split_subjects
 from custom.support.files import json_text, write_whole
 from sa_swin.cohort.bids import LeftOut, Scan
@@ -267,3 +268,13 @@ def write_datalists(built: Built, folder: Path, settings: Mapping[str, Any], ove
     for path, text in contents.items():
         write_whole(path, text)
     return list(contents)
+
+
+def of_other_builds(folder: Path, written: Sequence[Path]) -> list[Path]:
+    """Datalists in a folder that an earlier build has left beside those of this one."""
+    found = []
+    for path in sorted({*folder.glob("*.json")} - {*written}):
+        with suppress(CohortError):
+            content = read_json(path)
+            found += [path] if isinstance(content, dict) and "built" in content else []
+    return found

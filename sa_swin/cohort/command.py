@@ -9,7 +9,7 @@ from custom.data.case import CohortError
 from custom.support.files import json_text, write_whole
 from sa_swin.cohort import leakage
 from sa_swin.cohort.bids import find_scans, subject_facts
-from sa_swin.cohort.build import Design, build, reasons, write_datalists
+from sa_swin.cohort.build import Design, build, of_other_builds, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
 from sa_swin.cohort.recipes import read_recipe, recipe_scans
 from sa_swin.cohort.sources import datalist_scans, root_of, table_scans
@@ -131,6 +131,9 @@ def build_command(
     paths = write_datalists(built, Path(output), settings, overwrite)
     print(*([layout.notes()] if layout else []), summary(built, scans), sep="\n")
     print("wrote", *paths)
+    if others := of_other_builds(Path(output), paths):
+        names = ", ".join(path.name for path in others)
+        print(f"{output} still has {names} of an earlier build, of another split; remove what is not meant")
 
 
 def check_command(

@@ -22,7 +22,8 @@ import numpy as np
 from custom.data.case import CohortError
 from custom.support.files import json_text, write_whole
 from custom.volumes.nifti import write_nifti
-from sa_swin.cohort.table import tsv
+from sa_swin.cohort.bids import matched, subject_facts
+from sa_swin.cohort.table import extended, tsv
 
 LEAST_MM = 80.0
 """Extent of an image of a head, in each direction."""
@@ -211,18 +212,35 @@ def write_image(source: Path, target: Path) -> None:
 
 
 def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[dict[str, Any]]:
-    """Make a BIDS dataset of folders of DICOM series; a row for each series.
+    """Make a BIDS dataset of folders of DICOM series, or add to one that is there; a row for each series.
 
     Raises:
-        CohortError: no folder of a person, or no dcm2niix.
+        CohortError: no folder of a person, no dcm2niix, or a participants.tsv without `participant_id`.
     """
-    rows = []
-    for label, folder in person_folders(root, subject).items():
-        rows += import_person(label, folder, output)
-    write_whole(output / "sourcedata" / "dicom.tsv", tsv(rows, COLUMNS))
-    people = dict.fromkeys(row["participant_id"] for row in rows if "taken_as" in row)
-    write_whole(output / "participants.tsv", "\n".join(["participant_id", *people]) + "\n")
-    write_whole(output / ".bidsignore", "*_CT.*\n")
+    folders = person_folders(root, subject)
+    known = subject_facts(output)
+    rows = [row for label, folder in folders.items() for row in import_person(label, folder, output)]
+    write_whole(output / "sourcedata" / "dicom.tsv", told(output / "sourcedata" / "dicom.tsv", rows))
+    people = dict.fromkeys(row["participant_id"].removeprefix("sub-") for row in rows if "taken_as" in row)
+    there = matched(known, list(people))
+    if new := [f"sub-{label}" for label in people if label not in there]:
+        add_participants(output / "participants.tsv", new)
     description = {"Name": "Imported from DICOM", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
-    write_whole(output / "dataset_description.json", json_text(description))
+    for name, text in ((".bidsignore", "*_CT.*\n"), ("dataset_description.json", json_text(description))):
+        if not (output / name).exists():
+            write_whole(output / name, text)
     return rows
+
+
+def told(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of all series: those of the persons of these rows anew, those of others as they are."""
+    people = {row["participant_id"] for row in rows}
+    lines = path.read_text("utf-8").splitlines(keepends=True)[1:] if path.exists() else []
+    return tsv(rows, COLUMNS) + "".join(line for line in lines if line.split("\t")[0] not in people)
+
+
+def add_participants(path: Path, people: Sequence[str]) -> None:
+    """Add persons to a `participants.tsv`, whose columns and rows stay as they are, or make one."""
+    rows = [{"participant_id": person} for person in people]
+    there = path.exists() and path.read_bytes().strip()
+    write_whole(path, extended(path, rows) if there else tsv(rows, ["participant_id"]))

@@ -7,12 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from custom.data.case import CohortError
+from custom.data.folders import files_below
 from sa_swin.cohort.bids import LeftOut, Scan, matched
 from sa_swin.cohort.table import Facts, read_table, require_columns
 
@@ -126,9 +127,8 @@ def found_cases(root: Path, recipe: Recipe) -> dict[Parts, dict[str, list[str]]]
         raise CohortError(f"no folder at {root}; this recipe expects {recipe.folder}")
     pattern = re.compile(rf"(?:^|/){recipe.files}$")
     cases: dict[Parts, dict[str, list[str]]] = {}
-    for file in sorted(root.rglob("*.*")):
-        place = file.relative_to(root).as_posix()
-        if (match := pattern.search(place)) and not file.name.startswith("."):
+    for place in sorted(files_below(root), key=lambda place: place.split("/")):
+        if (match := pattern.search(place)) and not PurePosixPath(place).name.startswith("."):
             parts = {name: value for name, value in match.groupdict().items() if value}
             kind = parts.pop("kind")
             cases.setdefault(tuple(parts.items()), defaultdict(list))[kind].append(place)

@@ -39,11 +39,7 @@ def read_table(path: Path) -> list[Facts]:
     Raises:
         CohortError: no such file, not text, a column twice, or rows longer than the header.
     """
-    text = _decoded(path).lstrip("\r\n")
-    if given := re.match(r"sep=(.)\r?\n", text):
-        text = text[given.end() :]
-    header_line = text.splitlines()[0] if text.strip() else ""
-    delimiter = given[1] if given else "\t" if "\t" in header_line else max(",;", key=header_line.count)
+    text, delimiter = _layout(_decoded(path))
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
@@ -69,6 +65,33 @@ def tsv(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
 
     lines = [names, *([cell(row.get(name)) for name in names] for row in rows)]
     return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def extended(path: Path, rows: Iterable[Mapping[str, str]]) -> str:
+    """The text of a table, as it is, with further rows of its columns below; `n/a` where a row has no value.
+
+    Args:
+        path: of the table.
+        rows: values by the columns' names in small letters.
+
+    Raises:
+        CohortError: no such file, or not text.
+    """
+    text = _decoded(path)
+    body, delimiter = _layout(text)
+    names = [name.strip().lower() for name in next(csv.reader(body.splitlines()[:1], delimiter=delimiter), [])]
+    end = "\r\n" if "\r\n" in text else "\n"
+    lines = [delimiter.join(row.get(name, "n/a") for name in names) + end for row in rows]
+    return "".join([text, "" if text.endswith(("\r", "\n")) else end, *lines])
+
+
+def _layout(text: str) -> tuple[str, str]:
+    """A table's text from its header on, and what stands between its cells."""
+    text = text.lstrip("\r\n")
+    if given := re.match(r"sep=(.)\r?\n", text):
+        return text[given.end() :], given[1]
+    header = text.splitlines()[0] if text.strip() else ""
+    return text, "\t" if "\t" in header else max(",;", key=header.count)
 
 
 def _decoded(path: Path) -> str:

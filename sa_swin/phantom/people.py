@@ -1,11 +1,12 @@
 """Healthy people whose images a cohort is painted on, each once, as a patient or as a healthy one."""
 
-import csv
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+from sa_swin.cohort.bids import scan_facts
 
 
 @dataclass(frozen=True)
@@ -22,27 +23,18 @@ def healthy_people(folder: str) -> tuple[Person, ...]:
     """One T1w image of each person in a BIDS folder; the column `person` of participants.tsv joins scans of one.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or the table names none of them.
     """
-    rows = participants(Path(folder) / "participants.tsv")
-    found: dict[str, Person] = {}
-    for path in sorted(Path(folder).glob("sub-*/**/*_T1w.nii*")):
-        name = path.relative_to(folder).parts[0]
-        row = rows.get(name, {})
-        person = row.get("person", "n/a")
-        person = name if person in ("", "n/a") else person
-        found.setdefault(person, Person(name, str(path), row.get("site", "n/a")))
-    if not found:
+    paths = {path: path.relative_to(folder).parts[0] for path in sorted(Path(folder).glob("sub-*/**/*_T1w.nii*"))}
+    if not paths:
         raise ValueError(f"{folder}: expected T1w images of a BIDS folder (sub-*/anat/*_T1w.nii.gz), found none")
+    sessions = [(name.removeprefix("sub-"), None) for name in dict.fromkeys(paths.values())]
+    facts = scan_facts(Path(folder), sessions)
+    found: dict[str, Person] = {}
+    for path, name in paths.items():
+        own = facts[name.removeprefix("sub-"), None]
+        found.setdefault(own.get("person", name), Person(name, str(path), own.get("site", "n/a")))
     return tuple(found.values())
-
-
-def participants(path: Path) -> dict[str, dict[str, str]]:
-    """The rows of a participants.tsv by participant; none without the file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return {row["participant_id"]: row for row in csv.DictReader(file, delimiter="\t") if row.get("participant_id")}
 
 
 def chosen(folder: str, number: int, seed: int) -> list[Person]:

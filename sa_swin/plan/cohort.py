@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from custom.alignment.head import WORK_SPACING, NoHeadError, head_volume
-from custom.data.case import Case, CohortError, image_paths
+from custom.data.case import Case, CohortError, image_paths, refuse_outside
 from custom.data.datalist import class_names, read_lists
 from custom.data.prepared import preparation
 from custom.support.progress import followed
@@ -86,23 +86,24 @@ class Fingerprint:
         return (found[len(found) // 10][0], max(extent for _, extent in found)) if found else None
 
 
-def look_at(datalist: Path, root: Path, task: str) -> Fingerprint:
+def look_at(datalist: Path, root: Path, task: str, allow_outside: bool = False) -> Fingerprint:
     """Read what a plan needs of a datalist and of some of its cases.
 
     Args:
         datalist: JSON.
         root: what its paths are relative to.
         task: one of `TASKS`.
+        allow_outside: read files outside of `root`, too.
 
     Raises:
-        CohortError: no case to train with.
+        CohortError: no case to train with, or files that lie outside.
     """
     lists = read_lists(datalist)
     training, validation = lists.get("training", []), lists.get("validation", [])
     if not training:
         raise CohortError(f"{datalist} has no training cases")
-    step = max(1, len(training) // LOOKED_AT)
-    cases = training[::step][:LOOKED_AT]
+    cases = training[:: math.ceil(len(training) / LOOKED_AT)]
+    refuse_outside((path for case in cases for path in files_of(case, task)), root, allow_outside)
     found = list(followed((sizes_of(case, root, task) for case in cases), len(cases), "look at"))
     first = image_paths(training[0])
     record = preparation(str(root / first[0]))
@@ -119,6 +120,11 @@ def look_at(datalist: Path, root: Path, task: str) -> Fingerprint:
     )
 
 
+def files_of(case: Case, task: str) -> list[str]:
+    """Paths of what is read of a case: its first channel and, to segment, its mask."""
+    return [*image_paths(case)[:1], *([case["label"]] if task == "segment" else [])]
+
+
 def classes_of(task: str, datalist: Path, cases: Sequence[Case], found: Sequence[Sizes]) -> int:
     """Number of classes, of the labels or of the masks looked at."""
     if task == "classify":
@@ -129,9 +135,9 @@ def classes_of(task: str, datalist: Path, cases: Sequence[Case], found: Sequence
 
 def sizes_of(case: Case, root: Path, task: str) -> Sizes:
     """Sizes of a case, of its first channel."""
-    image = load_volume(str(root / image_paths(case)[0]))
+    image, *masks = (load_volume(str(root / path)) for path in files_of(case, task))
     side = float(image.pixdim.prod()) ** (1 / 3)
-    mask = load_volume(str(root / case["label"])) if task == "segment" else None
+    mask = masks[0] if masks else None
     lesion, classes = (lesion_size(mask), int(mask.max())) if mask is not None else ((0.0, 0.0), 0)
     return Sizes(side, head_size(image), image[0].numel(), lesion, classes)
 

@@ -1,7 +1,6 @@
 """`sa-swin plan`: a small layer over a bundle's train.yaml that fits a cohort and a device."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,11 +13,10 @@ from custom.support.errors import UserError
 from custom.support.files import write_whole
 from sa_swin.plan import choice
 from sa_swin.plan.cohort import TASKS, Fingerprint, look_at
+from sa_swin.plan.host import host_memory
 from sa_swin.plan.trial import MARGIN, Need, measured, need
 
 GB = 2**30
-HOST_SHARE = 0.7
-"""Of the host's memory, for what is kept in it."""
 TRIED = 64
 """Voxels of a side that a trial training sees."""
 COARSE = 4.0
@@ -37,6 +35,7 @@ def plan_command(
     feature_size: int = 48,
     spacing: float | None = None,
     asymmetry_map: bool = False,
+    allow_outside: bool = False,
 ) -> None:
     """Look at a cohort and the device, and write the settings of a training that fits, with the reason of each.
 
@@ -47,25 +46,30 @@ def plan_command(
     Args:
         dataset: folder of the cohort, with datalists/ as `sa-swin cohort build` or `sa-swin prepare` leaves it.
         task: segment, classify or pretrain.
-        memory: GB that the training may take, of the GPU or of the host; by default the GPU's, or most of the host's.
+        memory: GB that the training may take, of the GPU or of the host; by default the GPU's, or most of the host's,
+            of which a container or a job may have less.
         device: cpu or cuda; by default the GPU where torch finds one.
         output: the YAML file.
         datalist: JSON; by default DATASET/datalists/<task>.json.
         feature_size: channels of the encoder's first stage.
         spacing: mm, instead of the one that follows from the files.
         asymmetry_map: plan for a network that sees it (MR), as weights that saw it do.
+        allow_outside: read files outside of DATASET, too, where absolute paths, .. and symlinks may lead; so does the
+            training with this plan.
     """
     if task not in TASKS or device not in (None, "cpu", "cuda"):
         raise UserError(f"task must be one of {', '.join(TASKS)}, device cpu or cuda; got {task} and {device}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     root, lists = Path(dataset), Path(datalist) if datalist else Path(dataset) / "datalists" / f"{task}.json"
     limit = GB * memory if memory else device_memory(device)
-    cohort = look_at(lists, root, task)
+    cohort = look_at(lists, root, task, allow_outside)
     lines = data_lines(task, cohort, spacing) | {"feature_size": (feature_size, "as asked for; the default is 48")}
     if asymmetry_map and cohort.modality != "MR":
         raise UserError(f"asymmetry_map is for MR; {lists} lists {cohort.modality}")
     if asymmetry_map:
         lines["asymmetry_map"] = (True, "as asked for: a channel beside the image's")
+    if allow_outside:
+        lines["allow_outside"] = (True, "as asked for")
     settings = {name: value for name, (value, _) in lines.items()}
     finest = min(ensure_tuple(settings["spacing"]))
     roi = choice.roi_of(task, cohort, finest, settings["spatial_size"])
@@ -100,11 +104,6 @@ def device_memory(device: str) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no GPU here; say how many GB it has with --memory")
     return torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host_memory()
-
-
-def host_memory() -> int:
-    """Bytes of the host's memory that may be used."""
-    return int(HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def data_lines(task: str, cohort: Fingerprint, spacing: float | None) -> Lines:

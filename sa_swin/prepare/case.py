@@ -18,7 +18,7 @@ from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
 from custom.data.contents import Voxels
 from custom.data.headers import case_problems
-from custom.support.files import below, json_text, stamp_of, write_whole
+from custom.support.files import below, digest_of, json_text, stamp_of, write_whole
 from custom.volumes.hounsfield import modality_of, units_problem
 from custom.volumes.loading import as_classes, load_volume
 from custom.volumes.nifti import write_nifti
@@ -27,6 +27,8 @@ from sa_swin.prepare.contact_sheet import save_thumbnail
 LEFT_OUT, FAILED = "left out", "failed"
 TRUSTED = ("estimated", "by hand")
 """A case's status is where its plane came from (`AlignedGrid.source`), or that it is left out, or failed."""
+RECORD = {"settings", "status", "reason", "untrusted"}
+"""Keys that tell a record of ours from another JSON file."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def align_case(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
         ]
         for volume, target in zip(images + labels, aligned_paths(case), strict=True):
             write_nifti(output / target, volume.as_tensor().numpy()[0], volume.affine.numpy())
+        record["aligned_contents"] = {target: digest_of(output / target) for target in aligned_paths(case)}
         if grid.counterpart == "homologous":
             record |= counterpart_figures(images, grid)
     read = (Voxels(volume.numpy(), 1.0, 0.0) for volume in volumes[: len(case.images)])
@@ -184,11 +187,24 @@ def settings(grid: Grid, sources: Sequence[Path], by_hand: HandPlane | None = No
     }
 
 
-def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequence[Path]) -> dict[str, Any] | None:
-    if not path.exists():
+def _normal(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with sources that are named in one way: `/a/../b` is `/b`."""
+    return settings | {"sources": [[os.path.normpath(path), *stamp] for path, *stamp in settings["sources"]]}
+
+
+def own_record(path: Path) -> dict[str, Any] | None:
+    """A case's record; None where there is none, or another program's file, such as the JSON of BIDS."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
-    record = json.loads(path.read_text())
+    return record if isinstance(record, dict) and record.keys() >= RECORD else None
+
+
+def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequence[Path]) -> dict[str, Any] | None:
+    if (record := own_record(path)) is None:
+        return None
     told = {"modality": None} | record["settings"]  # of records from before it was told
-    same = told == current and (not record["reason"] or record["untrusted"] == untrusted)
+    same = _normal(told) == _normal(current) and (not record["reason"] or record["untrusted"] == untrusted)
     there = record["status"] == LEFT_OUT or all(file.is_file() for file in files)
     return record if same and there else None

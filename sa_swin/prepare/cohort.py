@@ -19,7 +19,6 @@ import torch
 from custom.alignment.grid import UNTRUSTED, pose, remedy
 from custom.alignment.planes import HandPlane, plane_for, read_planes
 from custom.data.case import refuse_outside
-from custom.data.datalist import check_entries, read_json
 from custom.support.files import WriteError, json_text, write_rows, write_whole
 from custom.support.progress import followed
 from custom.transforms.contract import COUNTERPARTS, SPATIAL_SIZE
@@ -33,12 +32,12 @@ from sa_swin.prepare.case import (
     Grid,
     align_case,
     aligned_path,
-    aligned_paths,
     case_of,
     label_path,
     record_path,
 )
 from sa_swin.prepare.contact_sheet import Tile, contact_sheets
+from sa_swin.prepare.inputs import distinct_cases, find_datalists, read_datalist, refuse_overwriting
 
 COLUMNS = (
     "image", "status", "yaw_deg", "roll_deg", "offset_mm",
@@ -50,74 +49,6 @@ COLUMNS = (
 
 Result = tuple[CaseFiles, dict[str, Any]]
 DOUBTFUL = (LEFT_OUT, "found, not trusted", "as it lies")
-
-
-def find_datalists(datalist: str | Sequence[str] | None, dataset_dir: str | None) -> list[Path]:
-    """The datalist files that are meant: one, several separated by commas, or a folder's.
-
-    Args:
-        datalist: as the command line has it; None means the folder `datalists` of `dataset_dir`.
-        dataset_dir: folder of the cohort, or None.
-
-    Raises:
-        ValueError: when there is none, or two have the same name.
-    """
-    if datalist is None and dataset_dir is None:
-        raise ValueError("nothing to align; give --dataset_dir, a folder with datalists/*.json, or --datalist")
-    named = str(Path(dataset_dir) / "datalists") if datalist is None else datalist
-    files = []
-    for path in map(Path, named.split(",") if isinstance(named, str) else named):
-        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"no datalist (*.json) in {named}")
-    names = [file.name for file in files]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(
-            f"two datalists are named {repeated[0]}; each is written out under its own name, so rename one"
-        )
-    return files
-
-
-def read_datalist(path: Path) -> dict[str, Any]:
-    """A datalist's content.
-
-    Raises:
-        ValueError: when the file is missing or names no cases.
-    """
-    content = read_json(path)
-    if not (lists := case_lists(content)):
-        raise ValueError(
-            f"{path} lists no cases: expected lists of {{'image': path, ...}}, got {type(content).__name__}"
-        )
-    check_entries(path, lists)
-    return content
-
-
-def distinct_cases(contents: Sequence[dict[str, Any]], dataset_dir: Path) -> dict[str, CaseFiles]:
-    """The cases of all datalists by their first image: each with every channel and the mask that any list gives it.
-
-    Raises:
-        ValueError: when an image has two masks, or a file would be written twice.
-    """
-    cases: dict[str, CaseFiles] = {}
-    for entry in [entry for content in contents for entries in case_lists(content).values() for entry in entries]:
-        new = case_of(entry, dataset_dir)
-        if not new.images:
-            raise ValueError(f"an entry without an image: {entry}")
-        old = cases.get(new.images[0], new)
-        if old.label and new.label and old.label != new.label:
-            raise ValueError(f"{new.images[0]} has two masks, {old.label} and {new.label}; prepare one list at a time")
-        images = tuple(dict.fromkeys(old.images + new.images))
-        cases[images[0]] = CaseFiles(new.root, images, old.label or new.label)
-    written: dict[str, str] = {}
-    for first, case in cases.items():
-        for path in aligned_paths(case):
-            if written.setdefault(path, first) != first:
-                raise ValueError(
-                    f"{path} would be written with {written[path]} and again with {first}, on different grids; "
-                    "name channels in one order, or prepare one list at a time"
-                )
-    return cases
 
 
 def attempt(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
@@ -196,7 +127,7 @@ def prepare_command(
     datalist: str | Sequence[str] | None = None,
     workers: int = 1,
     spacing: float | Sequence[float] = 1.0,
-    spatial_size: Sequence[int] = SPATIAL_SIZE,
+    spatial_size: int | Sequence[int] = SPATIAL_SIZE,
     untrusted: str = "leave_out",
     planes: str | None = None,
     counterpart: str = "mirror",
@@ -243,6 +174,7 @@ def prepare_command(
         cases = list(distinct_cases(list(contents.values()), root).values())
         files_read = (path for case in cases for path in (*case.images, *filter(None, [case.label])))
         refuse_outside(files_read, root, allow_outside)
+        refuse_overwriting(cases, files, root, work.output)
         _all_used(work.grid.planes, [str(Path(case.root).absolute() / case.images[0]) for case in cases], planes)
     except ValueError as error:
         sys.exit(f"sa-swin prepare: {error}")

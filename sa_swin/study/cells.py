@@ -21,8 +21,9 @@ from custom.support.errors import UserError, root_cause
 from custom.support.files import write_whole
 from custom.support.run_record import commit
 from custom.weights.transfer import load_checkpoint
-from sa_swin.study.cohort import is_done, of_cell, read_lists, split_of
+from sa_swin.study.cohort import of_cell, read_lists
 from sa_swin.study.controls import ControlledContract
+from sa_swin.study.done import is_done, list_of, split_of
 from sa_swin.study.normative import NormativeAsymmetry
 from sa_swin.study.plan import BUNDLES, Cell
 
@@ -147,8 +148,7 @@ def control_of(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.control.get("kind") != "other_subject":
         return dict(cell.control)
     dataset_dir, datalists = of_cell(cell, folder)
-    task = "classify" if cell.arm.task == "normative" else cell.arm.task
-    return {**cell.control, "datalist": str(datalists / f"{task}.json"), "dataset_dir": str(dataset_dir)}
+    return {**cell.control, "datalist": str(datalists / list_of(cell)), "dataset_dir": str(dataset_dir)}
 
 
 def run_bundle(task: str, workflow: str, settings: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The cohort of a study: made or found, aligned once, and split by subject, the same for every cell."""
 
 import contextlib
-import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Cohort:
     def raw(self) -> Path:
         """Folder of the volumes as they are."""
         given = self.options.get("dataset_dir") or self.options.get("bids")
-        return Path(given).absolute() if given else self.folder / "cohort"
+        return Path(os.path.abspath(given)) if given else self.folder / "cohort"
 
     @property
     def aligned(self) -> Path:
@@ -86,19 +86,6 @@ def of_cell(cell: Cell, folder: Path) -> tuple[Path, Path]:
     return own.dataset_dir(cell.align), own.lists(cell.align, cell.fold)
 
 
-def split_of(cell: Cell, folder: Path) -> str:
-    """Digest of a cell's split: the entries of its datalist, which its settings do not tell."""
-    task = "classify" if cell.arm.task == "normative" else cell.arm.task
-    path = of_cell(cell, folder)[1] / f"{task}.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def is_done(home: Path, split: str) -> bool:
-    """Whether a cell has its result, of this split (which results of before 2026-11-29 do not tell)."""
-    path = home / "result.json"
-    return path.exists() and json.loads(path.read_text()).get("split", split) == split
-
-
 def make_cohort(study: Study, folder: Path, workers: int) -> None:
     """Make or find the cohort of a study, its aligned version, and its lists; what is there is not made again.
 
@@ -121,7 +108,7 @@ def make_cohort(study: Study, folder: Path, workers: int) -> None:
         if own.aligned != own.raw:  # what is aligned stays, and what has changed since is done
             prepare.prepare_command(
                 output=str(own.aligned), dataset_dir=str(own.raw), datalist=str(own.datalists), workers=workers, **grid,
-                untrusted="leave_out",
+                untrusted="leave_out", allow_outside=study.content.get("settings", {}).get("allow_outside", False),
             )  # fmt: skip
     write_lists(study, folder)
 
@@ -218,13 +205,19 @@ def needed(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def together(columns: Sequence[str], entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Subjects that columns keep in one fold, such as one person's two scans, or heads of one label map."""
+    """Subjects that columns keep in one fold, such as one person's two scans, or heads of one label map.
+
+    Who has no value of a column is kept together with nobody by it.
+
+    Raises:
+        StudyError: a column that no entry has.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        if missing := [subject for subject, entry in entries.items() if column not in entry]:
-            who = f"the datalists' entries of {missing[0]}"
-            raise StudyError(f"group {column}: no such column in {who}; add it to keep")
-        for subject, entry in entries.items():
+        known = {subject: entry for subject, entry in entries.items() if column in entry}
+        if not known:
+            raise StudyError(f"group {column}: no such column in the datalists' entries; add it to keep")
+        for subject, entry in known.items():
             groups.setdefault((column, str(entry[column])), []).append(subject)
     return list(groups.values())
 

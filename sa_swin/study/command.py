@@ -5,6 +5,7 @@
 cohort.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from custom.support.files import write_whole
 from sa_swin.phantom.cohort import words
 from sa_swin.study import cells, evidence, worth
 from sa_swin.study.cohort import make_cohort
-from sa_swin.study.plan import Study
+from sa_swin.study.plan import Study, StudyError
 from sa_swin.study.summary import collect, summarize
 
 
@@ -42,7 +43,7 @@ def run(
         only: run only the cells whose name holds this text, such as "seed 0".
     """
     try:
-        content, failures = run_study(Study(study), Path(str(work)).absolute(), workers, words(device), only)
+        content, failures = run_study(Study(study), Path(os.path.abspath(work)), workers, words(device), only)
     except UserError as error:
         sys.exit(f"sa-swin study: {error}")
     target = Path(results) / f"{content['study']['name']}.json"
@@ -74,14 +75,15 @@ def run_worth(
     dataset_dir: str,
     task: str = "segment",
     spacing: float | Sequence[float] = (3.0, 3.0, 5.0),
-    spatial_size: Sequence[int] = (64, 64, 32),
-    roi_size: Sequence[int] = (32, 64, 32),
+    spatial_size: int | Sequence[int] = (64, 64, 32),
+    roi_size: int | Sequence[int] = (32, 64, 32),
     steps: int = 400,
     folds: int = 3,
     seeds: int = 3,
     workers: int = 1,
     device: str | Sequence[str] = "cpu",
     only: str | None = None,
+    allow_outside: bool = False,
 ) -> None:
     """Is symmetry worth it on your cohort? Train with and without the counterpart, and say so on a page.
 
@@ -101,23 +103,36 @@ def run_worth(
         workers: cells that run side by side.
         device: such as cpu, cuda:0 or cuda:0,cuda:1; workers take turns among them.
         only: run only the cells whose name holds this text, such as "seed 0".
+        allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
-    folder = Path(str(work)).absolute()
-    grid = {
-        "spacing": spacing if isinstance(spacing, float | int) else list(spacing),
-        "spatial_size": list(spatial_size),
-    }
-    settings = {"roi_size": list(roi_size), "num_samples": 1} if task == "segment" else {}
+    folder = Path(os.path.abspath(work))
     try:
-        plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds)
+        grid = {
+            "spacing": spacing if isinstance(spacing, float | int) else list(spacing),
+            "spatial_size": voxels("spatial_size", spatial_size),
+        }
+        settings = {"roi_size": voxels("roi_size", roi_size), "num_samples": 1} if task == "segment" else {}
+        plan = worth.content(task, str(dataset_dir), grid, settings, steps, folds, seeds, allow_outside)
         if task == "segment":
-            worth.refuse_classes(Path(str(dataset_dir)))
+            worth.refuse_classes(Path(str(dataset_dir)), allow_outside)
         study, failures = run_study(Study(worth.write_plan(plan, folder)), folder, workers, words(device), only)
         write_whole(folder / "worth.json", evidence.dumps(study))
         print(f"{worth.write_page(study, folder) if not study['missing'] else folder}: {worth.verdict(study)}")
     except UserError as error:
         sys.exit(f"sa-swin study: {error}")
     stop_if_failed(failures)
+
+
+def voxels(name: str, size: int | Sequence[int]) -> list[int]:
+    """Voxels along the three axes, from one number or three.
+
+    Raises:
+        StudyError: when they are neither, or not positive.
+    """
+    sides = [size] * 3 if isinstance(size, int) else list(size)
+    if len(sides) != 3 or min(sides) < 1:
+        raise StudyError(f"{name} must be one or three numbers of voxels, such as 64,64,32; got {size}")
+    return sides
 
 
 def make_evidence(results: str = "studies/results", output: str = "docs/evidence.md") -> None:

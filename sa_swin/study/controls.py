@@ -3,6 +3,7 @@
 Shapes: a symmetric pair is `(2C, X, Y, Z)`, C channels of the image, then C of its mirrored counterpart.
 """
 
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -115,7 +116,8 @@ class ControlledContract(InputContract):
     def counterpart(self, path: str, own: Tensor) -> Tensor:
         """What takes the place of the mirrored counterpart."""
         if self.kind == "other_subject":
-            return split_pair(self.without_label.load({"image": self.other_image[path]})["image"])[1].as_tensor()
+            other = self.without_label.load({"image": self.other_image[os.path.abspath(path)]})
+            return split_pair(other["image"])[1].as_tensor()
         plain = own.as_tensor() if isinstance(own, MetaTensor) else own
         return self.replace[self.kind](plain)
 
@@ -136,8 +138,8 @@ class ControlledContract(InputContract):
 def other_images(datalist: str | Path, dataset_dir: str | Path) -> dict[str, str]:
     """For each image of a cohort one of another subject, drawn whatever its label, so that it tells nothing of it.
 
-    Of the same list; where that has one subject alone, of the training's or else the validation's: no test image
-    reaches the training.
+    Both are absolute paths. The other is of the same list; where that has one subject alone, of the training's or else
+    the validation's: no test image reaches the training.
 
     Raises:
         UserError: there is no other subject.
@@ -152,5 +154,6 @@ def other_images(datalist: str | Path, dataset_dir: str | Path) -> dict[str, str
             if not (others := next(filter(None, pools), [])):
                 raise UserError(f"{datalist}: the control other_subject needs two subjects, {section} has one")
             other = others[int(rng.integers(len(others)))]
-            pairs[str(Path(dataset_dir) / entry["image"])] = str(Path(dataset_dir) / other["image"])
+            own, theirs = (os.path.abspath(Path(dataset_dir) / e["image"]) for e in (entry, other))
+            pairs[own] = theirs
     return pairs

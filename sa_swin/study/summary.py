@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control
 
 from custom.evaluation.calibration import calibration_error
 from sa_swin.study import cohort
-from sa_swin.study.cohort import is_done, split_of
+from sa_swin.study.done import is_done, split_of
 from sa_swin.study.plan import Study, describe, members
 from sa_swin.study.statistics import (
     delong_variance,

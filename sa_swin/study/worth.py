@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from custom.data.case import refuse_outside
 from custom.support.files import write_whole
+from custom.volumes.hounsfield import modality_of
 from custom.volumes.loading import load_volume
 from sa_swin.study.cohort import every, read_lists
 from sa_swin.study.evidence import FIGURES, arms_table, comparisons_table, interval
@@ -62,6 +64,7 @@ def content(
     steps: int,
     folds: int,
     seeds: int,
+    allow_outside: bool = False,
 ) -> dict[str, Any]:
     """The study file of the ready study.
 
@@ -73,11 +76,16 @@ def content(
         steps: of each training, about.
         folds: in each of which other subjects are tested.
         seeds: trainings of each arm and fold.
+        allow_outside: read files outside of `dataset_dir`, too.
 
     Raises:
-        StudyError: on an unknown task, a cohort without a datalist for it, or one with other than two classes.
+        StudyError: on fewer than two folds or no training, an unknown task, a cohort without a datalist for it, or one
+            with other than two classes.
     """
-    subjects = count_subjects(Path(dataset_dir), task)
+    if folds < 2 or seeds < 1:
+        raise StudyError(f"the ready study needs 2 folds or more, and 1 seed or more; got {folds} and {seeds}")
+    entries = labelled_entries(Path(dataset_dir), task)
+    subjects = len({entry["subject"] for entry in entries})
     epochs = max(1, math.ceil(steps * BATCH / max(1, round(subjects * (1 - 1 / folds)))))
     small = {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
     saca = {"task": task, "variant": "saca"}
@@ -87,7 +95,9 @@ def content(
         "grid": dict(grid),
         "folds": folds,
         "seeds": list(range(seeds)),
-        "settings": small | {"warmup_epochs": min(1, epochs - 1), "learning_rate": 2.0e-3},
+        "settings": small
+        | {"warmup_epochs": min(1, epochs - 1), "learning_rate": 2.0e-3}
+        | further_settings(entries, allow_outside),
         task: {"max_epochs": epochs, "batch_size": BATCH, **settings},
         "variants": {**VARIANTS, "baseline": {"network": BASELINES[task]}},
         "controls": CONTROLS,
@@ -104,8 +114,14 @@ def content(
     }
 
 
-def count_subjects(dataset_dir: Path, task: str) -> int:
-    """Subjects with a label for the task.
+def further_settings(entries: Sequence[Mapping[str, Any]], allow_outside: bool) -> dict[str, Any]:
+    """What differs from the bundles' defaults; what does not is left out, so that cells stay what they were."""
+    ct = modality_of(entries[0]["image"]) == "CT"
+    return ({"modality": "CT"} if ct else {}) | ({"allow_outside": True} if allow_outside else {})
+
+
+def labelled_entries(dataset_dir: Path, task: str) -> list[dict[str, Any]]:
+    """Entries of the task's datalist.
 
     Raises:
         StudyError: on an unknown task, or a cohort that the ready study cannot be run on.
@@ -115,22 +131,25 @@ def count_subjects(dataset_dir: Path, task: str) -> int:
     path = dataset_dir / "datalists" / f"{task}.json"
     if not path.is_file():
         raise StudyError(f"no {path}; make it with sa-swin cohort build --output {path.parent}")
-    entries = every(read_lists(path))
+    if not (entries := every(read_lists(path))):
+        raise StudyError(f"{path} lists no cases")
     labels = sorted({entry["label"] for entry in entries}) if task == "classify" else [0, 1]
     if labels != [0, 1]:
         raise StudyError(f"{path}: the ready study is of classes 0 and 1, found {labels}; write a study file")
     if several := [entry["subject"] for entry in entries if not isinstance(entry["image"], str)]:
         raise StudyError(f"{path}: the ready study is of one image per case, {several[0]} has more; write a study file")
-    return len({entry["subject"] for entry in entries})
+    return entries
 
 
-def refuse_classes(dataset_dir: Path) -> None:
+def refuse_classes(dataset_dir: Path, allow_outside: bool = False) -> None:
     """Refuse a cohort with masks of several classes; some of them are looked at.
 
     Raises:
         StudyError: with the file and the class.
+        CohortError: masks that lie outside, unless that is allowed.
     """
     entries = every(read_lists(dataset_dir / "datalists" / "segment.json"))
+    refuse_outside((entry["label"] for entry in entries), dataset_dir, allow_outside)
     for entry in entries[:: max(1, len(entries) // LOOKED_AT)]:
         path = dataset_dir / entry["label"]
         if (largest := round(float(load_volume(str(path)).max()))) > 1:

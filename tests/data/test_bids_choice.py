@@ -1,6 +1,8 @@
 """Which files of a BIDS folder become cases, which mask a case gets, and what is told of the rest; no file is read."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,36 @@ def test_what_lies_where_bids_has_no_raw_image_is_no_case_and_is_told(tree, path
 @pytest.mark.parametrize("folder", ["derivatives/x", "sourcedata", "code", ".git/x", ".heudiconv"])
 def test_what_bids_keeps_apart_is_no_case_and_needs_no_word(tree, folder):
     assert found(tree(f"{folder}/sub-009/anat/sub-009_FLAIR.nii.gz"), "FLAIR") == (FLAIRS, {})
+
+
+def test_subjects_whose_folders_are_links_are_cases_like_others(tree, tmp_path_factory):
+    store, root = tmp_path_factory.mktemp("store"), tree()
+    (store / "anat").mkdir()
+    (store / "anat" / "sub-009_FLAIR.nii.gz").touch()
+    (root / "sub-009").symlink_to(store)
+    assert found(root, "FLAIR")[0] == FLAIRS | {"sub-009": ("sub-009/anat/sub-009_FLAIR.nii.gz",)}
+
+
+@pytest.mark.parametrize("place", ["beside", "inside", "by a link"])
+def test_masks_are_named_from_the_dataset_and_absolutely_where_they_are_outside(
+    tree, place, tmp_path_factory, monkeypatch
+):
+    mask = f"sub-001/anat/sub-001_{LESION}.nii.gz"
+    outside = tmp_path_factory.mktemp("masks")
+    root = tree(f"derivatives/mine/x/{mask}")
+    (outside / mask).parent.mkdir(parents=True)
+    (outside / mask).touch()
+    (outside / "link").symlink_to(root)
+    folder = {
+        "beside": outside,
+        "inside": root / "derivatives/mine/x",
+        "by a link": outside / "link/derivatives/mine/x",
+    }
+    expected = str(outside / mask) if place == "beside" else f"derivatives/mine/x/{mask}"
+    monkeypatch.chdir(root)
+    for own in (".", str(root)):
+        for named_so in (os.path.relpath(folder[place]), str(folder[place])):
+            assert masks_of(Path(own), derivative=named_so)[0]["sub-001"] == expected
 
 
 def test_sessions_and_other_datatypes_are_raw_images(tree):

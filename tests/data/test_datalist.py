@@ -86,6 +86,18 @@ def test_a_fold_is_held_out_where_the_file_has_no_validation_list(tmp_path, writ
         subjects("validation", None)
 
 
+def test_a_fold_beside_a_validation_list_is_refused_where_it_would_do_nothing(tmp_path, write_volume):
+    write_volume(tmp_path / "a.nii.gz", np.ones((4, 4, 4), np.float32))
+    entries = [{"image": "a.nii.gz", "subject": f"s{i}", "fold": i} for i in range(3)]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": entries[:1], "validation": entries[1:2], "testing": entries[2:]}))
+    for section in ("training", "validation"):
+        with pytest.raises(CohortError, match="has a validation list of its own, so that --fold 0 would do nothing"):
+            load_datalist(path, section, tmp_path, fold=0)
+        assert len(load_datalist(path, section, tmp_path)) == 1
+    assert len(load_datalist(path, "testing", tmp_path, fold=0)) == 1
+
+
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (0, 2), (None, 2), (5, 2)])
 def test_a_limit_keeps_the_first_cases(cohort, tmp_path, limit, count):
     assert len(load_datalist(cohort(), "training", tmp_path, limit=limit)) == count

@@ -6,7 +6,7 @@ import pytest
 
 from custom.data.case import CohortError, sequences_of
 from custom.data.datalist import find_cases
-from custom.data.folders import image_files
+from custom.data.folders import files_below, image_files
 
 
 @pytest.fixture
@@ -30,6 +30,22 @@ def test_the_results_of_a_run_in_the_folder_are_no_images_of_the_next(folder):
         assert set(left_out) == {"out/a_pred.nii.gz", "out/b/c_pred.nii.gz"}
     assert image_files(root, output_dir=root / "out")[1]["out/b/c_pred.nii.gz"] == "in the output folder"
     assert image_files(root)[1]["out/b/c_pred.nii.gz"] == "in out, among the results of a run"
+
+
+def test_folders_that_links_lead_to_are_looked_into_once_and_files_outside_are_refused(folder, tmp_path):
+    root = folder("up.nii", "study/a.nii", "study/b/c.nii", "study/sourcedata/x/d.nii", "elsewhere/s1/e.nii") / "study"
+    for link, target in (
+        ("0_first", "b"), ("b/up", ".."), ("b/own", "."), ("top", ".."), ("gone.nii", "gone.nii"),
+        ("raw", "sourcedata/x"), ("sub-1", "../elsewhere/s1"), ("sub-2", "../elsewhere/s1"),
+    ):  # fmt: skip
+        (root / link).symlink_to(target)
+    assert image_files(root)[0] == ["a.nii", "b/c.nii", "gone.nii", "raw/d.nii", "sub-1/e.nii"]
+    with pytest.raises(CohortError, match=r"1 file\(s\) are not of the dataset\n  sub-1/e.nii: lies outside"):
+        find_cases(None, root)
+    assert len(find_cases(None, root, allow_outside=True)) == 5
+    assert sorted(files_below(root, lambda name: name != "b")) == [
+        "0_first/c.nii", "a.nii", "gone.nii", "raw/d.nii", "sub-1/e.nii",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("trace", ["run_inference.json", "finished.jsonl", "planes.csv"])

@@ -114,6 +114,16 @@ def test_images_of_a_bids_folder_are_linked_and_no_results(tmp_path, write_volum
     assert (folder / "sub-2_FLAIR.nii.gz").resolve() == tmp_path / "sub-2" / "anat" / "sub-2_FLAIR.nii.gz"
 
 
+def test_images_that_links_lead_to_outside_are_served_where_that_is_allowed(tmp_path, tmp_path_factory, write_volume):
+    store = tmp_path_factory.mktemp("store")
+    write_volume(store / "a.nii.gz", torch.zeros(4, 4, 4).numpy())
+    (tmp_path / "sub-1").symlink_to(store)
+    with pytest.raises(UserError, match=r"sub-1/a.nii.gz: lies outside .* give --allow_outside True"):
+        side_by_side(tmp_path)
+    folder = side_by_side(tmp_path, allow_outside=True)
+    assert (folder / "a.nii.gz").resolve() == store / "a.nii.gz"
+
+
 def test_two_images_of_one_name_are_refused(tmp_path, write_volume):
     for folder in ("case_1", "case_2"):
         write_volume(tmp_path / folder / "flair.nii.gz", torch.zeros(4, 4, 4).numpy())

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 
+from sa_swin.__main__ import main
 from sa_swin.commands import Command, Option, OptionError, command_of, run
 
 
@@ -28,6 +29,9 @@ def test_text_is_taken_as_it_was_typed(kind, text):
         ("bool", None, True),
         ("float | Sequence[float]", "3", 3.0),
         ("tuple[float, float] | None", "30,90", (30.0, 90.0)),
+        ("tuple[float, float] | None", "30", (30.0,)),
+        ("tuple[float, float] | None", "None", None),
+        ("int | Sequence[int]", "64", 64),
         ("Sequence[int]", "[64, 32, 32]", (64, 32, 32)),
     ],
 )
@@ -43,6 +47,24 @@ def test_numbers_and_truth_values_are_read(kind, text, value):
 def test_what_is_not_of_its_kind_is_refused(kind, text):
     with pytest.raises(OptionError, match=f"--value takes .*, got '{text}'"):
         option(kind).read(text)
+
+
+@pytest.mark.parametrize("command", ["cohort check", "cohort leakage", "prepare", "asymmetry map", "study run"])
+def test_no_command_takes_fewer_than_one_worker(command, capsys):
+    name, *verb = command.split()
+    with pytest.raises(SystemExit) as ended:
+        main([name, *verb, "--workers", "0"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"sa-swin {name}: --workers must be 1 or more, got 0\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [("lesion_ml", "30", "lesion_ml must be smallest,largest"), ("shares", "0.5", "shares must be three")],
+)
+def test_one_number_where_there_should_be_several_is_refused(tmp_path, option, value, sentence):
+    with pytest.raises(SystemExit, match=f"sa-swin phantom: {sentence} .*; got \\({value}.*,\\)"):
+        main(["phantom", "--output", str(tmp_path / "out"), f"--{option}", value])
 
 
 COMMAND = Command("tool", "Does it.", (option("str", None), Option("num_classes", "int", "2", "of masks")))

@@ -149,6 +149,25 @@ def test_without_its_environment_the_label_server_says_how_to_make_it(monkeypatc
     assert "run `make label-setup`" in capsys.readouterr().err
 
 
+def test_the_label_server_takes_folders_as_they_were_typed_and_its_own_weights_by_default(monkeypatch, tmp_path):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    monkeypatch.setenv("LABEL_VENV", "venv")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("os.execv", lambda python, words: seen.append((python, words, os.getcwd())))
+    label.main(["scans", "--weights", "mine", "--images=*_FLAIR.nii", "--allow-outside"])
+    monkeypatch.chdir(tmp_path)
+    label.main(["--studies=scans"])
+    (python, words, place), (_, fewer, _) = seen
+    assert (python, place) == (tmp_path / "venv" / "bin" / "python", str(ROOT))
+    assert command_of("label_app.serve:serve", "it").arguments(words[3:]) == {
+        "studies": str(tmp_path / "scans"), "weights": str(tmp_path / "mine"), "images": "*_FLAIR.nii",
+        "allow_outside": True,
+    }  # fmt: skip
+    assert fewer[3:] == [f"--studies={tmp_path / 'scans'}"]  # so the weights are the default's, in the repository
+
+
 def test_truth_values_may_be_written_as_in_the_yaml_and_paths_stay():
     given = "--align false --redo=true --dataset_dir true --datalist=false --untrusted found --fold True"
     read = "--align False --redo=True --dataset_dir true --datalist=false --untrusted found --fold True"

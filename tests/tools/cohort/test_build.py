@@ -283,6 +283,16 @@ def test_no_subject_and_no_family_is_on_two_sides_of_a_split_of_any_list(scans, 
     assert not together or all(len(parts) == 1 for parts in families.values())
 
 
+def test_lists_of_an_earlier_build_are_named_beside_those_of_this_one(build, tmp_path, capsys):
+    build(**EVERYTHING)
+    (tmp_path / "lists" / "own.json").write_text('{"training": []}')
+    (tmp_path / "lists" / "broken.json").write_text("{")
+    assert "earlier build" not in capsys.readouterr().out
+    build_command(str(tmp_path / "lists"), datalist=str(tmp_path / "lists" / "classify.json"), seed=1, overwrite=True)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "still has classify.json, segment.json of an earlier build, of another split; remove" in last
+
+
 def test_lists_that_are_there_are_not_replaced_unasked(build, tmp_path):
     first = build(seed=1)
     assert build(seed=1) == first

@@ -10,8 +10,10 @@ import pytest
 
 from custom.data.case import CohortError
 from sa_swin.__main__ import main
-from sa_swin.cohort.bids import find_scans
+from sa_swin.cohort import dicom
+from sa_swin.cohort.bids import find_scans, subject_facts
 from sa_swin.cohort.dicom import Series, chosen_series, import_dicom, kind_of, person_folders
+from sa_swin.cohort.table import read_table
 
 CONVERTER = shutil.which("dcm2niix") or (Path(sys.executable).parent / "dcm2niix").is_file()
 
@@ -110,6 +112,53 @@ def test_without_the_converter_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     (row,) = import_dicom(tmp_path / "in", tmp_path / "out")
     assert "sa-swin[dicom]" in row["reason"]
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """A function that imports persons whose only series is a T1w, or who have none, into one dataset."""
+
+    def call(**kinds):
+        for label in kinds:
+            (tmp_path / "in" / label).mkdir(parents=True)
+        persons = lambda label, folder, output: [  # noqa: E731
+            {"participant_id": f"sub-{label}", "folder": folder.name, "series": 3, **kinds[label]}
+        ]
+        monkeypatch.setattr(dicom, "import_person", persons)
+        import_dicom(tmp_path / "in", tmp_path / "out")
+        shutil.rmtree(tmp_path / "in")
+        return tmp_path / "out"
+
+    return call
+
+
+TAKEN, LEFT = {"taken_as": "T1w"}, {"reason": "no image"}
+
+
+def test_persons_are_added_to_a_dataset_that_is_there_and_nothing_of_it_is_lost(imported, tmp_path):
+    table = "participant_id\tage\tgroup\r\nsub-01\t63\tpatient\r\n2\t50\tn/a"
+    (tmp_path / "out").mkdir()
+    own = {"participants.tsv": table, "dataset_description.json": '{"Name": "Mine"}', ".bidsignore": "extra/\n"}
+    for name, text in own.items():
+        (tmp_path / "out" / name).write_bytes(text.encode())
+    output = imported(**{"01": TAKEN, "02": TAKEN, "p3": TAKEN, "p4": LEFT})
+    own["participants.tsv"] = f"{table}\r\nsub-p3\tn/a\tn/a\r\n"
+    assert {name: (output / name).read_bytes().decode() for name in own} == own
+    assert subject_facts(output) == {"01": {"age": "63", "group": "patient"}, "2": {"age": "50"}, "p3": {}}
+
+
+def test_what_was_told_of_persons_of_an_earlier_import_stays_told(imported):
+    imported(p1=TAKEN, p2=LEFT)
+    output = imported(p2=TAKEN)
+    rows = read_table(output / "sourcedata" / "dicom.tsv")
+    assert {row["participant_id"]: row.get("taken_as") for row in rows} == {"sub-p1": "T1w", "sub-p2": "T1w"}
+    assert (output / "participants.tsv").read_text() == "participant_id\nsub-p1\nsub-p2\n"
+
+
+def test_where_nobody_has_an_image_the_participants_stay_as_they_are(imported):
+    assert not (imported(p1=LEFT) / "participants.tsv").exists()
+    before = (imported(p1=TAKEN) / "participants.tsv").stat()
+    assert (imported(p2=LEFT) / "participants.tsv").stat() == before
 
 
 @pytest.mark.skipif(not CONVERTER, reason="dcm2niix is not installed")

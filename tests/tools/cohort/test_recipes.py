@@ -10,7 +10,7 @@ import pytest
 from custom.data.case import CohortError
 from custom.data.datalist import load_datalist
 from sa_swin.cohort.command import build_command
-from sa_swin.cohort.recipes import names, read_recipe, table_rows
+from sa_swin.cohort.recipes import names, read_recipe, recipe_scans, table_rows
 from sa_swin.commands import command_of
 
 PARTS = ("training", "validation", "testing")
@@ -78,6 +78,14 @@ def lists(tmp_path, write_volume):
         return {path.stem: json.loads(path.read_text()) for path in (tmp_path / "lists").glob("*.json")}
 
     return build
+
+
+def test_persons_whose_folders_are_links_are_found(lists, tmp_path, tmp_path_factory):
+    lists("brats2021")
+    person = tmp_path / "BraTS2021_00002"
+    person.symlink_to(person.rename(tmp_path_factory.mktemp("store") / "p"))
+    scans, _, _ = recipe_scans(tmp_path, read_recipe("brats2021"), ["flair"], "seg")
+    assert [scan.subject for scan in scans] == ["BraTS2021_00000", "BraTS2021_00002"]
 
 
 def of(lists, bundle, key):

@@ -153,6 +153,13 @@ def test_scans_of_one_person_are_one(folders, tmp_path, write_volume):
     assert [(own.name, own.site) for own in healthy_people(str(tmp_path))] == [("sub-1", "x"), ("sub-2", "y")]
 
 
+def test_people_are_found_in_a_table_that_writes_their_names_in_another_way(tmp_path, write_volume):
+    for name in ("sub-01", "sub-02", "sub-03"):
+        write_volume(tmp_path / name / "anat" / f"{name}_T1w.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    (tmp_path / "participants.tsv").write_text("participant_id\tperson\tsite\n01\ta\tx\n2\tb\ty\n03\ta\tx\n")
+    assert [(own.name, own.site) for own in healthy_people(str(tmp_path))] == [("sub-01", "x"), ("sub-02", "y")]
+
+
 def test_people_of_whom_nobody_says_who_they_are_are_not_one(tmp_path, write_volume):
     for name in ("sub-1", "sub-2", "sub-3"):
         write_volume(tmp_path / name / "anat" / f"{name}_T1w.nii.gz", np.zeros((2, 2, 2), np.uint8))

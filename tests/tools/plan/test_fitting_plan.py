@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,11 +14,12 @@ import pytest
 import yaml
 from conftest import SPACING, write_nifti
 
+from custom.data.case import CohortError
 from custom.support.errors import UserError
 from sa_swin.bundles import ROOT, bundle_command, bundle_folder, take_plan
-from sa_swin.plan import command
+from sa_swin.plan import cohort, command
 from sa_swin.plan.choice import LADDER, chosen, roi_of, smaller, spacing_of, spatial_size_of
-from sa_swin.plan.cohort import Fingerprint, Sizes, look_at
+from sa_swin.plan.cohort import LOOKED_AT, Fingerprint, Sizes, look_at
 from sa_swin.plan.command import GB, plan_command
 from sa_swin.plan.trial import MARGIN, RUN, Need, measured, need
 
@@ -109,6 +111,31 @@ def test_what_is_looked_at_are_voxels_heads_lesions_and_classes(tiny_cohort):
     assert look_at(tiny_cohort / "datalists" / "classify.json", tiny_cohort, "classify").classes == 2
 
 
+@pytest.mark.parametrize("number", [1, 31, 32, 33, 40, 63, 64, 65, 1000])
+def test_the_cases_that_are_looked_at_are_spread_over_the_whole_list(tiny_cohort, tmp_path, monkeypatch, number):
+    looked = []
+    monkeypatch.setattr(cohort, "sizes_of", lambda case, root, task: looked.append(case["image"]) or SIZES)
+    entries = [{"image": f"{n}_T1w.nii"} for n in range(number)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}))
+    look_at(tmp_path / "list.json", tmp_path, "pretrain")
+    places = [int(name.removesuffix("_T1w.nii")) for name in looked]
+    gaps = np.diff([*places, number])
+    assert len(places) <= LOOKED_AT
+    assert number // 64 < max(gaps) <= number // LOOKED_AT + 1
+
+
+def test_files_outside_are_planned_with_where_that_is_allowed(tiny_cohort, planned, tmp_path):
+    content = json.loads((tiny_cohort / "datalists" / "segment.json").read_text())
+    (tmp_path / "outside.nii.gz").symlink_to(tiny_cohort / content["training"][0]["image"])
+    content["training"][0]["image"] = str(tmp_path / "outside.nii.gz")
+    shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    options = {"datalist": str(tmp_path / "list.json"), "memory": 30, "dataset": str(tmp_path / "cohort")}
+    with pytest.raises(CohortError, match="lies outside of"):
+        planned(**options)
+    assert planned(**options, allow_outside=True)[0]["allow_outside"] is True
+
+
 @pytest.fixture
 def planned(tiny_cohort, tmp_path, monkeypatch):
     """A plan of the tiny cohort by a stand-in for the trial, as the YAML's values, and its text."""
@@ -119,7 +146,7 @@ def planned(tiny_cohort, tmp_path, monkeypatch):
             return FIXED + VOXEL * math.prod(seen) * batch // (3 if settings["use_checkpoint"] else 1)
 
         monkeypatch.setattr(command, "measured", peak)
-        plan_command(str(tiny_cohort), output=str(tmp_path / "plan.yaml"), device="cpu", **options)
+        plan_command(**{"dataset": str(tiny_cohort), "output": str(tmp_path / "plan.yaml"), "device": "cpu"} | options)
         text = (tmp_path / "plan.yaml").read_text()
         return yaml.safe_load(text), text
 

@@ -15,6 +15,8 @@ from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import CohortError
 from custom.data.contents import contents_of
 from custom.data.datalist import load_datalist
+from custom.data.prepared import aligned_contents
+from custom.support.files import digest_of
 from custom.symmetry import mirror
 from custom.transforms.contract import InputContract
 from sa_swin.prepare import cohort as prepare
@@ -155,6 +157,72 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(cohort):
     assert kept.stat().st_mtime_ns > before
 
 
+def test_a_cohort_that_is_named_in_another_way_is_not_made_again(cohort):
+    (cohort / "in" / "datalists").mkdir()
+    (cohort / "in" / "datalists" / "list.json").write_text(json.dumps({"training": [{"image": "a/T1.nii.gz"}]}))
+    made = []
+    for folder in (cohort / "in" / "a" / "..", cohort / "in"):
+        run(cohort, datalist=None, dataset_dir=str(folder))
+        made.append((cohort / "out" / "a" / "T1.nii").stat().st_mtime_ns)
+    assert made[0] == made[1]
+
+
+def test_records_tell_the_content_of_the_aligned_files(cohort):
+    (cohort / "in" / "one.json").write_text(
+        json.dumps({"training": [{"image": "a/T1.nii.gz", "label": "a/lesion.nii.gz"}]})
+    )
+    told = []
+    for value in (1, 2):
+        path = cohort / "in" / "a" / "lesion.nii.gz"
+        mask = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(mask.dataobj) * np.uint8(value), mask.affine), path)
+        run(cohort, datalist=str(cohort / "in" / "one.json"))
+        told.append(aligned_contents(str(cohort / "out" / "a" / "T1.nii")))
+    assert told[0].keys() == {"a/T1.nii", "a/T1_label.nii"}
+    assert {path for path in told[0] if told[0][path] != told[1][path]} == {"a/T1_label.nii"}
+    assert told[1] == {path: digest_of(cohort / "out" / path) for path in told[1]}
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["itself", "by a link", "images that are links", "its datalist"])
+def test_no_file_of_the_cohort_is_written_over(cohort, how):
+    source, output = cohort / "in", cohort / "in"
+    for path in source.rglob("*.nii.gz"):  # uncompressed, they have the names of their aligned versions
+        path.with_name(path.name.removesuffix(".gz")).write_bytes(path.read_bytes())
+    datalist = source / "datalists" / "list.json"
+    datalist.parent.mkdir()
+    datalist.write_text((source / "list.json").read_text().replace(".nii.gz", ".nii"))
+    options = {"dataset_dir": str(source), "datalist": str(datalist)}
+    if how == "by a link":
+        (output := cohort / "link").symlink_to(source)
+    if how == "images that are links":  # out/a/T1.nii is the file itself, which in/a/T1.nii leads to
+        (output := cohort / "out" / "a").mkdir(parents=True)
+        (source / "a" / "T1.nii").rename(output / "T1.nii")
+        (source / "a" / "T1.nii").symlink_to(output / "T1.nii")
+        output, options["allow_outside"] = cohort / "out", True
+    if how == "its datalist":
+        output = cohort / "out"
+        datalist = output / "datalists" / "list.json"
+        datalist.parent.mkdir(parents=True)
+        datalist.write_text((source / "datalists" / "list.json").read_text())
+        options["datalist"] = str(datalist)
+    before = contents(cohort)
+    with pytest.raises(SystemExit, match=r"would be written over; give .* a folder of its own with --output"):
+        prepare.prepare_command(str(output), spacing=4.0, spatial_size=SIZE, **options)
+    assert contents(cohort) == before
+
+
+def test_a_json_of_another_program_beside_an_aligned_image_is_no_record_of_it(cohort):
+    (cohort / "out" / "a").mkdir(parents=True)
+    (cohort / "out" / "a" / "T1.json").write_text('{"EchoTime": 0.003}')
+    with pytest.raises(SystemExit):
+        run(cohort)
+    assert table(cohort)["a/T1.nii.gz"]["status"] == "estimated"
+
+
 def test_a_modality_that_is_named_later_is_checked(cohort, capsys):
     with pytest.raises(SystemExit):
         run(cohort)
@@ -219,6 +287,16 @@ def test_what_would_be_aligned_twice_differently_is_refused(tmp_path, first, sec
         (tmp_path / f"{name}.json").write_text(json.dumps({"training": [entry]}))
     with pytest.raises(SystemExit, match=message):
         prepare.prepare_command(str(tmp_path / "out"), datalist=f"{tmp_path}/one.json,{tmp_path}/two.json")
+
+
+@pytest.mark.parametrize("named", ["dataset_dir", "datalist"])
+def test_a_folder_with_a_comma_in_its_name_is_one_folder(cohort, named):
+    study = (cohort / "in").rename(cohort / "Study, 2024")
+    (study / "datalists").mkdir()
+    (study / "datalists" / "list.json").write_text(json.dumps({"training": [{"image": "a/T1.nii.gz"}]}))
+    options = {"datalist": None, "dataset_dir": str(study)} if named == "dataset_dir" else {}
+    run(cohort, **{"datalist": str(study / "datalists")} | options)
+    assert table(cohort).keys() == {"a/T1.nii.gz"}
 
 
 def test_two_datalists_of_one_name_are_refused(tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from sa_swin.study import worth
-from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists
+from sa_swin.study import command, worth
+from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists, together
 from sa_swin.study.command import run_worth
 from sa_swin.study.plan import Study, StudyError, meets
 
@@ -67,8 +67,13 @@ def test_the_two_scans_of_a_person_are_tested_in_one_fold(tmp_path, cohort):
 
 def test_a_column_that_should_keep_subjects_together_must_be_there(tmp_path, cohort):
     study = plan(tmp_path, cohort, group="family")
-    with pytest.raises(StudyError, match=r"group family: no such column in .* entries of s0; add it"):
+    with pytest.raises(StudyError, match=r"group family: no such column in the datalists' entries; add it"):
         make_cohort(study, tmp_path / "work", workers=1)
+
+
+def test_who_has_no_value_in_that_column_is_kept_together_with_nobody():
+    entries = {"a": {"family": "x"}, "b": {}, "c": {"family": "x"}, "d": {}}
+    assert together(["family"], entries) == [["a", "c"]]
 
 
 def test_what_the_datalists_were_split_by_keeps_subjects_together_unasked(tmp_path, cohort):
@@ -76,6 +81,25 @@ def test_what_the_datalists_were_split_by_keeps_subjects_together_unasked(tmp_pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"built": {"group": "person"}}))
     assert Cohort({"dataset_dir": str(cohort)}, tmp_path).group == ["person"]
     assert Cohort({"dataset_dir": str(cohort), "group": "site,person"}, tmp_path).group == ["site", "person"]
+
+
+def test_the_folders_of_a_study_have_the_names_that_its_datalists_have(tmp_path, cohort, tiny_cohort, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert str(Cohort({"dataset_dir": "../prepared"}, tmp_path).raw) == str(cohort)
+    folders = []
+
+    def stop(study, folder, *rest):
+        folders.append(str(folder))
+        raise StudyError("seen")
+
+    monkeypatch.setattr(command, "run_study", stop)
+    plan(tmp_path, cohort)
+    with pytest.raises(SystemExit, match="seen"):
+        command.run(str(tmp_path / "study.yaml"), "../work")
+    with pytest.raises(SystemExit, match="seen"):
+        command.run_worth("../work", str(tiny_cohort))
+    assert folders == [str(tmp_path / "work")] * 2
 
 
 def test_every_part_has_some_with_a_mask_where_few_have_one(tmp_path, cohort):
@@ -134,6 +158,56 @@ def test_one_fold_is_refused(tmp_path, cohort):
 def test_the_ready_study_says_what_it_lacks(cohort, task, message):
     with pytest.raises(StudyError, match=message):
         worth.content(task, str(cohort), GRID, {}, 400, 3, 3)
+
+
+@pytest.mark.parametrize(("folds", "seeds"), [(0, 3), (1, 3), (3, 0)])
+def test_the_ready_study_needs_folds_and_seeds(cohort, folds, seeds):
+    with pytest.raises(StudyError, match=f"2 folds or more, and 1 seed or more; got {folds} and {seeds}"):
+        worth.content("segment", str(cohort), GRID, {}, 400, folds, seeds)
+
+
+@pytest.mark.parametrize(
+    ("ending", "allow_outside", "further"),
+    [(".nii", False, {}), ("_T1w.nii", False, {}), ("_CT.nii", False, {"modality": "CT"}),
+     (".nii", True, {"allow_outside": True})],
+)  # fmt: skip
+def test_the_ready_study_takes_ct_by_its_names_and_leaves_the_cells_of_mr_as_they_were(
+    cohort, ending, allow_outside, further
+):
+    path = cohort / "datalists" / "segment.json"
+    path.write_text(path.read_text().replace('.nii", "label', f'{ending}", "label'))
+    content = worth.content("segment", str(cohort), GRID, {}, 400, 3, 3, allow_outside)
+    usual = {"feature_size", "window_size", "depths", "num_heads", "warmup_epochs", "learning_rate"}
+    assert {name: value for name, value in content["settings"].items() if name not in usual} == further
+
+
+@pytest.mark.parametrize("option", ["spatial_size", "roi_size"])
+def test_a_size_of_the_ready_study_is_one_number_or_three(tmp_path, tiny_cohort, option):
+    for size in ((64, 64), (64, 0, 64)):
+        with pytest.raises(SystemExit, match=f"{option} must be one or three numbers of voxels"):
+            command.run_worth(str(tmp_path), str(tiny_cohort), **{option: size})
+    assert command.voxels(option, 64) == [64, 64, 64]
+
+
+def test_files_outside_are_studied_where_that_is_allowed(tmp_path, tiny_cohort, monkeypatch):
+    cohort = shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    mask = cohort / every(read_lists(cohort / "datalists" / "segment.json"))[0]["label"]
+    mask.symlink_to(shutil.move(mask, tmp_path / "elsewhere.nii.gz"))
+    prepared = []
+
+    def stop(**options):
+        prepared.append(options["allow_outside"])
+        raise StudyError("seen")
+
+    monkeypatch.setattr("sa_swin.prepare.cohort.prepare_command", stop)
+    with pytest.raises(SystemExit, match="lies outside of"):
+        command.run_worth(str(tmp_path / "work"), str(cohort))
+    for allowed, task in ((True, "segment"), (False, "classify")):
+        with pytest.raises(SystemExit, match="seen"):
+            command.run_worth(str(tmp_path / task), str(cohort), task, allow_outside=allowed)
+    assert prepared == [True, False]
+    cells = Study(tmp_path / "segment" / "worth.yaml").cells()
+    assert all(cell.settings["allow_outside"] for cell in cells)
 
 
 def test_the_ready_study_trains_for_about_the_steps_that_were_asked_for(cohort):

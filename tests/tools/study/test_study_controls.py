@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,13 +80,21 @@ def test_another_subjects_mirror_image_is_of_the_same_list(tiny_cohort):
     assert all(sections[path] == sections[other] and path != other for path, other in pairs.items())
 
 
+def test_another_subject_is_found_where_the_folder_is_named_in_another_way(tiny_cohort):
+    folder = tiny_cohort / "datalists" / ".."
+    datalist = str(tiny_cohort / "datalists" / "classify.json")
+    contract = ControlledContract("other_subject", datalist=datalist, dataset_dir=str(folder), **SIZE)
+    for root in (tiny_cohort, folder):
+        contract(data_of(root, cases(tiny_cohort)["training"][0]))
+
+
 def test_another_subject_is_nobodys_own_other_scan_and_tells_nothing_of_the_label(tmp_path):
     scans = [
         {"image": f"{i}_{scan}.nii", "subject": f"sub-{i}", "label": int(i >= 40)} for i in range(80) for scan in "ab"
     ]
     lists = {"training": scans, "validation": [{"image": "v.nii", "subject": "v"}], "testing": []}
     (tmp_path / "list.json").write_text(json.dumps(lists))
-    pairs = other_images(tmp_path / "list.json", ".")
+    pairs = {Path(a).name: Path(b).name for a, b in other_images(tmp_path / "list.json", ".").items()}
     subject = {e["image"]: e["subject"] for own in lists.values() for e in own}
     assert all(subject[path] != subject[other] for path, other in pairs.items())
     assert subject[pairs["v.nii"]] != "v"  # alone in its list: of the training
