@@ -8,6 +8,7 @@ from typing import Any
 
 from custom.data.bids_names import parse_name
 from custom.support.errors import UserError
+from custom.volumes.hounsfield import modality_of
 from custom.volumes.nifti import reason
 
 Case = dict[str, Any]
@@ -25,9 +26,17 @@ def image_paths(case: Case) -> list[str]:
     return [image] if isinstance(image, str) else list(image)
 
 
+def sequence_of(path: str) -> str | None:
+    """What a name of BIDS says that its image is, such as `T1w` or `CT`; None where it says nothing of the kind."""
+    file = parse_name(path)
+    if file is None or modality_of(path) is None:
+        return None
+    return "CT" if file.suffix.lower() == "ct" else file.suffix
+
+
 def sequences_of(cases: Iterable[Case]) -> list[str | None]:
-    """What the names of all cases say of each channel, such as `T1w` (the suffix of BIDS); None where they do not."""
-    told = [tuple((file := parse_name(path)) and file.suffix for path in image_paths(case)) for case in cases]
+    """What the names of all cases say of each channel; None where they do not, or not the same."""
+    told = [tuple(map(sequence_of, image_paths(case))) for case in cases]
     return [next(iter(one)) if len(one := set(own)) == 1 else None for own in zip(*told, strict=False)]
 
 

@@ -22,6 +22,7 @@ from custom.data.case import (
     image_paths,
     posix_entry,
     refuse_outside,
+    sequence_of,
     subject_from,
 )
 from custom.data.folders import EVERY, EXPECTED, image_files, reasons, stem_of
@@ -263,8 +264,8 @@ def find_cases(
 
 def _tell_of_other_sequences(entries: Sequence[Case], trained: Sequence[str | None]) -> None:
     for number, expected in enumerate(trained):
-        names = (parse_name(paths[number]) for entry in entries if len(paths := image_paths(entry)) > number)
-        others = Counter(name.suffix for name in names if expected and name and name.suffix != expected)
+        names = (sequence_of(paths[number]) for entry in entries if len(paths := image_paths(entry)) > number)
+        others = Counter(own for own in names if expected and own not in (None, expected))
         for own, count in others.items():
             told = (count, len(entries), number + 1, own, expected)
             logger.warning("%d of %d images of channel %d are %s; the weights were trained on %s", *told)

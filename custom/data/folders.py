@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from custom.data.bids_names import EXTENSIONS, NOT_RAW, ignored, misplaced, parse_name
+from custom.data.case import sequence_of
 
 TRACES = ("finished.jsonl", "planes.csv", "run_*.json")
 """Files that an inference, `prepare` or any run of a bundle leaves in the folder of its results."""
@@ -54,7 +55,8 @@ def image_files(
             reason = f"not like {images}"
         if reason is None and images == EVERY and named_like_a_mask(path):
             reason = "named like a mask"
-        if reason is None and images == EVERY and sequence and names[path] and names[path].suffix != sequence:
+        own = sequence_of(path) if bids and images == EVERY and sequence else None
+        if reason is None and own not in (None, sequence):
             reason = f"not {sequence}, as the weights' training (--images '*_{names[path].suffix}.nii*' takes them)"
         if reason is None:
             taken.append(path)

@@ -9,10 +9,9 @@ import nibabel as nib
 import numpy as np
 
 from custom.data.case import Case, image_paths, path_problem
-from custom.volumes.nifti import VolumeFileError, affine_problem, open_volume, reason
+from custom.volumes.nifti import SAME_GRID, VolumeFileError, affine_problem, open_volume, reason
 
 FORMS_APART_MM = 10.0  # between the places that sform and qform give a corner of the volume
-AFFINE_TOLERANCE = 1e-2  # mm, between the affines of an image and its mask
 
 FileGrid = tuple[str, tuple[int, ...], np.ndarray]  # path, shape, affine
 
@@ -152,7 +151,7 @@ def _grid_findings(first: FileGrid, other: FileGrid) -> list[Finding]:
     if shape != other_shape:
         problem = f"shape {other_shape} differs from {shape} of {path}; resample it to that grid"
         return [Finding(other_path, "shape", problem)]
-    if np.allclose(affine, other_affine, atol=AFFINE_TOLERANCE):
+    if np.allclose(affine, other_affine, atol=SAME_GRID):
         return []
     axes, other_axes = ("".join(str(code) for code in nib.aff2axcodes(a)) for a in (affine, other_affine))
     swapped = ("L" in axes) != ("L" in other_axes)

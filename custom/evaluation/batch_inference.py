@@ -23,7 +23,7 @@ from custom.evaluation.case_table import CaseTable, check_complete, write_csv
 from custom.evaluation.conformal import Conformal
 from custom.evaluation.metrics import Row
 from custom.support.bundle_command import typed
-from custom.support.files import append, read_rows, stamp_of, unwritable, write_whole
+from custom.support.files import append, digest_of, read_rows, stamp_of, unwritable, write_whole
 from custom.support.run_record import versions
 from custom.weights.settings import paths_of
 
@@ -154,13 +154,8 @@ def settings_digest(settings: Mapping[str, Any], checkpoints: Sequence[str]) -> 
     parts = {name: value for name, value in given.items() if re.search("#|::", name)}
     content = {"version": versions().get("sa-swin"), "settings": dict(settings), "parts": parts}
     tables = [table for name in ("planes", "conformal") if (table := settings.get(name))]
-    content["files"] = [_sha256(path) for path in (*tables, *checkpoints) if Path(path).is_file()]
+    content["files"] = [digest_of(path) for path in (*tables, *checkpoints) if Path(path).is_file()]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _sha256(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class InferenceTable(CaseTable):

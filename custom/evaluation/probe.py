@@ -103,7 +103,7 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any], subjects: Seque
     """Balanced accuracy of a label by nearest neighbours and by a linear layer, each subject told by the others."""
     from sklearn.linear_model import LogisticRegression  # the better part of a second, which nobody else needs
     from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -115,10 +115,8 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any], subjects: Seque
         return {}
     asked = np.isin(names, enough)
     groups = np.array(subjects)[asked]
-    kind = StratifiedGroupKFold(min(MOST_FOLDS, *map(people.get, enough)), shuffle=True, random_state=0)
-    folds = list(kind.split(embeddings[asked], names[asked], groups))
-    if any(len(set(names[asked][training])) < len(enough) for training, _ in folds):
-        return {}  # one subject has so many of the cases that a fold would not see every value
+    if not (folds := folds_of(names[asked], groups, min(MOST_FOLDS, *map(people.get, enough)))):
+        return {}
     fewest = min(len(training) for training, _ in folds)
     neighbours = NEIGHBOURS if asked.sum() > 2 * NEIGHBOURS and fewest >= NEIGHBOURS else 1
     probes = {
@@ -132,3 +130,12 @@ def label_figures(embeddings: np.ndarray, labels: Sequence[Any], subjects: Seque
             found = cross_val_predict(make_pipeline(StandardScaler(), probe), embeddings[asked], names[asked], cv=folds)
         figures[name] = float(balanced_accuracy_score(names[asked], found))
     return figures
+
+
+def folds_of(names: np.ndarray, groups: np.ndarray, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions of training and test cases in each fold; none where one subject has so many that a value is missed."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = list(StratifiedGroupKFold(number, shuffle=True, random_state=0).split(names, names, groups))
+    missed = any(len(np.unique(names[training])) < len(np.unique(names)) for training, _ in folds)
+    return [] if missed else folds

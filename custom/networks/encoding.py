@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from monai.data import MetaTensor
 from monai.networks.nets.swin_unetr import SwinTransformer
-from monai.utils import look_up_option
+from monai.utils import ensure_tuple_rep, look_up_option
 from torch import Tensor, nn
 
 from custom.networks.encoder import SwinEncoder
@@ -143,17 +143,24 @@ def halves(pair: Tensor) -> tuple[Tensor, Tensor]:
     return split_pair(pair.as_tensor() if isinstance(pair, MetaTensor) else pair)
 
 
-def refuse_size(size: Sequence[int], advice: str = "pad the volume or ROI", multiple: int = 32) -> None:
+def refuse_size(
+    size: int | Sequence[int],
+    advice: str = "pad the volume or ROI",
+    within: int | Sequence[int] | None = None,
+    multiple: int = 32,
+) -> None:
     """Refuse what the encoder cannot halve five times, or what would be a single token, with no spread to normalise by.
 
     Args:
-        size: voxels that the network sees, X Y Z.
+        size: voxels that the network sees, X Y Z, or one number for all three.
         advice: what to do.
+        within: voxels of the volume, where that may be smaller.
         multiple: that each must be of.
 
     Raises:
         UserError: with the rule and the size.
     """
+    size = tuple(map(min, ensure_tuple_rep(size, 3), ensure_tuple_rep(size if within is None else within, 3)))
     if any(side % multiple for side in size) or max(size) < 2 * multiple:
         rule = f"X, Y and Z must be multiples of {multiple}, one of them {2 * multiple} or more"
-        raise UserError(f"{rule}, got {tuple(size)}; {advice}")
+        raise UserError(f"{rule}, got {size}; {advice}")

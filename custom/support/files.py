@@ -111,13 +111,13 @@ def stamp_of(path: str | Path) -> list[int]:
 
 
 def digest_of(path: str | Path) -> str:
-    """What tells a file's bytes from others': the beginning of their SHA-256.
+    """SHA-256 of a file.
 
     Raises:
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def below(path: str | Path, root: str | Path) -> Path:

@@ -15,10 +15,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from torch import Tensor
 
 from custom.volumes.masks import TOLERANCE, mask_problem
-from custom.volumes.nifti import VolumeFileError, affine_problem, read_volume
-
-SAME_GRID = 1e-2
-"""Largest difference of affines of one grid, mm."""
+from custom.volumes.nifti import SAME_GRID, VolumeFileError, affine_problem, read_volume
 
 
 def load_volume(paths: str | Sequence[str], dtype: torch.dtype | None = torch.float32) -> MetaTensor:

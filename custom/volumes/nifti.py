@@ -29,6 +29,8 @@ SPACING_MM = (0.1, 12.0)
 """Of one axis, in a scan of a head."""
 LARGEST_VALUE = 1e12
 """Beyond it, no scan has values, and their variance is soon none that single precision holds."""
+SAME_GRID = 1e-2
+"""Largest difference of the affines of one grid, mm."""
 FARTHEST_MM = 1e4
 """From the world's origin."""
 FLATTEST = 0.1

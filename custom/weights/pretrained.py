@@ -84,7 +84,8 @@ def from_pretrained(network: type[Network], name: str | Path, **options: Any) ->
     path = pretrained_file(name)
     tensors = load_checkpoint(path)
     told = Weights(path, (*ENCODER, "in_channels", "asymmetry_map"), optional=True).settings
-    told = told or {name: size for name, size in sizes(tensors).items() if name in (*ENCODER[:-1], "in_channels")}
+    if not told:  # published weights; that they have no cross-attention does not say that the network shall have none
+        told = {name: size for name, size in sizes(tensors).items() if name in {*ENCODER, "in_channels"} - {"symmetry"}}
     made = network(**{**told, **options})
     compares = made.symmetry is not None and any(name.startswith("symmetry.") for name in tensors)
     minimum, saw_map = 1.0 if compares else 0.8, bool(told.get("asymmetry_map"))

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,20 +85,29 @@ def app_command(
     work = output / WORK / shard.replace("/", "of")
     if redo:
         shutil.rmtree(work, ignore_errors=True)
-    models = wanted_models(weights, what, work)
-    channels = wanted_images(image, models, healthy)
-    found, left_out = app_scans(dataset, channels, participant_label, session_label, allow_outside)
+    with ExitStack() as undo:
+        undo.callback(clear, work)
+        models = wanted_models(weights, what, work)
+        channels = wanted_images(image, models, healthy)
+        found, left_out = app_scans(dataset, channels, participant_label, session_label, allow_outside)
+        undo.pop_all()
     for row in left_out:
         sys.stderr.write(f"left out: {row['subject']}: {row['reason']}\n")
     own = share(found, shard)
     start_dataset(output, dataset)
     person = work_of(dataset, output, models, what, healthy, kind_of(models, modality), untrusted)
     summaries = results(person, own, work, workers, redo, allow_outside)
-    shutil.rmtree(work, ignore_errors=True)
-    with suppress(OSError):  # another task of the array works there
-        work.parent.rmdir()
+    clear(work)
     print(closing_table(own, summaries))
     sys.exit(any(summary["status"] != "done" for summary, _ in summaries.values()))
+
+
+def clear(work: Path) -> None:
+    """Remove a run's work, and what is empty without it: another task of the array may work beside it."""
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in (work.parent, work.parent.parent):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _group(output: Path) -> bool:
@@ -140,7 +149,7 @@ def wanted_images(image: Sequence[str], models: Mapping[str, "Model"], healthy: 
             raise OptionError(f"{model.checkpoints[0]} takes {count} channel(s), the images are {', '.join(channels)}")
         own = model.settings.get("sequences") or []
         for number, (name, expected) in enumerate(zip(channels, own, strict=False), 1):
-            if expected and name.split("_")[-1] != expected:
+            if expected and name.split("_")[-1].lower() != expected.lower():
                 sys.stderr.write(
                     f"warning: channel {number} is {name}; {model.checkpoints[0]} was trained on {expected}\n"
                 )

@@ -19,7 +19,7 @@ from custom.evaluation.batch_inference import FAILED, failed_reasons, finished_e
 from custom.evaluation.conformal import FILE
 from custom.evaluation.ensemble import DISAGREEMENT
 from custom.support.errors import UserError
-from custom.support.files import write_whole
+from custom.support.files import digest_of, write_whole
 from custom.volumes.saving import result_path
 from custom.weights.provenance import records_of
 from custom.weights.settings import settings_in, sizes
@@ -117,9 +117,7 @@ def _unpacked(path: Path, work: Path) -> Path:
     files = read_package(path)
     if problems := verify(files):
         raise UserError(f"{path} is not as it was built: " + "; ".join(problems))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = work / "packages" / digest / path.stem  # packages of several folds may have one name
+    folder = work / "packages" / digest_of(path) / path.stem  # packages of several folds may have one name
     for name, content in files.items():
         write_whole(folder / name, content)
     return folder

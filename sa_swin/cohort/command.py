@@ -133,7 +133,7 @@ def build_command(
     print("wrote", *paths)
     if others := of_other_builds(Path(output), paths):
         names = ", ".join(path.name for path in others)
-        print(f"{output} still has {names} of an earlier build, of another split; remove what is not meant")
+        print(f"{output} still has {names} of an earlier build; remove what is not meant")
 
 
 def check_command(

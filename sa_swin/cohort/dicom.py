@@ -23,7 +23,7 @@ from custom.data.case import CohortError
 from custom.support.files import json_text, write_whole
 from custom.volumes.nifti import write_nifti
 from sa_swin.cohort.bids import matched, subject_facts
-from sa_swin.cohort.table import extended, tsv
+from sa_swin.cohort.table import extended, read_table, tsv
 
 LEAST_MM = 80.0
 """Extent of an image of a head, in each direction."""
@@ -218,11 +218,22 @@ def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[d
         CohortError: no folder of a person, no dcm2niix, or a participants.tsv without `participant_id`.
     """
     folders = person_folders(root, subject)
-    known = subject_facts(output)
-    rows = [row for label, folder in folders.items() for row in import_person(label, folder, output)]
-    write_whole(output / "sourcedata" / "dicom.tsv", told(output / "sourcedata" / "dicom.tsv", rows))
+    known, table = subject_facts(output), output / "sourcedata" / "dicom.tsv"
+    earlier = {row["participant_id"] for row in read_table(table) if "taken_as" in row} if table.exists() else set()
+    own = {
+        label for label in folders if f"sub-{label}" in earlier or not any((output / f"sub-{label}").rglob("*.nii*"))
+    }
+    rows = [row for label, folder in folders.items() if label in own for row in import_person(label, folder, output)]
+    reason = "there are images of that label that no import made; give this person another label"
+    rows += [
+        {"participant_id": f"sub-{label}", "folder": folder.name, "reason": reason}
+        for label, folder in folders.items()
+        if label not in own
+    ]
+    write_whole(table, told(table, rows))
     people = dict.fromkeys(row["participant_id"].removeprefix("sub-") for row in rows if "taken_as" in row)
-    there = matched(known, list(people))
+    folders_there = (path.name.removeprefix("sub-") for path in output.glob("sub-*"))
+    there = matched(known, list(dict.fromkeys([*folders_there, *people])))  # a row may be of another who is there
     if new := [f"sub-{label}" for label in people if label not in there]:
         add_participants(output / "participants.tsv", new)
     description = {"Name": "Imported from DICOM", "BIDSVersion": "1.10.0", "DatasetType": "raw"}

@@ -36,5 +36,6 @@ def cgroup_limits(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
 
 def slurm_limit() -> list[int]:
     """Bytes that a job of Slurm has asked for on this machine, where it has."""
-    megabytes = os.environ.get("SLURM_MEM_PER_NODE", "")
-    return [int(megabytes) * 2**20] if megabytes.isdigit() and int(megabytes) else []
+    told = {name: os.environ.get(f"SLURM_{name}", "") for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")}
+    of_node, of_cpu, cpus = (int(text) if text.isdigit() else 0 for text in told.values())
+    return [megabytes * 2**20 for megabytes in (of_node, of_cpu * cpus) if megabytes]

@@ -24,7 +24,7 @@ def find_datalists(datalist: str | Sequence[str] | None, dataset_dir: str | None
         raise ValueError("nothing to align; give --dataset_dir, a folder with datalists/*.json, or --datalist")
     named = [str(Path(str(dataset_dir)) / "datalists")] if datalist is None else datalist
     if isinstance(named, str):
-        named = [named] if Path(named).exists() else named.split(",")
+        named = [named] if os.path.exists(named) else named.split(",")
     files = []
     for path in map(Path, named):
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]

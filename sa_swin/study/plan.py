@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from custom.support.errors import UserError
+from custom.support.files import digest_of
 from custom.support.run_record import commit
 from custom.weights.pretrained import pretrained_file
 
@@ -123,7 +124,7 @@ def file_digest(path: str) -> str:
         StudyError: it cannot be read.
     """
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return digest_of(path)
     except OSError as error:
         raise StudyError(f"no weights {path}: {error.strerror}") from error
 

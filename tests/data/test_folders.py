@@ -143,8 +143,10 @@ def test_of_a_bids_folder_only_the_sequence_of_the_training_is_taken(folder, cap
 
 
 def test_names_that_say_no_sequence_are_taken_whatever_the_weights_saw(folder):
-    root = folder("patient1.nii.gz", "b/scan_FLAIR.nii")
-    assert len(find_cases(None, root, sequences=["T1w"])) == 2
+    root = folder("patient1.nii.gz", "b/scan_FLAIR.nii", "sub-3_FLAIR.nii")  # none where BIDS has them
+    assert len(find_cases(None, root, sequences=["T1w"])) == 3
+    root = folder(BIDS, "sub-2/anat/sub-2_brain.nii.gz", "sub-2/ct/sub-2_ct.nii.gz")
+    assert len(find_cases(None, root, sequences=["CT"])) == 2  # a name without a sequence, and one by another spelling
 
 
 def test_what_names_of_cases_say_of_each_channel():
@@ -152,6 +154,8 @@ def test_what_names_of_cases_say_of_each_channel():
     assert sequences_of(cases) == ["T1w", "FLAIR"]
     assert sequences_of([*cases, {"image": ["sub-3_T2w.nii", "sub-3_FLAIR.nii"]}]) == [None, "FLAIR"]
     assert sequences_of([{"image": "sub-1_T1w.nii"}, {"image": "scan.nii"}]) == [None]
+    assert sequences_of([{"image": "sub-1_brain.nii"}, {"image": "sub-2_brain.nii"}]) == [None]
+    assert sequences_of([{"image": "sub-1_ct.nii"}, {"image": "sub-2_CT.nii.gz"}]) == ["CT"]
     assert sequences_of([]) == []
 
 

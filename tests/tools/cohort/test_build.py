@@ -290,7 +290,7 @@ def test_lists_of_an_earlier_build_are_named_beside_those_of_this_one(build, tmp
     assert "earlier build" not in capsys.readouterr().out
     build_command(str(tmp_path / "lists"), datalist=str(tmp_path / "lists" / "classify.json"), seed=1, overwrite=True)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "still has classify.json, segment.json of an earlier build, of another split; remove" in last
+    assert "still has classify.json, segment.json of an earlier build; remove" in last
 
 
 def test_lists_that_are_there_are_not_replaced_unasked(build, tmp_path):

@@ -147,6 +147,26 @@ def test_persons_are_added_to_a_dataset_that_is_there_and_nothing_of_it_is_lost(
     assert subject_facts(output) == {"01": {"age": "63", "group": "patient"}, "2": {"age": "50"}, "p3": {}}
 
 
+def test_who_is_there_under_another_spelling_keeps_the_row_and_the_new_person_gets_one(imported, tmp_path):
+    image = tmp_path / "out" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    (tmp_path / "out" / "participants.tsv").write_text("participant_id\tage\nsub-01\t63\n")
+    output = imported(**{"1": TAKEN})
+    assert (output / "participants.tsv").read_text() == "participant_id\tage\nsub-01\t63\nsub-1\tn/a\n"
+
+
+def test_images_that_no_import_made_are_not_written_over(imported, tmp_path):
+    image = tmp_path / "out" / "sub-p1" / "anat" / "sub-p1_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    output = imported(p1=TAKEN, p2=TAKEN)
+    first, second = sorted(read_table(output / "sourcedata" / "dicom.tsv"), key=lambda row: row["participant_id"])
+    assert first["reason"] == "there are images of that label that no import made; give this person another label"
+    assert second["taken_as"] == "T1w"
+    assert (output / "participants.tsv").read_text() == "participant_id\nsub-p2\n"
+
+
 def test_what_was_told_of_persons_of_an_earlier_import_stays_told(imported):
     imported(p1=TAKEN, p2=LEFT)
     output = imported(p2=TAKEN)

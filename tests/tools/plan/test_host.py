@@ -50,3 +50,12 @@ def test_the_least_of_what_is_there_is_shared_out(monkeypatch, group, job, expec
     monkeypatch.setattr(host, "cgroup_limits", lambda: group)
     monkeypatch.setenv("SLURM_MEM_PER_NODE", job)
     assert host_memory() == int(HOST_SHARE * expected)
+
+
+def test_a_job_that_asked_for_memory_by_the_processor_has_that_of_its_processors(monkeypatch):
+    monkeypatch.setattr(host, "cgroup_limits", lambda: [])
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "50")
+    assert host_memory() == int(HOST_SHARE * BUILT_IN)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    assert host_memory() == int(HOST_SHARE * 200 * 2**20)
