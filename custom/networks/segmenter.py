@@ -15,9 +15,9 @@ from custom.networks.encoding import BOTTLENECK, EncoderOptions, SymmetryAwareEn
 
 Halves = tuple[Tensor, Tensor | None]
 """Of the image, and of its counterpart."""
-READOUTS = ("places", "tolerant", "paper")
-"""What the decoder is told of the counterpart: how every place differs from it, at five scales; the same, at the two
-finest from the most alike place around it; or, as in the paper, nothing but what the cross-attention adds."""
+READOUTS = ("places", "paper")
+"""What the decoder is told of the counterpart: how every place differs from it, at five scales; or, as in the paper,
+nothing but what the cross-attention adds at the bottleneck."""
 
 
 class ComparingDecoder:
@@ -79,11 +79,9 @@ class SASwinUNETR(ComparingDecoder, SymmetryAwareEncoding, SwinUNETR):
         )
         self.set_encoder(options, SwinEncoder(self.swinViT))
         widths = [options.feature_size * 2**scale for scale in range(BOTTLENECK)]
-        if look_up_option(readout, READOUTS) != "paper" and self.symmetry is not None:
-            near = [readout == "tolerant", *(readout == "tolerant" and scale == 0 for scale in range(BOTTLENECK))]
-            compared = [Comparison(options.channels, options.feature_size, kernel_size=3, tolerant=near[0])]
-            compared += [Comparison(width, width, tolerant=own) for width, own in zip(widths, near[1:], strict=True)]
-            self.comparisons = nn.ModuleList(compared)
+        if look_up_option(readout, READOUTS) == "places" and self.symmetry is not None:
+            compared = [Comparison(options.channels, options.feature_size, kernel_size=3)]
+            self.comparisons = nn.ModuleList([*compared, *(Comparison(width, width) for width in widths)])
         else:
             self.comparisons = None
         use_channels_last(self)
