@@ -30,8 +30,8 @@ DAMPING = 0.02
 UNLIKE, SHARPNESS = 16.0, 4
 """Multiple of the median squared difference at which half of the trust in a place is lost, and how abruptly."""
 LEAST_ALIKE = 0.8
-"""Similarity below which the two sides are no counterparts: of 18 real heads, most with a glioma, the least has 0.85;
-noise within an outline reaches 0.66, within a strong one 0.80."""
+"""Similarity below which the two sides are no counterparts: of 17 scans of real heads, most with a glioma, the least
+has 0.85; noise within an outline reaches 0.66, within a strong one 0.80."""
 LEAST_TYPICAL = 0.03
 """Smallest median that counts: of two sides that are nearly equal, no small difference is a lesion."""
 TRUST_WINDOW, TRUST_REACH, FILL_REACH = 28.0, 4.0, 12.0

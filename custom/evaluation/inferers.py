@@ -4,6 +4,7 @@ Also one evaluation step of pretraining.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import product
 from typing import Any
 
@@ -65,9 +66,9 @@ class SlidingWindow(SlidingWindowInferer):
     """
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        roi = tuple(map(min, ensure_tuple_rep(self.roi_size, 3), inputs.shape[2:]))
-        within = SlidingWindowInferer(roi, self.sw_batch_size, self.overlap, self.mode)
-        return within(inputs, network, *args, **kwargs)
+        within = copy(self)  # with all its options
+        within.roi_size = tuple(map(min, ensure_tuple_rep(self.roi_size, 3), inputs.shape[2:]))
+        return SlidingWindowInferer.__call__(within, inputs, network, *args, **kwargs)
 
 
 class MirroredSlidingWindow(Inferer):

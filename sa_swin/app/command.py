@@ -141,9 +141,9 @@ def wanted_images(image: Sequence[str], models: Mapping[str, "Model"], healthy: 
     Raises:
         OptionError: weights of another number of channels.
     """
-    trained = [tuple(found) for model in models.values() if all(found := model.settings.get("sequences") or [None])]
-    norms = [(healthy.settings["sequence"],)] if healthy and healthy.settings.get("sequence") else []
-    channels = tuple(image) or next(iter(trained + norms), ("T1w",))
+    trained = [tuple(model.settings.get("sequences") or ()) for model in models.values()]
+    norm = (healthy.settings.get("sequence"),) if healthy else ()
+    channels = tuple(image) or next(told for told in (*trained, norm, ("T1w",)) if told and all(told))
     for model in models.values():
         if (count := model.settings.get("in_channels", 1)) != len(channels):
             raise OptionError(f"{model.checkpoints[0]} takes {count} channel(s), the images are {', '.join(channels)}")

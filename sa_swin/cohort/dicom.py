@@ -220,16 +220,13 @@ def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[d
     folders = person_folders(root, subject)
     known, table = subject_facts(output), output / "sourcedata" / "dicom.tsv"
     earlier = {row["participant_id"] for row in read_table(table) if "taken_as" in row} if table.exists() else set()
-    own = {
-        label for label in folders if f"sub-{label}" in earlier or not any((output / f"sub-{label}").rglob("*.nii*"))
-    }
-    rows = [row for label, folder in folders.items() if label in own for row in import_person(label, folder, output)]
-    reason = "there are images of that label that no import made; give this person another label"
-    rows += [
-        {"participant_id": f"sub-{label}", "folder": folder.name, "reason": reason}
-        for label, folder in folders.items()
-        if label not in own
-    ]
+    rows: list[dict[str, Any]] = []
+    for label, folder in folders.items():
+        if f"sub-{label}" not in earlier and any((output / f"sub-{label}").rglob("*.nii*")):
+            reason = "there are images of that label that no import made; give this person another label"
+            rows.append({"participant_id": f"sub-{label}", "folder": folder.name, "reason": reason})
+        else:
+            rows += import_person(label, folder, output)
     write_whole(table, told(table, rows))
     people = dict.fromkeys(row["participant_id"].removeprefix("sub-") for row in rows if "taken_as" in row)
     folders_there = (path.name.removeprefix("sub-") for path in output.glob("sub-*"))
