@@ -24,8 +24,9 @@ from posed_heads import SHARED_DATA
 from torch import Tensor
 from tqdm import tqdm
 
+from custom.alignment.fields import displaced_mirror, jacobian_determinants, round_trip
 from custom.alignment.grid import aligned_grid, to_grid
-from custom.alignment.homologous import displaced_mirror, homologous_field, jacobian_determinants, round_trip
+from custom.alignment.homologous import homologous_field
 from custom.symmetry import mirror
 from custom.volumes.loading import load_volume
 

@@ -7,7 +7,6 @@ shows at a pair of points is one observation, so their order does not matter.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from custom.alignment.head import WORK_SPACING, HeadVolume, NoHeadError
+from custom.alignment.sampling import lattice, local_normalisation, sample
 
 FEATURE_WINDOWS = {8: 24.0, 4: 20.0, 2: 14.0}
 """Millimetres of the local normalisation's window at each spacing (mm)."""
@@ -108,37 +108,6 @@ def levels(volume: HeadVolume) -> dict[int, Level]:
         reverse = [x.permute(0, 3, 2, 1).contiguous() for x in (channels, head)]
         pyramid[spacing] = Level(*reverse, volume.center.float(), float(spacing))
     return pyramid
-
-
-def local_normalisation(image: Tensor, known: Tensor, window: float, epsilon: Tensor | float) -> Tensor:
-    """`(I - mean) / sqrt(variance + epsilon^2)` in windows of `window` voxels: free of contrast and bias field."""
-    size = int(window) // 2 * 2 + 1
-    count = _box(known, size).clamp_min(1e-6)
-    mean = _box(image * known, size) / count
-    variance = (_box(image**2 * known, size) / count - mean**2).clamp_min(0)
-    return (image - mean) / (variance + epsilon**2).sqrt() * known
-
-
-def _box(x: Tensor, size: int) -> Tensor:
-    """The mean over a cube of `size` voxels of `(C, X, Y, Z)`, zeros outside."""
-    for axis in (1, 2, 3):
-        moved = x.movedim(axis, -1)
-        x = F.avg_pool1d(moved.flatten(0, 2), size, 1, size // 2).unflatten(0, moved.shape[:3]).movedim(-1, axis)
-    return x
-
-
-def sample(volume: Tensor, center: Tensor, spacing: float, points: Tensor) -> Tensor:
-    """Interpolate `(C, Z, Y, X)`, centred at `center`, at world points `(..., 3, N)`: `(C, ..., N)`, zero outside."""
-    half = (torch.tensor(volume.shape[:0:-1], device=points.device) - 1) * spacing / 2
-    grid = ((points - center[:, None]) / half[:, None]).flatten(0, -3).mT
-    values = F.grid_sample(volume[None], grid[None, :, None], align_corners=True)
-    return values.reshape(len(volume), *points.shape[:-2], points.shape[-1])
-
-
-def lattice(shape: Sequence[int], spacing: float, device: torch.device) -> Tensor:
-    """Points `(3, N)` of a grid centred at the origin, mm."""
-    axes = [(torch.arange(n, device=device) - (n - 1) / 2) * spacing for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
 
 
 def coarse_search(level: Level) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ from custom.support.rooms import opened
 __getattr__, __all__ = opened(
     __name__,
     {
-        "contract": ["InputContract", "CheckLabeld"],
+        "contract": ["InputContract"],
+        "checks": ["CheckLabeld"],
         "views": ["PrepareViews"],
         "asymmetry": ["FeatureAsymmetryd"],
         "findings": ["RemoveSmallFindingsd", "segmented_row"],

@@ -5,8 +5,7 @@ Volumes are `(C, X, Y, Z)`; world coordinates are RAS millimetres, as in the fil
 """
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -36,15 +35,15 @@ from custom.alignment.grid import (
     pose,
     to_grid,
 )
-from custom.alignment.homologous import distrust_counterpart, homologous_counterpart
+from custom.alignment.homologous import homologous_counterpart
 from custom.alignment.planes import plane_for, read_planes
+from custom.alignment.trust import distrust_counterpart
 from custom.support.errors import UserError
 from custom.symmetry import symmetric_pair
 from custom.transforms.asymmetry_channel import AsymmetryChanneld
+from custom.transforms.checks import CheckLabeld, CheckUnitsd, CheckVolumed, VolumeError, file_of, naming
 from custom.transforms.intensity import CT_WINDOW, standardize_mr, window_ct
-from custom.volumes.hounsfield import units_problem
-from custom.volumes.loading import LoadVolumed, as_classes
-from custom.volumes.nifti import LARGEST_VALUE
+from custom.volumes.loading import LoadVolumed
 
 SPATIAL_SIZE = (192, 224, 192)
 """Voxels of the aligned volume: at 1 mm, a box that holds an adult's head from the crown down, multiples of 32."""
@@ -52,28 +51,10 @@ COUNTERPARTS = ("mirror", "homologous")
 """What a volume is paired with: its mirror image, or that bent until each place meets the one homologous to it."""
 
 
-class VolumeError(UserError):
-    """A volume that the networks cannot take, or a mask that does not fit it."""
-
-
 class UntrustedPlaneError(VolumeError):
     """The midsagittal plane of a volume cannot be trusted."""
 
     remedy = REMEDY
-
-
-def file_of(volume: MetaTensor) -> str:
-    """The file a volume was read from."""
-    return str(getattr(volume, "meta", {}).get("filename_or_obj", "volume"))
-
-
-@contextmanager
-def naming(volume: MetaTensor) -> Iterator[None]:
-    """Put the file's name in front of what a pure function finds wrong with a volume."""
-    try:
-        yield
-    except ValueError as error:
-        raise VolumeError(f"{file_of(volume)}: {error}") from error
 
 
 class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
@@ -157,61 +138,6 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         return d
 
 
-class CheckVolumed(MapTransform):
-    """Refuse what would spoil a training silently: a wrong number of channels, not 3D, values that are none.
-
-    Args:
-        keys: the image.
-        in_channels: channels C that the network was built for.
-
-    Raises:
-        ValueError: with the file, the rule and what was found.
-    """
-
-    def __init__(self, keys: KeysCollection, in_channels: int) -> None:
-        super().__init__(keys)
-        self.in_channels = in_channels
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(data):
-            image = data[key]
-            name = file_of(image)
-            if image.ndim != 4 or image.shape[0] != self.in_channels:
-                raise VolumeError(
-                    f"{name}: expected {self.in_channels} channel(s) of a 3D volume, got {tuple(image.shape)}"
-                )
-            low, high = image.as_tensor().aminmax()  # NaN, if any voxel is, and so no less
-            if not (low >= -LARGEST_VALUE and high <= LARGEST_VALUE):
-                bad = int((~(image.as_tensor().abs() <= LARGEST_VALUE)).sum())
-                raise VolumeError(
-                    f"{name}: {bad} voxels are not finite, or beyond {LARGEST_VALUE:g}; repair or leave out the file"
-                )
-        return dict(data)
-
-
-class CheckUnitsd(MapTransform):
-    """Refuse values that are not of the modality: a CT that is not in Hounsfield units, or one that is taken for MR.
-
-    Args:
-        keys: the image, as it lies in its file.
-        modality: `MR` or `CT`.
-
-    Raises:
-        VolumeError: with the file, what was expected and found, and what to do.
-    """
-
-    def __init__(self, keys: KeysCollection, modality: str) -> None:
-        super().__init__(keys)
-        self.modality = look_up_option(modality, ("MR", "CT"))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(data):
-            for channel in data[key].as_tensor().cpu().numpy():
-                if problem := units_problem(channel, self.modality):
-                    raise VolumeError(f"{file_of(data[key])}: {problem}")
-        return dict(data)
-
-
 class StandardizeIntensityd(MapTransform):
     """Intensities by modality: z-score on the head for MR, a window of Hounsfield units mapped to 0-1 for CT.
 
@@ -264,30 +190,6 @@ class SymmetricPaird(MapTransform):
         pair = torch.cat([image, counterpart[0]])
         pair.meta["counterpart"] = asdict(quality[0]) | {"reason": reason or ""}
         return pair
-
-
-class CheckLabeld(MapTransform):
-    """Refuse a mask whose values are not classes of the network; those that rounding has moved become whole again.
-
-    Args:
-        keys: the mask.
-        num_classes: background included; values must be whole numbers from 0 to `num_classes - 1`, as
-            `custom.volumes.masks` has it.
-
-    Raises:
-        ValueError: with the file, and the values found.
-    """
-
-    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
-        super().__init__(keys)
-        self.num_classes = num_classes
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            with naming(d[key]):
-                d[key] = as_classes(d[key], self.num_classes)
-        return d
 
 
 class InputContract(MapTransform, InvertibleTransform):

@@ -4,25 +4,22 @@ Of the files with the suffix that is asked for, those are left out, and told, th
 that `.bidsignore` names, or whose names say more than was asked for: a contrast agent, a space, a part.
 """
 
-import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from custom.data.bids_names import NOT_RAW, BidsFile, ignored, misplaced, parse_name
+from custom.data.bids_names import BidsFile, ignored, misplaced
 from custom.data.case import CohortError
-from custom.data.folders import files_below, stem_of
-from sa_swin.cohort.table import Facts, read_table
+from custom.data.folders import stem_of
+from sa_swin.cohort.bids_facts import scan_facts
+from sa_swin.cohort.bids_files import Session, nifti_files, parse_choice
+from sa_swin.cohort.bids_masks import mask_files, match_mask
+from sa_swin.cohort.table import Facts
 
 RUNS = ("all", "first", "last")
 IDENTITY = ("sub", "ses", "run")
 VARIANTS = ("acq", "rec")  # another protocol or reconstruction of the same contrast: taken where it is the only one
-DERIVED = ("label", "desc", "space", "res", "den", "atlas", "seg", "mod")  # what a derivative's name says of itself
-NATIVE = ("orig", "native", "individual", "scanner")  # spaces that are the image's own
-
-Session = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -52,45 +49,6 @@ class Scan:
 
 LeftOut = dict[str, str]
 """`subject` and `reason` of what did not become a case."""
-
-
-def parse_choice(text: str) -> tuple[str, dict[str, str]]:
-    """Suffix and entities of a choice such as `T1w`, `acq-3d_T1w` or `label-lesion_mask`.
-
-    Raises:
-        CohortError: when it is none.
-    """
-    *pairs, suffix = text.split("_")
-    if not re.fullmatch(r"[A-Za-z0-9]+", suffix) or not all("-" in pair for pair in pairs):
-        raise CohortError(f"expected a BIDS suffix, with entities if need be, such as T1w or acq-3d_T1w; got {text!r}")
-    return suffix, dict(pair.split("-", 1) for pair in pairs)
-
-
-def nifti_files(root: Path, folder: Path) -> Iterator[BidsFile]:
-    """Files with names of BIDS below a folder, outside of hidden folders and of those that hold no raw images.
-
-    Their paths are relative to `root` where the folder is inside it, by whatever name, else absolute.
-    """
-    place = relative_to(folder, root)
-    found = files_below(folder, lambda name: name not in NOT_RAW and name[0] != ".")
-    for path in sorted(found, key=_files_first):
-        file = parse_name(os.path.normpath(os.path.join(place, path)))
-        if file is not None and not os.path.basename(path).startswith("."):
-            yield file
-
-
-def _files_first(path: str) -> list[tuple[bool, str]]:
-    """Order in which a folder's own files stand before those of its folders."""
-    *folders, name = path.split("/")
-    return [*((True, folder) for folder in folders), (False, name)]
-
-
-def relative_to(folder: Path, root: Path) -> str:
-    """A folder's path from a root that it is in, by its own name or where links lead; else its absolute path."""
-    for named in (os.path.abspath, os.path.realpath):
-        if Path(named(folder)).is_relative_to(named(root)):
-            return os.path.relpath(named(folder), named(root))
-    return os.path.abspath(folder)
 
 
 def raw_files(root: Path) -> tuple[list[BidsFile], dict[BidsFile, str]]:
@@ -251,144 +209,3 @@ def _of_run(files: Sequence[BidsFile], run: str | None) -> list[BidsFile]:
 def _run_number(file: BidsFile) -> tuple[int, str]:
     run = file.entities.get("run", "0")
     return (int(run) if run.isdigit() else 0, file.path)
-
-
-def match_mask(
-    images: Sequence[BidsFile], masks: Sequence[BidsFile], choice: str | None
-) -> tuple[str | None, str | None]:
-    """The mask of a case, and why there is none.
-
-    Of the masks that contradict no entity of one of the channels, and lie in its space unless the choice names another,
-    the one that shares the most, then the one whose name says the least beyond the choice.
-    """
-    if not choice:
-        return None, None
-    asked = parse_choice(choice)[1]
-    fitting = [mask for mask in masks if any(_agrees(mask, image) for image in images)]
-    here = [mask for mask in fitting if "space" in asked or any(_in_space_of(mask, image) for image in images)]
-    if fitting and not here:
-        spaces = ", ".join(sorted({f"space-{mask.entities['space']}" for mask in fitting}))
-        return None, f"its {choice} is in another space ({spaces}), not on the image's grid"
-    if not here:
-        return None, f"no {choice}"
-
-    def rank(mask: BidsFile) -> tuple[int, int]:
-        shared = [key for key in mask.entities if key not in DERIVED]
-        further = [key for key in mask.entities if key in DERIVED and key not in asked and key not in ("space", "mod")]
-        return -len(shared), len(further)
-
-    best = [mask for mask in here if rank(mask) == min(map(rank, here))]
-    if len(best) > 1:
-        listed = ", ".join(mask.path for mask in best)
-        return (
-            None,
-            f"{len(best)} files are its {choice}: {listed}; name an entity, as in desc-x_{choice}, or --derivative",
-        )
-    return best[0].path, None
-
-
-def _agrees(mask: BidsFile, image: BidsFile) -> bool:
-    """Whether no entity of a mask speaks of another image."""
-    own = {key: value for key, value in mask.entities.items() if key not in DERIVED}
-    modality = mask.entities.get("mod", image.suffix)
-    return modality == image.suffix and all(image.entities.get(key) == value for key, value in own.items())
-
-
-def _in_space_of(mask: BidsFile, image: BidsFile) -> bool:
-    space, own = mask.entities.get("space"), image.entities.get("space")
-    return space == own or (own is None and (space in NATIVE or space == image.suffix))
-
-
-def mask_files(root: Path, files: Sequence[BidsFile], derivative: str | None) -> list[BidsFile]:
-    """Where masks may be: among the raw files and in all pipelines, or in the one that is named.
-
-    Raises:
-        CohortError: no such pipeline.
-    """
-    base = root / "derivatives"
-    if derivative is None:
-        is_ignored = ignored(root)
-        found = nifti_files(root, base) if base.is_dir() else ()
-        return [*files, *(file for file in found if not is_ignored(file.path))]
-    inside = base / derivative
-    folder = inside if inside.is_dir() else Path(derivative)
-    if not folder.is_dir():
-        raise CohortError(f"no derivatives at {inside}; give the masks' pipeline with --derivative")
-    return list(nifti_files(root, folder))
-
-
-def scan_facts(root: Path, sessions: Sequence[Session]) -> dict[Session, Facts]:
-    """What `participants.tsv` and the subjects' `sessions.tsv`, which go before it, say of each session.
-
-    Ids are found with and without `sub-`, separators and leading zeros, where that leaves no doubt.
-
-    Raises:
-        CohortError: no `participant_id`, an id in two rows, or a table that names none of the subjects.
-    """
-    by_subject = defaultdict(list)
-    for subject, session in sessions:
-        by_subject[subject].append(session)
-    table = subject_facts(root)
-    found = matched(table, list(by_subject))
-    if table and not found:
-        raise CohortError(
-            f"{root / 'participants.tsv'} has no row of the {len(by_subject)} subjects: its ids are like "
-            f"{next(iter(table))}, the folders like sub-{next(iter(by_subject))}"
-        )
-    facts = {}
-    for subject, own in by_subject.items():
-        path = root / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
-        of_sessions = matched(_facts_by(path, "session_id"), [name for name in own if name]) if path.exists() else {}
-        facts |= {(subject, name): found.get(subject, {}) | of_sessions.get(name or "", {}) for name in own}
-    return facts
-
-
-def matched(table: Mapping[str, Facts], names: Sequence[str]) -> dict[str, Facts]:
-    """Rows of a table by the names that they mean: the same, else the same when written plainly and no other is."""
-    found = {name: table[name] for name in names if name in table}
-    rows, wanted = _by_plain(key for key in table if key not in found), _by_plain(n for n in names if n not in found)
-    doubtful = set(_by_plain(found))
-    for plain, own in wanted.items():
-        if len(own) == 1 and len(rows.get(plain, [])) == 1 and plain not in doubtful:
-            found[own[0]] = table[rows[plain][0]]
-    return found
-
-
-def _by_plain(names: Iterable[str]) -> dict[str, list[str]]:
-    plain = defaultdict(list)
-    for name in names:
-        plain[plain_id(name)].append(name)
-    return plain
-
-
-def plain_id(name: str) -> str:
-    """An id as spreadsheets and BIDS both leave it: `sub-001`, `001`, `1.0` and `1` are all `1`, `S_01` is `s1`."""
-    text = re.sub(r"^(sub|ses)(-|_|(?=\d))", "", name.strip().lower())
-    text = re.sub(r"[^a-z0-9]", "", re.sub(r"\.0+$", "", text))
-    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
-
-
-def subject_facts(root: Path) -> dict[str, Facts]:
-    """`participants.tsv` by subject without `sub-`, where there is one.
-
-    Raises:
-        CohortError: no `participant_id`, or a subject in two rows.
-    """
-    path = root / "participants.tsv"
-    return _facts_by(path, "participant_id") if path.exists() else {}
-
-
-def _facts_by(path: Path, key: str) -> dict[str, Facts]:
-    found: dict[str, Facts] = {}
-    for line, row in enumerate(read_table(path), 2):
-        if not row:
-            continue
-        column = next((name for name in row if name.lower() == key), None)
-        if column is None:
-            raise CohortError(f"{path}, line {line}: no {key}; there are {', '.join(row)}")
-        written = row.pop(column)
-        name = re.sub(r"^(sub|ses)-", "", written)
-        if found.get(name, row) != row:
-            raise CohortError(f"{path}, line {line}: {written} has a row already; one row per {key}")
-        found[name] = row
-    return found

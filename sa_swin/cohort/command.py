@@ -8,7 +8,8 @@ from typing import Any
 from custom.data.case import CohortError
 from custom.support.files import json_text, write_whole
 from sa_swin.cohort import leakage
-from sa_swin.cohort.bids import find_scans, subject_facts
+from sa_swin.cohort.bids import find_scans
+from sa_swin.cohort.bids_facts import subject_facts
 from sa_swin.cohort.build import Design, build, of_other_builds, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
 from sa_swin.cohort.recipes import read_recipe, recipe_scans

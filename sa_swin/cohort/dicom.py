@@ -22,7 +22,7 @@ import numpy as np
 from custom.data.case import CohortError
 from custom.support.files import json_text, write_whole
 from custom.volumes.nifti import write_nifti
-from sa_swin.cohort.bids import matched, subject_facts
+from sa_swin.cohort.bids_facts import matched, subject_facts
 from sa_swin.cohort.table import extended, read_table, tsv
 
 LEAST_MM = 80.0

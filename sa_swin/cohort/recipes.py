@@ -14,7 +14,8 @@ import yaml
 
 from custom.data.case import CohortError
 from custom.data.folders import files_below
-from sa_swin.cohort.bids import LeftOut, Scan, matched
+from sa_swin.cohort.bids import LeftOut, Scan
+from sa_swin.cohort.bids_facts import matched
 from sa_swin.cohort.table import Facts, read_table, require_columns
 
 FOLDER = Path(__file__).with_name("recipes")

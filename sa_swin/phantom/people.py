@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sa_swin.cohort.bids import scan_facts
+from sa_swin.cohort.bids_facts import scan_facts
 
 
 @dataclass(frozen=True)

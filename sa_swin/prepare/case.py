@@ -12,8 +12,9 @@ from monai.data import MetaTensor
 from monai.utils import GridSampleMode
 
 from custom.alignment.grid import aligned_grid, plane_figures, to_grid
-from custom.alignment.homologous import distrust_counterpart, homologous_field
+from custom.alignment.homologous import homologous_field
 from custom.alignment.planes import HandPlane, plane_for
+from custom.alignment.trust import distrust_counterpart
 from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
 from custom.data.contents import Voxels

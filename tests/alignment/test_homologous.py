@@ -3,17 +3,9 @@
 import pytest
 import torch
 
-from custom.alignment.homologous import (
-    CounterpartQuality,
-    displaced_mirror,
-    distrust_counterpart,
-    exponential,
-    homologous_counterpart,
-    homologous_field,
-    jacobian_determinants,
-    resized,
-    round_trip,
-)
+from custom.alignment.fields import displaced_mirror, exponential, jacobian_determinants, resized, round_trip
+from custom.alignment.homologous import homologous_counterpart, homologous_field
+from custom.alignment.trust import CounterpartQuality, distrust_counterpart
 from custom.symmetry import mirror
 
 SPACING = (2.0, 2.0, 2.0)

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from custom.alignment.head import head_volume, otsu, resample
 from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane, set_plane
-from custom.alignment.search import frame, lattice
+from custom.alignment.sampling import lattice
+from custom.alignment.search import frame
 
 IDENTITY = torch.eye(4, dtype=torch.float64)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.bids_names import ignored, misplaced
+from custom.data.bids_names import ignored, misplaced, parse_name
 from custom.data.case import CohortError
-from sa_swin.cohort.bids import find_scans, match_mask, parse_name
+from sa_swin.cohort.bids import find_scans
+from sa_swin.cohort.bids_masks import match_mask
 from sa_swin.cohort.command import build_command
 
 LESION = "label-lesion_mask"

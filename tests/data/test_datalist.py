@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from custom.data.case import CohortError
 from custom.data.datalist import find_cases, load_datalist
 from custom.data.dataset import FailedCase, TolerantDataset, collate_cases
-from custom.transforms.contract import VolumeError
+from custom.transforms.checks import VolumeError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from custom.evaluation.case_table import CaseTable
 from custom.evaluation.evaluators import TolerantEvaluator
 from custom.support.errors import root_cause
 from custom.support.files import WriteError, unwritable
-from custom.transforms.contract import VolumeError
+from custom.transforms.checks import VolumeError
 
 
 class Fragile(nn.Module):

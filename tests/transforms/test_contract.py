@@ -12,15 +12,13 @@ from nilearn.datasets import load_mni152_template
 from custom.alignment.grid import central_affine
 from custom.alignment.plane import MidsagittalPlane, grid_affine
 from custom.symmetry import mirror, split_pair
+from custom.transforms.checks import CheckLabeld, CheckVolumed, VolumeError
 from custom.transforms.contract import (
-    CheckLabeld,
-    CheckVolumed,
     InputContract,
     MidsagittalAlignd,
     StandardizeIntensityd,
     SymmetricPaird,
     UntrustedPlaneError,
-    VolumeError,
 )
 
 ORIENTATIONS = ["RAS", "LPS", "LIA", "PIR"]

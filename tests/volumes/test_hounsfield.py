@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from custom.transforms.contract import CheckUnitsd, InputContract, VolumeError
+from custom.transforms.checks import CheckUnitsd, VolumeError
+from custom.transforms.contract import InputContract
 from custom.volumes.hounsfield import hounsfield_problem, modality_of, units_problem
 from sa_swin.cohort.voxels import Expected, check_case
 from sa_swin.prepare.case import CaseFiles, Grid, align_case

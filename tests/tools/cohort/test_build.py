@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import image_path, make_tree, mask_path
 
+from custom.data.bids_names import parse_name
 from custom.data.case import CohortError
 from custom.data.datalist import load_datalist
-from sa_swin.cohort.bids import Scan, parse_choice, parse_name
+from sa_swin.cohort.bids import Scan
+from sa_swin.cohort.bids_files import parse_choice
 from sa_swin.cohort.build import Built, Design
 from sa_swin.cohort.build import build as make
 from sa_swin.cohort.command import build_command

@@ -11,7 +11,8 @@ import pytest
 from custom.data.case import CohortError
 from sa_swin.__main__ import main
 from sa_swin.cohort import dicom
-from sa_swin.cohort.bids import find_scans, subject_facts
+from sa_swin.cohort.bids import find_scans
+from sa_swin.cohort.bids_facts import subject_facts
 from sa_swin.cohort.dicom import Series, chosen_series, import_dicom, kind_of, person_folders
 from sa_swin.cohort.table import read_table
 

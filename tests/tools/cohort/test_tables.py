@@ -6,7 +6,7 @@ import math
 import pytest
 
 from custom.data.case import CohortError
-from sa_swin.cohort.bids import matched, plain_id
+from sa_swin.cohort.bids_facts import matched, plain_id
 from sa_swin.cohort.command import build_command
 from sa_swin.cohort.table import Condition, conditions, number_range, read_table
 
