@@ -83,12 +83,12 @@ def worker(cell: dict[str, Any], repeats: int) -> None:
     dist.init_process_group("nccl" if gpu else "gloo")
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    baseline = memory(share.device)
+    baseline = memory()
     step = build(share, lambda network: DistributedDataParallel(network, find_unused_parameters=False))
-    times = [timed(step, share.device)[:2] for _ in range(repeats + 1)][1:]
+    times = [timed(step)[:2] for _ in range(repeats + 1)][1:]
     if dist.get_rank() == 0:
         clock, cpu = zip(*times, strict=True)
-        figures = {"seconds": clock, "cpu_seconds": cpu, "peak_bytes": memory(share.device) - baseline}
+        figures = {"seconds": clock, "cpu_seconds": cpu, "peak_bytes": memory() - baseline}
         sys.stdout.write(json.dumps(figures) + "\n")
     dist.destroy_process_group()
 

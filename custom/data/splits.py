@@ -58,6 +58,18 @@ def split_subjects(
     return {subject: assigned[subject] for subject in strata}
 
 
+def with_some_of_each(
+    parts: Mapping[str, Part], strata: Mapping[str, Hashable], groups: Sequence[Sequence[str]]
+) -> dict[str, Part]:
+    """The same parts; of each stratum without a validation subject one moves there, with whom groups join to it."""
+    found, units = dict(parts), connected(sorted(parts), groups)
+    for stratum in sorted(set(strata.values()), key=str):
+        own = [unit for unit in units if any(strata[subject] == stratum for subject in unit)]
+        if len(own) > 1 and all(found[unit[0]] == "training" for unit in own):
+            found |= dict.fromkeys(min(own, key=len), "validation")
+    return found
+
+
 def connected(subjects: Sequence[str], groups: Sequence[Sequence[str]]) -> list[list[str]]:
     """Subjects joined by groups, directly or through one another, in the order of `subjects`."""
     parent = {subject: subject for subject in subjects}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -102,7 +103,10 @@ def normative_cases(cell: Cell, folder: Path, settings: Mapping[str, Any]) -> di
         return contract({"image": str(dataset_dir / entry["image"])})["image"].as_tensor()
 
     norm = NormativeAsymmetry.of((pair(entry) for entry in lists["training"] if entry["healthy"]), spacing)
-    return {entry["subject"]: round(norm.score(pair(entry)), 6) for entry in lists["testing"]}
+    scores: dict[str, list[float]] = {}
+    for entry in lists["testing"]:
+        scores.setdefault(entry["subject"], []).append(norm.score(pair(entry)))
+    return {subject: round(fmean(own), 6) for subject, own in scores.items()}
 
 
 def evaluate_reflected(home: Path, settings: Mapping[str, Any]) -> None:

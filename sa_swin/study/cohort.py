@@ -3,14 +3,15 @@
 import contextlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from custom.data import datalist
-from custom.data.splits import Part, split_subjects
+from custom.data.case import image_paths, subject_of
+from custom.data.prepared import preparation
+from custom.data.splits import Part, split_subjects, with_some_of_each
 from custom.support.files import write_whole
 from sa_swin.cohort.command import build_command
 from sa_swin.cohort.table import words
@@ -18,9 +19,7 @@ from sa_swin.phantom import cohort as phantom
 from sa_swin.prepare import cohort as prepare
 from sa_swin.study.plan import Cell, Study, StudyError
 
-FACTS = ("healthy", "side", "diagnosis", "lesion_ml", "site")
-"""What groups of cases are made from, where the cohort has it."""
-KINDS = ("healthy", "one-sided", "bilateral", "midline")
+SIDES = {"left": "one-sided", "right": "one-sided", "both": "bilateral", "midline": "midline"}
 VALIDATION = 0.1
 """Share of the training subjects of a fold that validate; test subjects are seen by nothing before the end."""
 
@@ -54,7 +53,14 @@ class Cohort:
     @property
     def aligned(self) -> Path:
         """Folder of the aligned volumes."""
-        return self.raw if (self.raw / "planes.csv").exists() else self.folder / "aligned"
+        return self.raw if self.is_prepared else self.folder / "aligned"
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the volumes are aligned already: `sa-swin prepare` has left its record beside the first."""
+        lists = (read_lists(path) for path in sorted(self.datalists.glob("*.json")))
+        first = next((image_paths(entry)[0] for own in lists for entry in every(own)), None)
+        return first is not None and preparation(str(self.raw / first)) is not None
 
     @property
     def datalists(self) -> Path:
@@ -114,11 +120,14 @@ def make_cohort(study: Study, folder: Path, workers: int) -> None:
 
 
 def refuse_others(study: Study, folder: Path) -> None:
-    """Refuse a folder with the work of another cohort or grid; studies that differ elsewhere may share one."""
+    """Refuse a folder with the work of another cohort, grid or folds; studies that differ elsewhere may share one."""
     path = folder / "cohort_of_study.json"
-    own = {"cohort": study.content["cohort"], "grid": study.content["grid"]}
-    if path.exists() and (found := json.loads(path.read_text())) != json.loads(json.dumps(own)):
-        raise StudyError(f"{folder} holds the work on another cohort, {found}; take another folder for {own}")
+    own = {"cohort": study.content["cohort"], "grid": study.content["grid"], "folds": len(study.folds)}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if any(json.loads(json.dumps(own))[key] != value for key, value in found.items()):
+        raise StudyError(
+            f"{folder} holds the work on another cohort or other folds, {found}; take another one for {own}"
+        )
     write_if_new(path, json.dumps(own, indent=2) + "\n")
 
 
@@ -169,14 +178,33 @@ def every(lists: Lists) -> list[dict[str, Any]]:
 
 
 def merged(lists: Mapping[str, Lists]) -> dict[str, dict[str, Any]]:
-    """What the lists of all tasks say of each subject, and which of them name it."""
+    """What the lists of all tasks say of each subject, and which of them name it.
+
+    Raises:
+        StudyError: a subject of two classes.
+    """
     entries: dict[str, dict[str, Any]] = {}
     for name, own in sorted(lists.items()):
         for entry in every(own):
             found = entries.setdefault(entry["subject"], {"lists": []})
+            refuse_two_classes(name, found, entry)
             found |= {key: value for key, value in entry.items() if key != "label" or isinstance(value, int)}
             found["lists"] = sorted({*found["lists"], name})
     return entries
+
+
+def refuse_two_classes(name: str, known: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    """Refuse a subject whose scans are of two classes: it is measured once, by the mean of its scans.
+
+    Raises:
+        StudyError: with the subject and the classes.
+    """
+    classes = [own["label"] for own in (known, entry) if isinstance(own.get("label"), int)]
+    if len(set(classes)) > 1:
+        raise StudyError(
+            f"{name}: {entry['subject']} has scans of classes {classes[0]} and {classes[1]}, but every subject is "
+            "measured once; keep the scans of one class"
+        )
 
 
 def parts_of(
@@ -185,6 +213,9 @@ def parts_of(
     """The part of each subject in a fold, the same for every task, balanced by what is known of the subjects.
 
     The fold's own subjects are tested; of the others a share validates, some of each class and with each kind of label.
+
+    Raises:
+        StudyError: with fewer subjects than folds.
     """
     number = len(study.folds)
     if len(entries) < number:
@@ -193,10 +224,9 @@ def parts_of(
     groups = together(columns, entries)
     tested = split_subjects(strata, dict.fromkeys(study.folds, 1 / number), groups, seed=0)
     rest = {subject: needed(entry) for subject, entry in entries.items() if tested[subject] != fold}
-    share = min(0.5, max(VALIDATION, 1 / min(Counter(rest.values()).values())))
     groups = [[subject for subject in group if subject in rest] for group in groups]
-    own = split_subjects(rest, {"training": 1 - share, "validation": share}, groups, seed=fold)
-    return dict.fromkeys(entries, "testing") | own
+    own = split_subjects(rest, {"training": 1 - VALIDATION, "validation": VALIDATION}, groups, seed=fold)
+    return dict.fromkeys(entries, "testing") | with_some_of_each(own, rest, groups)
 
 
 def needed(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -231,8 +261,11 @@ def split(lists: Lists, parts: Mapping[str, Part]) -> Lists:
 
 
 def read_lists(path: Path) -> Lists:
-    """A datalist's lists of entries."""
-    return {name: entries for name, entries in datalist.read_lists(path).items() if name in datalist.SECTIONS}
+    """A datalist's lists of entries, each with a subject."""
+    lists = {name: entries for name, entries in datalist.read_lists(path).items() if name in datalist.SECTIONS}
+    for entry in every(lists):
+        entry.setdefault("subject", subject_of(entry))
+    return lists
 
 
 def studied(study: Study, folder: Path) -> Iterator[Lists]:
@@ -243,41 +276,15 @@ def studied(study: Study, folder: Path) -> Iterator[Lists]:
             yield read_lists(path)
 
 
-def facts_of(study: Study, folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Facts of every test subject, from all lists that name it; who is not said to be healthy is a patient."""
-    facts: dict[str, dict[str, Any]] = {}
-    for entry in (entry for lists in studied(study, folder) for entry in lists["testing"]):
-        own = facts.setdefault(entry["subject"], {"healthy": False, "side": "n/a"})
-        own |= {key: entry[key] for key in FACTS if key in entry}
-        if isinstance(entry.get("label"), int):
-            own["label"] = entry["label"]
-    return facts
-
-
-def sizes(study: Study, folder: Path) -> dict[str, dict[str, int]]:
-    """Subjects in each part of the split, in every fold where there are folds, by kind; those that there are."""
-    counts: dict[str, dict[str, str]] = {section: {} for section in datalist.SECTIONS}
-    for lists in studied(study, folder):
-        for section, own in counts.items():
-            own.update({entry["subject"]: kind(entry) for entry in lists.get(section, [])})
-    if study.folds != [None]:
-        counts = {f"in turn, in {len(study.folds)} folds": counts["testing"]} | in_first_fold(study, folder)
-    found = {section: Counter(own.values()) for section, own in counts.items()}
-    return {section: {own: number[own] for own in KINDS if number[own]} for section, number in found.items()}
-
-
-def in_first_fold(study: Study, folder: Path) -> dict[str, dict[str, str]]:
-    """Who trains and who validates in the first of the folds: the kind of each subject."""
-    paths = sorted(Cohort(study.content["cohort"], folder).lists(True, 0).glob("*.json"))
-    own = [read_lists(path) for path in paths]
-    return {
-        f"{section} in the first": {entry["subject"]: kind(entry) for lists in own for entry in lists[section]}
-        for section in ("training", "validation")
-    }
-
-
 def kind(entry: Mapping[str, Any]) -> str:
-    """Which of `KINDS` a subject is."""
+    """What a subject counts as: healthy, by the side of the disease, else by its class, or a patient."""
     if entry.get("healthy"):
         return "healthy"
-    return {"both": "bilateral", "midline": "midline"}.get(str(entry.get("side")), "one-sided")
+    label = entry.get("label")
+    return SIDES.get(str(entry.get("side")), f"class {label}" if isinstance(label, int) else "patients")
+
+
+def order(kind: str) -> tuple[int, str]:
+    """Where a kind stands among others."""
+    known = ["healthy", *dict.fromkeys(SIDES.values())]
+    return (known.index(kind) if kind in known else len(known), kind)

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from custom.evaluation.conformal import radius, volume_interval, volume_score
+from sa_swin.study.done import is_done, split_of
 from sa_swin.study.plan import Study, StudyError
 
 
@@ -47,8 +48,9 @@ def rows(study: Study, work: Path, asked: float) -> list[dict[str, Any]]:
     found = []
     for arm in study.arms:
         for seed in study.content["seeds"]:
-            homes = [work / "cells" / study.cell(arm, seed, fold).digest for fold in study.folds]
-            if all((home / "result.json").exists() for home in homes):
+            cells = [study.cell(arm, seed, fold) for fold in study.folds]
+            homes = [work / "cells" / cell.digest for cell in cells]
+            if all(is_done(home, split_of(cell, work)) for home, cell in zip(homes, cells, strict=True)):
                 own = intervals([volumes(home / "evaluate" / "cases.csv") for home in homes], asked)
                 held, ratio = zip(*own, strict=True)
                 low, high = binomtest(sum(held), len(held)).proportion_ci()
@@ -75,15 +77,18 @@ def write_coverage(study: str, work: str, output: str = "benchmarks/results", as
         study: YAML file of a study with folds.
         work: folder of its work.
         output: folder of the results.
-        asked: coverage, 0.5 to 1.
+        asked: coverage, 0.5 to below 1.
 
     Raises:
-        StudyError: a study without folds.
+        StudyError: a study without folds or without a finished training, or another coverage.
     """
+    if not 0.5 <= asked < 1:
+        raise StudyError(f"--asked is a share from 0.5 to below 1, such as 0.9 for 90 %; got {asked:g}")
     plan = Study(study)
     if plan.folds == [None]:
         raise StudyError(f"{study} has no folds: each fold is measured by the others; give it `folds: 3`")
-    found = rows(plan, Path(work), asked)
+    if not (found := rows(plan, Path(work), asked)):
+        raise StudyError(f"{work} holds no seed of {study} whose folds have all run")
     path = Path(output) / f"coverage_{plan.content['name']}_{datetime.date.today()}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")

@@ -15,11 +15,15 @@ from sa_swin.study.plan import Cell
 def split_of(cell: Cell, folder: Path) -> str:
     """Digest of what its settings do not tell of a cell: its datalist, and its cases, where their records tell them.
 
+    That of the cell which it was pretrained by is a part of it.
+
     A cohort of which no record does (`custom.data.prepared.aligned_contents`) has the digest of the datalist alone.
     """
     digest = hashlib.sha256((of_cell(cell, folder)[1] / list_of(cell)).read_bytes())
     for content in told_of(cell, folder):
         digest.update(content.encode())
+    if cell.start:
+        digest.update(split_of(cell.start, folder).encode())
     return digest.hexdigest()[:16]
 
 
@@ -29,15 +33,13 @@ def list_of(cell: Cell) -> str:
 
 
 def told_of(cell: Cell, folder: Path) -> Iterator[str]:
-    """What the records of a cell's aligned cases tell of their files, and of those that it was pretrained on."""
+    """What the records of a cell's aligned cases tell of their files."""
     own = Cohort(cell.cohort["cohort"], folder)
     for entry in every(read_lists(own.lists(True, cell.fold) / list_of(cell))):
         images, label = image_paths(entry), entry.get("label")
         told = aligned_contents(str(own.aligned / images[0]))
         files = (str(below(path, own.aligned)) for path in (*images, *([label] if isinstance(label, str) else [])))
         yield from (told[file] for file in files if file in told)
-    if cell.start:
-        yield from told_of(cell.start, folder)
 
 
 def is_done(home: Path, split: str) -> bool:

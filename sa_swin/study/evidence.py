@@ -27,7 +27,7 @@ training: what is compared is how the parts of the method act, not how well they
 {sentences}
 *Better* or *worse* is said only where the 95 % interval leaves out zero and `q` is below {significant};
 *no difference shown* is no proof that there is none. Means over the seeds, on held-out subjects;
-of *one training* there is no verdict. Made by
+of *fewer than three trainings* there is no verdict. Made by
 `sa-swin study evidence` from `studies/results/*.json`; a test holds the two together. The studies themselves are
 `studies/*.yaml`: [how to run one](how-to/studies.md).
 
@@ -39,18 +39,20 @@ of *one training* there is no verdict. Made by
   {resamples} times. With few seeds, the seeds' part of an interval is too narrow.
 - Differences are paired: the same cases and seeds in both arms. Their intervals and `p` are of other cases and of other
   trainings: the variance over cases (DeLong's for an AUC) and that of the seeds' differences together, by a t-test with
-  Satterthwaite's degrees of freedom. `q` is `p` after Benjamini-Hochberg over the study's comparisons.
-- Of *one training* no verdict is given, and its interval and `p` are over cases alone: two seeds of one arm often
-  differ by as much as two arms do.
+  Satterthwaite's degrees of freedom. `q` is `p` after Benjamini-Hochberg over all comparisons that the study plans,
+  those without a verdict counted as 1.
+- Of *fewer than three trainings* no verdict is given, and of one the interval and `p` are over cases alone: two seeds
+  of one arm often differ by as much as two arms do.
 - In folds every subject is tested once, by a training that did not see it; an AUC compares subjects of one fold.
 - In `anatomies` lesions on both sides had up to twice the volume of those on one side; mended since, not run again.
 - In painted cohorts of before 2026-11-28 each kind of finding lay on a side of its own (tumours left, infarcts right):
-  `classify`, `pretrain`, `normative`, `few_shot`, `flair`, `segment`, `tried`. The networks were asked whether a brain
-  is healthy, which was not tied to the side; no network was asked for the kind.
+  `classify`, `pretrain`, `normative`, `few_shot`, `flair`, `midline`, `anatomies`, `segment`, `tried`. The networks
+  were asked whether a brain is healthy, which was not tied to the side; no network was asked for the kind.
 - Calibration: `logits / temperature + bias`, both fitted to the validation subjects, before and after. It does not
   change the AUC of two classes. A difference of log losses below zero is a gain.
 - An answer is *yes* or *the opposite* only where the interval leaves out zero and `q` is below {significant}; all else
-  is *not shown*, which is not a proof of no difference, or of *one training*.
+  is *not shown*, which is not a proof of no difference, or has *too few* trainings.
+- Seconds are of machines that did other things beside: they tell orders of magnitude.
 
 </details>
 """

@@ -9,14 +9,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from sa_swin.study.summary import FEWEST_SEEDS
+
 SIGNIFICANT = 0.05
-FEWEST_SEEDS = 2
-"""Trainings of an arm below which nothing is said: two trainings of one arm differ by as much as many arms do."""
-COLOURS = {"yes": "tab:green", "not shown": "grey", "one training": "lightgrey", "the opposite": "tab:red"}
+COLOURS = {"yes": "tab:green", "not shown": "grey", "too few": "lightgrey", "the opposite": "tab:red"}
 VERDICTS = {
     "yes": "better",
     "not shown": "no difference shown",
-    "one training": "one training, no verdict",
+    "too few": "fewer than three trainings, no verdict",
     "the opposite": "worse",
 }
 
@@ -105,7 +105,8 @@ SENTENCES = (
             ),
             Headline("FLAIR, all labels (Dice)", FEW_FLAIR, "both", "scratch", "all", "segment"),
             Headline("T1w, 10 % of labels (Dice)", FEW_T1W, f"both{FEW}", f"scratch{FEW}", "all", "segment"),
-            Headline("T1w, all labels (Dice)", FEW_T1W, "both_fast", "scratch", "all", "segment"),
+            Headline("T1w, all labels (Dice)", FEW_T1W, "both", "scratch", "all", "segment"),
+            Headline("the same, at scratch's learning rate (Dice)", FEW_T1W, "both_fast", "scratch", "all", "segment"),
             Headline(
                 "lesions on real T1w heads, one side, 20 % of labels (AUC)",
                 "real_lesions",
@@ -132,7 +133,7 @@ SENTENCES = (
 def answer(row: Mapping[str, Any]) -> str:
     """What a comparison says: a key of `VERDICTS`."""
     if row["seeds"] < FEWEST_SEEDS:
-        return "one training"
+        return "too few"
     if row["q"] >= SIGNIFICANT or row["low"] <= 0 <= row["high"]:
         return "not shown"
     return "yes" if row["difference"] > 0 else "the opposite"

@@ -95,8 +95,12 @@ def weighted(components: Sequence[np.ndarray], pairs: Sequence[int]) -> np.ndarr
     return np.concatenate([part * weight for part, weight in zip(components, weights, strict=True)])
 
 
-def delong_variance(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Variance over cases of a difference between two AUCs of the same cases, each a mean over seeds.
+Variances = list[tuple[float, int]]
+"""Independent parts of the variance of a mean, each with its degrees of freedom; infinite where nothing is known."""
+
+
+def delong_variance(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Variances:
+    """Variance over cases of a difference between two AUCs of the same cases, each a mean over seeds: of either class.
 
     The structural components are averaged over the seeds, as the AUC is. With fewer than two cases of a class it is
     infinite: there is no evidence.
@@ -113,18 +117,20 @@ def delong_variance(truth: np.ndarray, first: np.ndarray, second: np.ndarray) ->
     for scores in (first, second):
         parts.append([np.mean(part, axis=0) for part in zip(*(placements(truth, own) for own in scores), strict=True)])
     of_positives, of_negatives = (a - b for a, b in zip(*parts, strict=True))
-    if min(len(of_positives), len(of_negatives)) < 2:
-        return math.inf
-    return float(of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives))
+    return [of_mean(of_positives), of_mean(of_negatives)]
 
 
-def score_variance(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+def score_variance(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Variances:
     """Variance over cases of a mean difference of a score that is a figure of each case; as `delong_variance`."""
-    differences = (first - second).mean(axis=0)
-    return float(differences.var(ddof=1) / len(differences)) if len(differences) > 1 else math.inf
+    return [of_mean((first - second).mean(axis=0))]
 
 
-def difference_test(of_seeds: np.ndarray, variance: float, cases: int) -> tuple[float, float, float]:
+def of_mean(values: np.ndarray) -> tuple[float, int]:
+    """Variance of the mean of values `(N,)`, with its degrees of freedom."""
+    return (float(values.var(ddof=1) / len(values)), len(values) - 1) if len(values) > 1 else (math.inf, 1)
+
+
+def difference_test(of_seeds: np.ndarray, of_cases: Variances) -> tuple[float, float, float]:
     """95 % interval and two-sided p-value of a difference, over other cases and other trainings.
 
     The variance is that over cases and that of the mean over trainings together, the degrees of freedom are
@@ -133,8 +139,7 @@ def difference_test(of_seeds: np.ndarray, variance: float, cases: int) -> tuple[
 
     Args:
         of_seeds: difference of each training, `(S,)`; their mean is what is tested.
-        variance: of the mean over cases.
-        cases: N.
+        of_cases: variances of the mean over cases.
 
     Returns:
         Lower and upper end, and p.
@@ -142,12 +147,12 @@ def difference_test(of_seeds: np.ndarray, variance: float, cases: int) -> tuple[
     References:
         Satterthwaite, Biometrics Bulletin 2 (1946) 110-114.
     """
-    difference, seeds = float(of_seeds.mean()), len(of_seeds)
-    if not math.isfinite(variance):
+    difference = float(of_seeds.mean())
+    parts = [*of_cases, *([of_mean(of_seeds)] if len(of_seeds) > 1 else [])]
+    if not math.isfinite(total := sum(variance for variance, _ in parts)):
         return -1.0, 1.0, 1.0  # all that a difference of shares can be
-    trainings = float(of_seeds.var(ddof=1) / seeds) if seeds > 1 else 0.0
-    if (total := variance + trainings) == 0:
+    if total == 0:
         return difference, difference, 1.0 if difference == 0 else 0.0
-    freedom = total**2 / (variance**2 / (cases - 1) + (trainings**2 / (seeds - 1) if seeds > 1 else 0.0))
+    freedom = total**2 / sum(variance**2 / own for variance, own in parts)
     reach = stats.t.ppf(0.975, freedom) * math.sqrt(total)
     return difference - reach, difference + reach, float(2 * stats.t.sf(abs(difference) / math.sqrt(total), freedom))

@@ -1,6 +1,7 @@
 """From the cells' results to a study's figures: every arm with its interval, every comparison with its p-value."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import false_discovery_control
 
+from custom.data import datalist
 from custom.evaluation.calibration import calibration_error
-from sa_swin.study import cohort
+from sa_swin.study.cohort import Cohort, kind, order, read_lists, studied
 from sa_swin.study.done import is_done, split_of
 from sa_swin.study.plan import Study, describe, members
 from sa_swin.study.statistics import (
@@ -25,7 +27,12 @@ from sa_swin.study.statistics import (
     score_variance,
 )
 
+FACTS = ("healthy", "side", "diagnosis", "lesion_ml", "site")
+"""What groups of cases are made from, where the cohort has it."""
 CALIBRATION = {"temperature", "bias"}
+FEWEST_SEEDS = 3
+"""Trainings of an arm below which nothing is said: two trainings of one arm differ by as much as many arms do, and of
+two the spread is hardly known."""
 
 
 def collect(study: Study, folder: Path) -> dict[str, Any]:
@@ -40,7 +47,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         those that have run, `seconds`, and `scores`, a list per seed in the order of `subjects`. The cells that have
         not run are named in `missing`.
     """
-    facts = cohort.facts_of(study, folder)
+    facts = facts_of(study, folder)
     arms, missing = [], []
     for arm in study.arms:
         results = []
@@ -53,9 +60,41 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
                 results.append({"seed": seed} | joined(paths))
         if results:
             arms.append(describe(arm) | of_arm(results, facts))
-    sizes = cohort.sizes(study, folder)
     missing = list(dict.fromkeys(missing))
-    return {"study": study.content, "sizes": sizes, "facts": facts, "arms": arms, "missing": missing}
+    return {"study": study.content, "sizes": sizes(study, folder), "facts": facts, "arms": arms, "missing": missing}
+
+
+def facts_of(study: Study, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Facts of every test subject, from all lists that name it; who is not said to be healthy is a patient."""
+    facts: dict[str, dict[str, Any]] = {}
+    for entry in (entry for lists in studied(study, folder) for entry in lists["testing"]):
+        own = facts.setdefault(entry["subject"], {"healthy": False, "side": "n/a"})
+        own |= {key: entry[key] for key in FACTS if key in entry}
+        if isinstance(entry.get("label"), int):
+            own["label"] = entry["label"]
+    return facts
+
+
+def sizes(study: Study, folder: Path) -> dict[str, dict[str, int]]:
+    """Subjects in each part of the split, in every fold where there are folds, by kind; those that there are."""
+    counts: dict[str, dict[str, str]] = {section: {} for section in datalist.SECTIONS}
+    for lists in studied(study, folder):
+        for section, own in counts.items():
+            own.update({entry["subject"]: kind(entry) for entry in lists.get(section, [])})
+    if study.folds != [None]:
+        counts = {f"in turn, in {len(study.folds)} folds": counts["testing"]} | in_first_fold(study, folder)
+    found = {section: Counter(own.values()) for section, own in counts.items()}
+    return {section: {own: number[own] for own in sorted(number, key=order)} for section, number in found.items()}
+
+
+def in_first_fold(study: Study, folder: Path) -> dict[str, dict[str, str]]:
+    """Who trains and who validates in the first of the folds: the kind of each subject."""
+    paths = sorted(Cohort(study.content["cohort"], folder).lists(True, 0).glob("*.json"))
+    own = [read_lists(path) for path in paths]
+    return {
+        f"{section} in the first": {entry["subject"]: kind(entry) for lists in own for entry in lists[section]}
+        for section in ("training", "validation")
+    }
 
 
 def joined(paths: Sequence[Path]) -> dict[str, Any]:
@@ -99,7 +138,10 @@ def of_arm(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> di
 
 
 def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of the arms and groups, and the comparisons whose arms are there; a group needs cases enough for them."""
+    """Figures of the arms and groups, and the comparisons whose arms are there; a group needs cases enough for them.
+
+    `q` is over all comparisons that the study plans; those that have not run often enough count as showing nothing.
+    """
     by_name = {(arm["task"], arm["name"]): arm for arm in collected["arms"]}
     groups = {"all": None, **study.content["groups"]}
     rows = [
@@ -116,9 +158,9 @@ def summarize(study: Study, collected: Mapping[str, Any]) -> dict[str, Any]:
         told = all((arm.task, arm.name, row["group"]) in there for arm in (first, second))
         if told and set(found[0]["seeds"]) & set(found[1]["seeds"]):
             compared.append(row | compare(*found, collected["facts"], groups[group or "all"]))
-    for row, value in zip(
-        compared, false_discovery_control([r["p"] for r in compared]) if compared else [], strict=True
-    ):
+    planned = [row["p"] if row["seeds"] >= FEWEST_SEEDS else 1.0 for row in compared]
+    planned += [1.0] * (len(study.comparisons) - len(compared))  # what is shown does not wait for what else will run
+    for row, value in zip(compared, false_discovery_control(planned) if compared else [], strict=False):
         row["q"] = float(value)
     return {"arms": rows, "comparisons": compared}
 
@@ -216,7 +258,7 @@ def compare(
     figure = figure_of(first["task"])
     values, others = (np.array([figure(truth, own[None]) for own in scores]) for scores in (one, other))
     variance = (score_variance if first["task"] == "segment" else delong_variance)(truth, one, other)
-    low, high, p = difference_test(values - others, variance, len(truth))
+    low, high, p = difference_test(values - others, variance)
     found = {
         "value": float(values.mean()),
         "other": float(others.mean()),

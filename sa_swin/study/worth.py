@@ -36,7 +36,7 @@ CONTROLS = {"other subject": {"kind": "other_subject"}, "wrong axis": {"kind": "
 VERDICTS = {
     "yes": "Yes",
     "not shown": "Not shown",
-    "one training": "One training cannot tell (run it with --seeds 3)",
+    "too few": "Too few trainings to tell (run it with --seeds 3)",
     "the opposite": "No, it costs",
 }
 PAGE = """# Is symmetry worth it on this cohort?
@@ -85,8 +85,7 @@ def content(
     if folds < 2 or seeds < 1:
         raise StudyError(f"the ready study needs 2 folds or more, and 1 seed or more; got {folds} and {seeds}")
     entries = labelled_entries(Path(dataset_dir), task)
-    subjects = len({entry["subject"] for entry in entries})
-    epochs = max(1, math.ceil(steps * BATCH / max(1, round(subjects * (1 - 1 / folds)))))
+    epochs = max(1, math.ceil(steps * BATCH / max(1, round(len(entries) * (1 - 1 / folds)))))
     small = {"feature_size": 12, "window_size": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
     saca = {"task": task, "variant": "saca"}
     return {
@@ -133,6 +132,8 @@ def labelled_entries(dataset_dir: Path, task: str) -> list[dict[str, Any]]:
         raise StudyError(f"no {path}; make it with sa-swin cohort build --output {path.parent}")
     if not (entries := every(read_lists(path))):
         raise StudyError(f"{path} lists no cases")
+    if without := [entry["subject"] for entry in entries if "label" not in entry]:
+        raise StudyError(f"{path}: {without[0]} has no label; give it one, or leave it out")
     labels = sorted({entry["label"] for entry in entries}) if task == "classify" else [0, 1]
     if labels != [0, 1]:
         raise StudyError(f"{path}: the ready study is of classes 0 and 1, found {labels}; write a study file")
@@ -185,7 +186,8 @@ def write_page(study: Mapping[str, Any], work: Path) -> Path:
     rows, task = study["summary"]["comparisons"], study["summary"]["arms"][0]["task"]
     words: Sequence[tuple[str, Mapping[str, Any]]] = [(f"{r['arm']} against {r['against']}", r) for r in rows]
     save_svg(differences(words, FIGURES[task]), work / "worth.svg")
-    kinds = ", ".join(f"{count} {kind}" for own in study["sizes"].values() for kind, count in own.items())
+    tested = next(iter(study["sizes"].values()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in tested.items())
     page = PAGE.format(
         verdict=verdict(study),
         cohort=f"`{study['study']['cohort']['dataset_dir']}`: {kinds}",

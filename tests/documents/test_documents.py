@@ -8,6 +8,8 @@ import pytest
 from page_commands import PAGES, ROOT, blocks, check, commands
 
 from sa_swin.reference import filled, knobs
+from sa_swin.study.evidence import read
+from sa_swin.study.overview import answer
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FOLDERS = ("bundles", "custom", "sa_swin", "examples", "label_app", "benchmarks", "studies", "docs", "tests")
@@ -108,10 +110,32 @@ def test_a_knob_is_read_with_its_default_and_its_comment(tmp_path):
     assert knobs(layer) == {"section": ("testing", "which list")}
 
 
+def comparisons():
+    """Of every comparison of the studies its figures as a page tells them, and what it is said to show."""
+    words = {"yes": "shown", "not shown": "not shown", "too few": "too few trainings", "the opposite": "shown to lose"}
+    found = {}
+    for row in (row for study in read(ROOT / "studies" / "results") for row in study["summary"]["comparisons"]):
+        figures = (f"{row['value']:.3f}", f"{row['other']:.3f}", f"{row['difference']:+.3f}")
+        interval_of = (f"{row['low']:+.3f}", f"{row['high']:+.3f}")
+        found[*figures, *interval_of, str(row["n"]), str(row["seeds"])] = words[answer(row)]
+    return found
+
+
+@pytest.mark.parametrize(("page", "least"), [("README.md", 12), ("weights/sa_swin_default.md", 8)])
+def test_every_row_of_a_table_of_results_is_a_comparison_of_the_studies_with_its_verdict(page, least):
+    figure, signed = r"(\d\.\d{3})", r"([+-]\d\.\d{3})"
+    row = rf"^\| (.*?) \| {figure} \| {figure} \| {signed} \[{signed}, {signed}\] \| (\d+) \| (\d+) \| (.*?) \|$"
+    told = re.findall(row, (ROOT / page).read_text(), re.MULTILINE)
+    assert len(told) >= least
+    known = comparisons()
+    wrong = [name for name, *figures, verdict in told if verdict.split(";")[0] != known.get(tuple(figures))]
+    assert wrong == []
+
+
 def test_what_the_readme_says_is_shown_stands_in_the_evidence():
     told = (ROOT / "README.md").read_text().split("## What is shown")[1].split("\n## ")[0]
-    numbers = re.findall(r"\b[01]\.\d{3}\b", told)
-    evidence = (ROOT / "docs" / "evidence.md").read_text()
+    numbers = re.findall(r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]", told)
+    evidence = (ROOT / "docs" / "evidence.md").read_text().replace(" | [", " [")
     assert len(numbers) > 8
     assert [number for number in numbers if number not in evidence] == []
 

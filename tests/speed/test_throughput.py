@@ -1,9 +1,12 @@
-from dataclasses import replace
+import json
+import socket
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import scaling
 from benchmarks.on_gpu import bound, kind_of
 from benchmarks.stock import StockClassifier, StockPretrainer, StockUNETR
 from benchmarks.tasks import Cell, build, flops
@@ -44,6 +47,19 @@ def test_operations_are_those_of_the_products_and_windows():
     assert flops(windows) == 2 * counter.get_total_flops()
     ours, theirs = (flops(replace(windows, task="infer_mirrored", implementation=name)) for name in ("ours", "stock"))
     assert flops(windows) < ours < 2 * flops(windows) < 1.02 * theirs
+
+
+def test_a_process_of_the_scaling_benchmark_tells_its_times_and_memory(monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    scaling.worker(asdict(CELL), repeats=2)
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(row["seconds"]) == len(row["cpu_seconds"]) == 2
+    assert min(row["seconds"]) > 0
+    assert row["peak_bytes"] >= 0
 
 
 def test_kernels_are_told_apart_and_the_bound_is_named():

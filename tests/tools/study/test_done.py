@@ -15,11 +15,11 @@ ARMS = [{"task": "segment", "variant": "plain"}, {"task": "classify", "variant":
 
 
 @pytest.fixture
-def cohort(tmp_path):
+def cohort(tmp_path, said_prepared):
     """A prepared cohort in name alone: 4 subjects to segment, which are 4 of the 8 to classify and to pretrain on."""
     folder = tmp_path / "prepared"
     (folder / "datalists").mkdir(parents=True)
-    (folder / "planes.csv").touch()
+    said_prepared(folder, "0.nii")
     entries = [{"image": f"{n}.nii", "healthy": n >= 4, "subject": f"s{n}"} for n in range(8)]
     lists = {
         "pretrain": entries[2:],

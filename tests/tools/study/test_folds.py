@@ -7,19 +7,25 @@ import pytest
 import yaml
 
 from sa_swin.study import command, worth
-from sa_swin.study.cohort import Cohort, every, facts_of, make_cohort, read_lists, together
+from sa_swin.study.cohort import Cohort, every, kind, make_cohort, order, read_lists, together
 from sa_swin.study.command import run_worth
 from sa_swin.study.plan import Study, StudyError, meets
+from sa_swin.study.summary import facts_of
 
 GRID = {"spacing": 6.0, "spatial_size": [32, 64, 64]}
 
 
+def first_of(path):
+    """The first image of a datalist."""
+    return next(iter(every(read_lists(path))))["image"]
+
+
 @pytest.fixture
-def cohort(tmp_path):
+def cohort(tmp_path, said_prepared):
     """A prepared cohort of 12 subjects in name alone: lists of persons, two of whom were scanned twice."""
     folder = tmp_path / "prepared"
     (folder / "datalists").mkdir(parents=True)
-    (folder / "planes.csv").touch()
+    said_prepared(folder, "0.nii")
     entries = [
         {"image": f"{n}.nii", "label": f"{n}_mask.nii", "subject": f"s{n}", "side": "left" if n % 2 else "right",
          "person": f"p{n % 10}", "lesion_ml": n + 0.5}
@@ -109,6 +115,52 @@ def test_every_part_has_some_with_a_mask_where_few_have_one(tmp_path, cohort):
         (cohort / "datalists" / f"{name}.json").write_text(json.dumps({"training": own}))
     for own in folds_of(plan(tmp_path, cohort), tmp_path / "work"):
         assert [len(own[part]) for part in ("training", "validation", "testing")] == [3, 1, 2]
+
+
+def test_a_few_without_a_mask_leave_the_others_to_train(tmp_path, cohort):
+    entries = [{"image": f"{n}.nii", "healthy": False, "subject": f"s{n}", "person": n} for n in range(60)]
+    masks = [entry | {"label": f"{entry['subject']}_mask.nii"} for entry in entries[3:]]
+    for name, own in (("pretrain", entries), ("segment", masks)):
+        (cohort / "datalists" / f"{name}.json").write_text(json.dumps({"training": own}))
+    for own in folds_of(plan(tmp_path, cohort), tmp_path / "work"):
+        assert [len(own[part]) for part in ("training", "validation", "testing")] == [34, 4, 19]
+
+
+def test_planes_set_by_hand_in_a_cohort_do_not_make_it_an_aligned_one(tmp_path, cohort):
+    (cohort / "0.json").unlink()
+    (cohort / "planes.csv").write_text("image,yaw_deg,roll_deg,offset_mm\n")
+    assert Cohort({"dataset_dir": str(cohort)}, tmp_path).aligned == tmp_path / "aligned"
+
+
+def test_a_person_of_two_classes_is_refused(tmp_path, cohort):
+    entries = [{"image": f"{n}.nii", "label": int(n == 7), "subject": f"s{n // 2}", "person": n} for n in range(12)]
+    (cohort / "datalists" / "classify.json").write_text(json.dumps({"training": entries}))
+    with pytest.raises(StudyError, match=r"classify.json: s3 has scans of classes 0 and 1, but every subject"):
+        make_cohort(plan(tmp_path, cohort), tmp_path / "work", workers=1)
+
+
+def test_the_work_in_some_folds_is_not_taken_for_that_in_others(tmp_path, cohort):
+    make_cohort(plan(tmp_path, cohort), tmp_path / "work", workers=1)
+    with pytest.raises(StudyError, match="or other folds"):
+        make_cohort(plan(tmp_path, cohort, folds=4), tmp_path / "work", workers=1)
+    own = tmp_path / "work" / "cohort_of_study.json"
+    own.write_text(json.dumps({key: value for key, value in json.loads(own.read_text()).items() if key != "folds"}))
+    make_cohort(plan(tmp_path, cohort), tmp_path / "work", workers=1)  # of before folds were told
+
+
+def test_several_scans_of_a_person_make_no_more_steps(cohort):
+    path = cohort / "datalists" / "segment.json"
+    once = worth.content("segment", str(cohort), GRID, {}, 400, 3, 3)["segment"]["max_epochs"]
+    lists = json.loads(path.read_text())
+    path.write_text(json.dumps({name: 4 * entries for name, entries in lists.items()}))
+    assert worth.content("segment", str(cohort), GRID, {}, 400, 3, 3)["segment"]["max_epochs"] == once / 4 == 25
+
+
+def test_who_is_studied_is_told_by_side_or_class():
+    entries = [{"healthy": True}, {"side": "left"}, {"side": "both"}, {"label": 1}, {"label": "mask.nii"}]
+    kinds = [kind(entry) for entry in entries]
+    assert kinds == ["healthy", "one-sided", "bilateral", "class 1", "patients"]
+    assert [order(kind) for kind in kinds] == sorted(order(kind) for kind in kinds)
 
 
 def test_the_work_on_one_cohort_is_not_taken_for_that_on_another(tmp_path, cohort):
@@ -227,14 +279,14 @@ def test_the_ready_study_refuses_masks_of_several_classes_before_anything_is_tra
         worth.refuse_classes(cohort)
 
 
-def result(difference, low, high, q, seeds=2):
+def result(difference, low, high, q, seeds=3):
     arms = [{"task": "segment", "arm": arm, "group": "all", "value": value, "low": 0, "high": 1, "n": 9, "seconds": 1.0,
              "seeds": [value]} for arm, value in (("saca", 0.5 + difference), ("plain", 0.5))]  # fmt: skip
     row = {"task": "segment", "arm": "saca", "against": "plain", "group": "all", "n": 9, "seeds": seeds, "p": q, "q": q,
            "difference": difference, "low": low, "high": high}  # fmt: skip
     study = {"folds": 3, "seeds": [0], "cohort": {"dataset_dir": "C"}}
-    return {"study": study, "sizes": {"in turn": {"one-sided": 9}}, "missing": [],
-            "summary": {"arms": arms, "comparisons": [row]}}  # fmt: skip
+    sizes = {"in turn": {"one-sided": 9}, "training in the first": {"one-sided": 5}}
+    return {"study": study, "sizes": sizes, "missing": [], "summary": {"arms": arms, "comparisons": [row]}}
 
 
 @pytest.mark.parametrize(
@@ -244,20 +296,21 @@ def result(difference, low, high, q, seeds=2):
         ((0.1, -0.05, 0.15, 0.01), "Not shown: Dice"),
         ((-0.1, -0.15, -0.05, 0.01), "No, it costs: Dice 0.400"),
         ((0.1, 0.05, 0.15, 0.2), "Not shown: Dice"),
-        ((0.1, 0.05, 0.15, 0.01, 1), "One training cannot tell (run it with --seeds 3): Dice 0.600"),
+        ((0.1, 0.05, 0.15, 0.01, 2), "Too few trainings to tell (run it with --seeds 3): Dice 0.600"),
     ],
 )
 def test_the_verdict_is_a_sentence_that_needs_interval_and_q(tmp_path, row, words):
     assert worth.verdict(result(*row)).startswith(words)
     page = worth.write_page(result(*row), tmp_path).read_text()
     assert words in page
+    assert "`C`: 9 one-sided. Every subject" in page
     assert "saca against plain" in (tmp_path / "worth.svg").read_text()
 
 
 @pytest.mark.slow
-def test_the_ready_study_runs_on_a_cohort_and_goes_on_where_it_stopped(tiny_cohort, tmp_path, capsys):
+def test_the_ready_study_runs_on_a_cohort_and_goes_on_where_it_stopped(tiny_cohort, tmp_path, capsys, said_prepared):
     cohort = shutil.copytree(tiny_cohort, tmp_path / "prepared")
-    (cohort / "planes.csv").touch()
+    said_prepared(cohort, first_of(cohort / "datalists" / "segment.json"))
     options = {"work": str(tmp_path / "work"), "dataset_dir": str(cohort), "spacing": 6.0, "spatial_size": (32, 64, 64),
                "roi_size": (32, 64, 32), "steps": 2, "folds": 2, "seeds": 1}  # fmt: skip
     run_worth(**options, only="plain")

@@ -13,7 +13,7 @@ import yaml
 
 from sa_swin.study import cells, evidence
 from sa_swin.study.cells import read_cases, run_all, waves
-from sa_swin.study.cohort import make_cohort
+from sa_swin.study.cohort import every, make_cohort
 from sa_swin.study.plan import Arm, Study, StudyError, members
 from sa_swin.study.summary import collect, compare, is_positive, summarize
 
@@ -160,13 +160,13 @@ def test_a_case_without_a_score_is_an_error(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_cohort, tmp_path_factory):
+def finished(tiny_cohort, tmp_path_factory, said_prepared):
     """The work of a study of two arms and one seed on the tiny cohort, and the study."""
     folder = tmp_path_factory.mktemp("work")
     cohort = shutil.copytree(tiny_cohort, folder / "prepared")
-    (cohort / "planes.csv").touch()
     path = cohort / "datalists" / "classify.json"
     lists = json.loads(path.read_text())
+    said_prepared(cohort, next(iter(every(lists)))["image"])
     for entry in (entry for entries in lists.values() for entry in entries):
         entry |= {"side": "n/a" if entry["healthy"] else "left", "diagnosis": "x"}
     path.write_text(json.dumps(lists))

@@ -6,9 +6,9 @@ from sa_swin.study.overview import SENTENCES, Headline, answer, found, overview,
 RESULTS = Path(__file__).resolve().parents[3] / "studies" / "results"
 
 
-def test_an_answer_needs_two_trainings_an_interval_without_zero_and_a_small_q():
-    row = {"difference": 0.1, "low": 0.05, "high": 0.15, "q": 0.01, "seeds": 2}
-    assert answer(row | {"seeds": 1}) == "one training"
+def test_an_answer_needs_three_trainings_an_interval_without_zero_and_a_small_q():
+    row = {"difference": 0.1, "low": 0.05, "high": 0.15, "q": 0.01, "seeds": 3}
+    assert answer(row | {"seeds": 2}) == "too few"
     assert answer(row) == "yes"
     assert answer(row | {"q": 0.2}) == "not shown"
     assert answer(row | {"low": -0.01}) == "not shown"
@@ -32,7 +32,7 @@ def test_a_headline_is_the_comparison_of_its_own_group():
 def test_the_verdict_of_a_sentence_follows_the_numbers():
     assert "(0.750 against 0.500, **better**)" in sentences([study()])
     assert "(0.750 against 0.500, **no difference shown**)" in sentences([study(low=-0.1)])
-    assert "(0.750 against 0.500, **one training, no verdict**)" in sentences([study(seeds=1)])
+    assert "(0.750 against 0.500, **fewer than three trainings, no verdict**)" in sentences([study(seeds=2)])
     assert "(0.750 against 0.500, **worse**)" in sentences([study(difference=-0.25, low=-0.4, high=-0.1)])
 
 

@@ -36,7 +36,7 @@ def test_cases_of_two_folds_are_not_ranked_against_each_other():
     assert mean_auc(truth, moved) < mean_auc(strata, moved) - 0.1
     for part in placements(strata, moved[0]):
         assert part.mean() == pytest.approx(mean_auc(strata, moved[:1]))
-    assert delong_variance(strata, moved, own) == 0.0
+    assert [variance for variance, _ in delong_variance(strata, moved, own)] == [0.0, 0.0]
     low, high = figure_interval(mean_auc, strata, moved)
     assert low < mean_auc(strata, moved) < high
 
@@ -55,22 +55,29 @@ def test_delong_gives_the_variance_worked_out_by_hand():
     of_positives, of_negatives = placements(truth, first[0])
     np.testing.assert_allclose(of_positives, [1, 1, 0.5])
     np.testing.assert_allclose(of_negatives, [2 / 3, 1])
-    assert delong_variance(truth, first, second) == pytest.approx(1 / 18)
-    assert delong_variance(truth[1:4], first[:, 1:4], second[:, 1:4]) == np.inf  # of one negative
+    (of_positive, two), (of_negative, one) = delong_variance(truth, first, second)
+    assert (of_positive, of_negative, two, one) == pytest.approx((1 / 36, 1 / 36, 2, 1))
+    assert delong_variance(truth[1:4], first[:, 1:4], second[:, 1:4])[1][0] == np.inf  # of one negative
 
 
 def test_a_difference_is_tested_over_cases_and_trainings_as_worked_out_by_hand():
     # Trainings 0.1 and 0.3: variance 0.02, of their mean 0.01. With 0.01 over 11 cases: t = 0.2 / 0.1414 = 1.414 at
     # 0.0004 / (0.0001 / 10 + 0.0001 / 1) = 3.636 degrees of freedom.
-    low, high, p = difference_test(np.array([0.1, 0.3]), 0.01, 11)
+    low, high, p = difference_test(np.array([0.1, 0.3]), [(0.01, 10)])
     assert p == pytest.approx(2 * stats.t.sf(2**0.5, 3.6364), rel=1e-3)
     assert (low + high) / 2 == pytest.approx(0.2)
     assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 3.6364) * 0.02**0.5, rel=1e-3)
-    _, _, over_cases = difference_test(np.array([0.2]), 0.01, 11)
+    _, _, over_cases = difference_test(np.array([0.2]), [(0.01, 10)])
     assert over_cases == pytest.approx(2 * stats.t.sf(2, 10))
-    assert difference_test(np.array([0.2, 0.2]), 0.01, 11)[2] == pytest.approx(over_cases)  # repeated, not more
-    assert difference_test(np.zeros(2), 0.0, 11) == (0.0, 0.0, 1.0)
-    assert difference_test(np.array([0.1]), np.inf, 1) == (-1.0, 1.0, 1.0)
+    assert difference_test(np.array([0.2, 0.2]), [(0.01, 10)])[2] == pytest.approx(over_cases)  # repeated, not more
+    assert difference_test(np.zeros(2), [(0.0, 10)]) == (0.0, 0.0, 1.0)
+    assert difference_test(np.array([0.1]), [(np.inf, 1)]) == (-1.0, 1.0, 1.0)
+
+
+def test_a_small_class_has_the_few_degrees_of_freedom_that_it_has():
+    # 0.009 of 3 positives and 0.001 of 97 negatives: 0.01^2 / (0.009^2 / 2 + 0.001^2 / 96) = 2.469.
+    _, _, p = difference_test(np.array([0.2]), [(0.009, 2), (0.001, 96)])
+    assert p == pytest.approx(2 * stats.t.sf(2, 2.469), rel=1e-3)
 
 
 @pytest.mark.parametrize("figure", ["auc", "score"])
@@ -89,8 +96,8 @@ def test_one_time_in_twenty_a_difference_is_found_where_there_is_none(figure):
             variance = delong_variance(truth, *arms)
         else:
             of_seeds, variance = (arms[0] - arms[1]).mean(axis=1), score_variance(truth, *arms)
-        found.append(difference_test(of_seeds, variance, 60)[2] < 0.05)
-        over_cases.append(difference_test(of_seeds.mean(keepdims=True), variance, 60)[2] < 0.05)
+        found.append(difference_test(of_seeds, variance)[2] < 0.05)
+        over_cases.append(difference_test(of_seeds.mean(keepdims=True), variance)[2] < 0.05)
     assert 0.01 < np.mean(found) < 0.08
     assert np.mean(over_cases) > 1.5 * np.mean(found)
 
@@ -112,10 +119,10 @@ def test_the_seeds_are_a_part_of_the_interval():
 
 
 def test_the_variance_of_a_score_is_that_of_the_mean_paired_difference():
-    assert score_variance(np.ones(3), np.array([[0.3, 0.2, 0.1], [0.5, 0.2, 0.1]]), np.zeros((2, 3))) == pytest.approx(
-        np.var([0.4, 0.2, 0.1], ddof=1) / 3
-    )
-    assert score_variance(np.ones(1), np.ones((1, 1)), np.zeros((1, 1))) == np.inf
+    ((variance, freedom),) = score_variance(np.ones(3), np.array([[0.3, 0.2, 0.1], [0.5, 0.2, 0.1]]), np.zeros((2, 3)))
+    assert variance == pytest.approx(np.var([0.4, 0.2, 0.1], ddof=1) / 3)
+    assert freedom == 2
+    assert score_variance(np.ones(1), np.ones((1, 1)), np.zeros((1, 1))) == [(np.inf, 1)]
 
 
 def test_dice_is_the_mean_over_seeds_and_cases():
