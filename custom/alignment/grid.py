@@ -6,7 +6,7 @@ have made themselves. Volumes are MetaTensors `(C, X, Y, Z)`; affines are voxel-
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
@@ -18,9 +18,9 @@ from monai.transforms import SpatialResample
 from monai.utils import GridSampleMode, TraceKeys
 from torch import Tensor
 
-from custom.alignment.head import NoHeadError
+from custom.alignment.head import WORK_SPACING, NoHeadError, head_volume
 from custom.alignment.plane import MidsagittalPlane, aligned_affine, distrust, estimate_plane, grid_affine, set_plane
-from custom.alignment.planes import HandPlane
+from custom.alignment.planes import COLUMNS, HandPlane
 from custom.volumes.background import background_level
 
 ALIGNED_DEGREES, ALIGNED_MM = 0.5, 0.5
@@ -43,6 +43,9 @@ def remedy(untrusted: str = "leave_out") -> str:
 
 
 REMEDY = remedy()
+QUALITY = ("similarity", "overlap", "margin", "angle_error", "offset_error", "inner_similarity")
+MOST_CUT_OFF = 0.02
+"""Share of the head, in the height that the alignment looks at, beyond which it is told that a grid cuts it off."""
 MOST_LABELS = 512
 """Distinct values beyond which a volume is no label map."""
 RESAMPLE = SpatialResample(padding_mode="zeros", align_corners=True, dtype=np.float32)
@@ -56,7 +59,7 @@ class AlignedGrid:
         affine: of the grid.
         plane: that it rests on; None where that is the array's own central plane.
         source: `estimated`, `by hand`, `found, not trusted`, `as it lies`.
-        reason: why the plane that was found cannot be trusted, or None.
+        reason: why the plane that was found cannot be trusted, or None; and what of a head as it lies is cut off.
         refused: whether the user's choice leaves such a volume out.
     """
 
@@ -98,7 +101,9 @@ def aligned_grid(
         except NoHeadError as error:
             plane, reason = None, str(error)
     if reason is not None and untrusted == "as_it_lies":
-        return AlignedGrid(central_affine(image, spacing, spatial_size), plane, "as it lies", reason)
+        affine = central_affine(image, spacing, spatial_size)
+        reasons = filter(None, (reason, cut_off(image, affine, spatial_size)))
+        return AlignedGrid(affine, plane, "as it lies", "; ".join(reasons))
     if plane is None:
         return AlignedGrid(central_affine(image, spacing, spatial_size), None, "as it lies", reason, refused=True)
     straight = is_aligned(image, plane, spacing, spatial_size)
@@ -140,6 +145,29 @@ def central_affine(image: MetaTensor, spacing: Sequence[float], spatial_size: Se
     lateral = torch.linalg.cross(anterior, superior)
     axes = torch.stack([lateral, anterior, torch.linalg.cross(lateral, anterior)], 1)
     return grid_affine(axes / axes.norm(dim=0), array_center(image), spacing, spatial_size)
+
+
+def cut_off(image: MetaTensor, affine: Tensor, spatial_size: Sequence[int]) -> str | None:
+    """What of a head lies outside of a grid, in a sentence; None where it is next to nothing, or there is no head.
+
+    Args:
+        image: `(C, X, Y, Z)`; one that lies on the grid already is not looked at.
+        affine: of the grid.
+        spatial_size: of the grid, voxels.
+    """
+    if lies_on(image, affine, spatial_size):
+        return None
+    try:
+        volume = head_volume(image.as_tensor().cpu().float(), image.affine.cpu().double())
+    except NoHeadError:
+        return None
+    half = (torch.tensor(volume.head.shape) - 1) / 2
+    world = volume.center + ((volume.head > 0.5).nonzero() - half) * WORK_SPACING
+    index = (world - affine[:3, 3]) @ torch.linalg.inv(affine[:3, :3]).T
+    share = ((index < -0.5) | (index > torch.tensor(spatial_size) - 0.5)).any(1).double().mean().item()
+    if share <= MOST_CUT_OFF:
+        return None
+    return f"{share:.0%} of the head lies outside of the grid about the middle of the array; a larger one would hold it"
 
 
 def array_center(image: MetaTensor) -> Tensor:
@@ -218,15 +246,18 @@ def pose(figures: Mapping[str, Any]) -> str:
     return "yaw {yaw_deg:+.1f}, roll {roll_deg:+.1f} degrees, offset {offset_mm:+.1f} mm: ".format(**figures)
 
 
-def plane_figures(plane: MidsagittalPlane, image: MetaTensor) -> dict[str, float]:
-    """A plane as plain numbers, for metadata, tables and reports.
+def plane_figures(plane: MidsagittalPlane | None, image: MetaTensor) -> dict[str, float]:
+    """A plane as plain numbers, for metadata, tables and reports; without a plane all of them are NaN.
 
     Yaw and roll (degrees), the distance of the plane from the array's centre (mm), and the quality.
     """
+    if plane is None:
+        return dict.fromkeys((*COLUMNS, *QUALITY), math.nan)
     x, y, z = plane.normal
-    quality = {name: float(value) for name, value in asdict(plane).items() if np.isscalar(value) and name != "offset"}
-    return {
-        "yaw_deg": math.degrees(math.atan2(y, x)),
-        "roll_deg": math.degrees(math.atan2(z, x)),
-        "offset_mm": plane.offset - (torch.tensor(plane.normal, dtype=torch.float64) @ array_center(image)).item(),
-    } | quality
+    place = (
+        math.degrees(math.atan2(y, x)),
+        math.degrees(math.atan2(z, x)),
+        plane.offset - (torch.tensor(plane.normal, dtype=torch.float64) @ array_center(image)).item(),
+    )
+    quality = {name: float(getattr(plane, name)) for name in QUALITY}
+    return dict(zip(COLUMNS, place, strict=True)) | quality

@@ -13,6 +13,7 @@ from custom.volumes.nifti import reason
 
 Case = dict[str, Any]
 
+_SUBJECT = re.compile(r"(?<![A-Za-z0-9])(sub-.+?)(?:_[A-Za-z][^_]*)*$")
 CASE_KEYS = ("image", "label", "healthy", "subject")  # what the bundles use; other facts of an entry may differ in kind
 
 
@@ -102,10 +103,13 @@ def entry_problem(entry: Case) -> str | None:
 def subject_from(path: str) -> str:
     """The subject that an image's path tells of: the last `sub-<label>` in it, else the path without its extension.
 
-    Not the file's name alone: in `case_1/flair.nii.gz`, `case_2/flair.nii.gz` it is the same for everybody.
+    A label ends with the name of its file or folder, or where BIDS goes on, by `_<key>-<value>` or `_<suffix>`, which
+    start with a letter: it is `sub-HC_001` of `sub-HC_001_ses-1_T1w.nii.gz`. Without one, the file's name alone will
+    not do: in `case_1/flair.nii.gz`, `case_2/flair.nii.gz` it is the same for everybody.
     """
-    labels = re.findall(r"sub-[A-Za-z0-9]+", path)
-    return labels[-1] if labels else str(Path(path).with_name(Path(path).name.split(".")[0]))
+    whole = Path(path).parent / Path(path).name.split(".")[0]
+    labels = [found[1] for part in whole.parts if (found := _SUBJECT.search(part))]
+    return labels[-1] if labels else str(whole)
 
 
 def subject_of(case: Case) -> str:

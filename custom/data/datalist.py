@@ -214,7 +214,7 @@ def resolved(entry: Case, dataset_dir: Path, label: str, facts: Sequence[str] = 
     paths = [str(dataset_dir / path) for path in image_paths(entry)]
     if paths:
         case["image"] = paths if isinstance(entry["image"], list) else paths[0]
-        case.setdefault("subject", subject_from(image_paths(entry)[0]))
+        case["subject"] = str(case.get("subject", subject_from(image_paths(entry)[0])))
     if label == "mask" and isinstance(entry.get("label"), str):
         case["label"] = str(dataset_dir / entry["label"])
     elif label not in ("class", "mask"):
@@ -248,8 +248,8 @@ def find_cases(
         allow_outside: read files outside of `dataset_dir`, too, where absolute paths, `..` and symlinks may lead.
         images: without a datalist, pattern of the names to take, such as `*_FLAIR.nii.gz`.
         output_dir: of the run; its results are no images, where it lies in the folder.
-        sequences: of the weights' training, by channel (`custom.data.case.sequences_of`); of a folder without a pattern
-            other ones are left out, elsewhere the log tells of them.
+        sequences: of the weights' training or the norm, by channel (`custom.data.case.sequences_of`); of a folder
+            without a pattern other ones are left out, elsewhere the log tells of them.
 
     Raises:
         CohortError: when there is no case, one has no image, files lie outside, or two cases would have one result.
@@ -265,10 +265,10 @@ def find_cases(
 def _tell_of_other_sequences(entries: Sequence[Case], trained: Sequence[str | None]) -> None:
     for number, expected in enumerate(trained):
         names = (sequence_of(paths[number]) for entry in entries if len(paths := image_paths(entry)) > number)
-        others = Counter(own for own in names if expected and own not in (None, expected))
+        others = Counter(own for own in names if expected and own and own.lower() != expected.lower())
         for own, count in others.items():
             told = (count, len(entries), number + 1, own, expected)
-            logger.warning("%d of %d images of channel %d are %s; the weights were trained on %s", *told)
+            logger.warning("%d of %d images of channel %d are %s; the weights or the norm are of %s", *told)
 
 
 def _entries_below(

@@ -56,8 +56,8 @@ def image_files(
         if reason is None and images == EVERY and named_like_a_mask(path):
             reason = "named like a mask"
         own = sequence_of(path) if bids and images == EVERY and sequence else None
-        if reason is None and own not in (None, sequence):
-            reason = f"not {sequence}, as the weights' training (--images '*_{names[path].suffix}.nii*' takes them)"
+        if reason is None and own and own.lower() != sequence.lower():
+            reason = f"not {sequence}, as the weights or the norm (--images '*_{names[path].suffix}.nii*' takes them)"
         if reason is None:
             taken.append(path)
         else:

@@ -17,6 +17,8 @@ from custom.data.folders import stem_of
 from custom.support.files import stamp_of
 
 LARGEST = 2**24  # bytes of a record
+LEFT_OUT = "left out"
+"""Status of a case that `sa-swin prepare` has looked at and refused."""
 
 
 def preparation(path: str) -> dict[str, Any] | None:
@@ -70,6 +72,9 @@ def stale_problems(cases: Sequence[Case], grid: Mapping[str, Any], shown: int = 
 
 def _record_problems(record: Mapping[str, Any], grid: Mapping[str, Any]) -> list[str]:
     settings, problems = record["settings"], []
+    if record.get("status") == LEFT_OUT:
+        problems.append("sa-swin prepare has left it out since, as its plane cannot be trusted; use the datalist that "
+                        "was written then, or prepare anew")  # fmt: skip
     for name, unit in (("spacing", "mm"), ("spatial_size", "voxels")):
         made, wanted = _three(settings[name]), _three(grid[name])
         if made != wanted:

@@ -190,9 +190,8 @@ def plane_columns(item: Mapping[str, Any]) -> Row:
     meta = getattr(item.get("image"), "meta", {})
     if "plane" not in meta:
         return {}
-    figures = {
-        f"plane_{name}": float(value) for name, value in (meta["midsagittal"] or {}).items()
-    }  # collating makes {} None
+    known = {name: float(value) for name, value in meta["midsagittal"].items()}
+    figures = {f"plane_{name}": value for name, value in known.items() if not math.isnan(value)}
     if meta["plane_reason"]:
         figures["plane_reason"] = meta["plane_reason"]
     found = meta.get("counterpart") or {}

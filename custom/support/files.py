@@ -15,6 +15,7 @@ from typing import Any
 from custom.support.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PAIR = {".hdr": ".img", ".img": ".hdr"}
 _KEPT_OF_NAME = 40  # characters, 160 bytes at most: a temporary name must not be too long where the name is not
 
 
@@ -102,12 +103,19 @@ def json_text(content: Any) -> str:
 
 
 def stamp_of(path: str | Path) -> list[int]:
-    """Size in bytes and time of last change (ns) of a file; empty where it cannot be asked."""
+    """Size in bytes and time of last change (ns) of a file; empty where it cannot be asked.
+
+    Of a pair `.hdr`, `.img`, whose voxels and affine lie apart, those of the other file follow, if it is there.
+    """
+    own = Path(path)
     try:
-        stat = os.stat(path)
+        stats = [own.stat()]
     except OSError:
         return []
-    return [stat.st_size, stat.st_mtime_ns]
+    if other := _PAIR.get(own.suffix):
+        with suppress(OSError):
+            stats.append(own.with_suffix(other).stat())
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
 
 
 def digest_of(path: str | Path) -> str:

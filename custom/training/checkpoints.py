@@ -11,10 +11,12 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
+from custom.data.case import Case
 from custom.training.best_weights import write_checkpoint
 from custom.training.preemption import Preemption
 from custom.training.randomness import SampleOrder, Seedable, SeedSteps
 from custom.training.step_guard import check_weights
+from custom.training.tracking import cohort_digest
 from custom.weights.pretrained import pretrained_file
 from custom.weights.settings import CONTRACT, ENCODER, Weights
 from custom.weights.transfer import WeightsError, read_checkpoint
@@ -97,9 +99,9 @@ def check_whole(path: Path) -> None:
 class Checkpoints:
     """Write `last.ckpt` after every epoch, and resume from it.
 
-    It holds the network, the further objects, and the progress of the trainer. It is written under a temporary name
-    first, and the last state but one is kept as `previous.ckpt`. Weights that are not finite are not written. Attach it
-    behind all others.
+    It holds the network, the further objects, the progress of the trainer, and a digest of its cases: a training that
+    goes on with others says so in the log. It is written under a temporary name first, and the last state but one is
+    kept as `previous.ckpt`. Weights that are not finite are not written. Attach it behind all others.
 
     When the run is asked to leave, the state after the current step is written, or where a validation runs, that before
     it; with several processes a validation is finished first. A resumed training goes on with the next step.
@@ -143,6 +145,7 @@ class Checkpoints:
         self.preemption = Preemption()
         self.validation_cut = False
         self.last_is_own = Path(resume_from).name == LAST
+        self.cohort = ""
 
     def attach(self, engine: Engine) -> None:
         engine.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
@@ -154,6 +157,7 @@ class Checkpoints:
         self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.cut_validation)
 
     def start(self, trainer: Engine) -> None:
+        self.cohort = cohort_digest(cases_of(trainer))
         if idist.get_rank() == 0:
             for left_over in self.save_dir.glob(".partial_*"):  # of a run that was killed while it wrote
                 left_over.unlink(missing_ok=True)
@@ -187,6 +191,12 @@ class Checkpoints:
             ) from error
 
     def load_progress(self, trainer: Engine, state: Mapping[str, Any]) -> None:
+        if state.get("cohort", self.cohort) != self.cohort:  # of before 2026-11-29 it is not known
+            logger.warning(
+                "%s was trained on other cases, labels or images than this run has; resume with those of before, or "
+                "train without --resume",
+                self.resume_from,
+            )
         wanted, length, saved = trainer.state.max_epochs, trainer.state.epoch_length, state["trainer"]
         if length != saved["epoch_length"]:
             raise WeightsError(
@@ -227,6 +237,7 @@ class Checkpoints:
             "scaler": trainer.scaler.state_dict() if trainer.scaler else {},
             "trainer": trainer.state_dict(),
             "epoch_ended": epoch_ended,
+            "cohort": self.cohort,
             **self.carried,
         }
         write_checkpoint(self.save_dir / NEXT, state)
@@ -241,6 +252,15 @@ class Checkpoints:
             (self.save_dir / PREVIOUS).unlink(missing_ok=True)
         os.replace(self.save_dir / NEXT, self.save_dir / LAST)
         self.last_is_own = True
+
+
+def cases_of(trainer: Engine) -> list[Case]:
+    """The cases that a trainer's data are read from; none where they do not come from files."""
+    dataset = getattr(trainer.data_loader, "dataset", None)
+    while hasattr(dataset, "dataset"):  # `SeededSamples` holds MONAI's
+        dataset = dataset.dataset
+    data = getattr(dataset, "data", ())
+    return [case for case in data if isinstance(case, Mapping) and isinstance(case.get("image"), str | list)]
 
 
 def adapted(saved: Mapping[str, Any], item: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from custom.alignment.grid import (
     AlignedGrid,
     aligned_grid,
     central_affine,
+    cut_off,
     from_grid,
     plane_figures,
     pose,
@@ -72,11 +73,12 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         align: estimate the plane; False takes the central plane of the array (a volume prepared by `sa-swin prepare`).
         untrusted: when the plane cannot be trusted: `leave_out` raises, so that whoever asks can go on without the
             volume or stop; `found` takes it all the same, `as_it_lies` the array's central plane, both with a warning.
-        planes: table of planes that a person set (`custom.alignment.planes`), which are trusted.
+        planes: table of planes that a person set (`custom.alignment.planes`), which are trusted; not without `align`.
         lazy: leave the resampling to MONAI's lazy resampling; the field of view is then padded with its border, and
             labels go by the nearest neighbour.
 
     Raises:
+        UserError: `planes` without `align`.
         UntrustedPlaneError: with the file, the reason and the figure, where `untrusted` is `leave_out`, or there is no
             plane.
     """
@@ -93,11 +95,15 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     ) -> None:
         MapTransform.__init__(self, keys)
         LazyTransform.__init__(self, lazy)
+        if planes and not align:
+            raise UserError(f"with --align False no plane is looked for, nor taken from {planes}; leave out --planes, "
+                            "or align")  # fmt: skip
         self.spacing = ensure_tuple_rep(spacing, 3)
         self.spatial_size = ensure_tuple_rep(spatial_size, 3)
         self.align = align
         self.untrusted = look_up_option(untrusted, UNTRUSTED)
         self.planes = read_planes(planes)
+        self.measured: set[str] = set()
         self.mode = (GridSampleMode.BILINEAR, GridSampleMode.NEAREST)[: len(self.keys)]
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
@@ -105,7 +111,8 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
         lazy = self.lazy if lazy is None else lazy
         image = d[self.keys[0]]
         grid = self.grid(image)
-        figures = plane_figures(grid.plane, image) if grid.source != "as it lies" else {}
+        plane = grid.plane if grid.source != "as it lies" else None
+        figures = plane_figures(plane, image)  # the same keys for every case, so that they can be batched
         for key, mode in self.key_iterator(d, self.mode):
             d[key] = self.to_grid(d[key], grid.affine, mode, lazy)
         d[self.keys[0]].meta |= {"midsagittal": figures, "plane": grid.source, "plane_reason": grid.reason or ""}
@@ -114,7 +121,9 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
     def grid(self, image: MetaTensor) -> AlignedGrid:
         """The aligned grid of a volume, and the plane it rests on."""
         if not self.align:
-            return AlignedGrid(central_affine(image, self.spacing, self.spatial_size), None, "as it lies")
+            affine = central_affine(image, self.spacing, self.spatial_size)
+            self.tell_what_is_cut_off(image, affine)
+            return AlignedGrid(affine, None, "as it lies")
         by_hand = plane_for(self.planes, file_of(image))
         with naming(image):
             grid = aligned_grid(image, self.spacing, self.spatial_size, self.untrusted, by_hand)
@@ -125,6 +134,14 @@ class MidsagittalAlignd(MapTransform, InvertibleTransform, LazyTransform):
             what = "the plane that was found is taken" if self.untrusted == "found" else "it is kept as it lies"
             warnings.warn(f"{file_of(image)}: {grid.reason}; {what}", stacklevel=2)
         return grid
+
+    def tell_what_is_cut_off(self, image: MetaTensor, affine: Tensor) -> None:
+        """Warn, once for each file, where a part of the head lies outside of its grid."""
+        if (name := file_of(image)) in self.measured:
+            return
+        self.measured.add(name)
+        if problem := cut_off(image, affine, self.spatial_size):
+            warnings.warn(f"{name}: {problem}", stacklevel=3)
 
     def to_grid(self, volume: MetaTensor, affine: Tensor, mode: str, lazy: bool) -> MetaTensor:
         if not lazy:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from custom.volumes.background import BACKGROUND_QUANTILE, quantiles
+from custom.volumes.background import BACKGROUND_QUANTILE, fill_amid, quantiles
 
 CT_WINDOW = (-20.0, 100.0)
 """Hounsfield units mapped to 0 and 1: fat and air below, bone above, brain, blood and oedema between."""
@@ -22,8 +22,8 @@ def standardize_mr(image: Tensor) -> Tensor:
 
     The head is what lies above the mean of the volume, once that is clipped from its background level to its 99.5th
     percentile, so that a few bright voxels do not set the scale; only the scale, for a small bright lesion is among
-    them. The background, whatever its value in the file (0, -3.6, slightly negative), becomes one constant below the
-    head's.
+    them. The background, whatever its value in the file (0, -3.6, slightly negative, 0 amid the values of a brain that
+    was normalised before), becomes one constant below the head's.
 
     Args:
         image: `(C, X, Y, Z)`.
@@ -35,6 +35,7 @@ def standardize_mr(image: Tensor) -> Tensor:
 
 
 def _standardize_channel(channel: Tensor, index: int) -> Tensor:
+    channel = _with_dark_background(channel)
     low, high = quantiles(channel, (BACKGROUND_QUANTILE, 0.995))
     clipped = channel.clamp(low, high)
     head = clipped.masked_select(clipped > clipped.mean())
@@ -44,6 +45,13 @@ def _standardize_channel(channel: Tensor, index: int) -> Tensor:
             f"channel {index} of the image is constant ({channel.flatten()[0].item():g}); nothing to see in it"
         )
     return channel.clamp_min(low).sub_(mean).div_(spread).clamp_(*Z_RANGE)
+
+
+def _with_dark_background(channel: Tensor) -> Tensor:
+    if (fill := fill_amid(channel)) is None:
+        return channel
+    head = channel[channel != fill]
+    return channel.where(channel != fill, head.mean() + Z_RANGE[0] * head.std())
 
 
 def window_ct(image: Tensor, intensity_range: Sequence[float] = CT_WINDOW) -> Tensor:

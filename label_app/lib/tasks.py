@@ -64,7 +64,7 @@ class BundleTask(BundleInferTask):
 
     def facts(self, data: Request) -> Request:
         """What is told of a case beside its mask or its probabilities."""
-        plane = data["image"].meta.get("midsagittal")  # empty where the plane could not be trusted
+        plane = _without_nan(data["image"].meta.get("midsagittal", {}))  # nulls where the plane could not be trusted
         return {"midsagittal": plane, "warnings": data["warnings"], "notice": "Research only. Not for clinical use."}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = (
     "subject", "image", "status", "peak", "alarm", "side", "margin", "x_mm", "y_mm", "z_mm",
-    "voxel_i", "voxel_j", "voxel_k", "threshold", "norm", "map", "reason",
+    "voxel_i", "voxel_j", "voxel_k", "threshold", "norm", "norm_sequence", "map", "reason",
 )  # fmt: skip
 SPACING, SPATIAL_SIZE = 3.0, (64, 80, 64)
 
@@ -40,17 +40,18 @@ def norm_command(
             there, by the rules of BIDS.
         section: list of the datalist.
         images: without a datalist, which names, such as *_T1w.nii.gz.
-        sequence: of the heads, such as T1w or FLAIR; written into the norm and into the tables it is used for.
+        sequence: of the heads, such as T1w or FLAIR; the norm, and the tables that it is used for, tell it, and
+            heads whose names are of BIDS and of another sequence are left out, or told of in the log.
         spacing: mm per voxel of the aligned volumes, one number or three.
         spatial_size: voxels of the aligned volumes.
         align: find the midsagittal plane; False for heads prepared with `prepare`.
         untrusted: a head whose plane cannot be trusted is left out by name (leave_out), aligned to the plane that was
             found all the same (found), or taken as it lies (as_it_lies).
-        alarm_rate: share of healthy heads that shall raise an alarm.
+        alarm_rate: share of healthy heads that raise an alarm, at most; 0.05 needs 19 heads.
         workers: processes.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
-    from custom.data.case import image_paths
+    from custom.data.case import image_paths, subject_of
     from custom.data.datalist import find_cases
     from sa_swin.asymmetry.case import HealthyMap, Reading, checked_grid
     from sa_swin.asymmetry.norm import make_norm
@@ -58,11 +59,11 @@ def norm_command(
     sides, size = checked_grid(spacing, spatial_size)
     cases = find_cases(datalist, dataset_dir, section, allow_outside, images)
     found = dict(done(cases, HealthyMap(Reading(sides, size, align, untrusted)), workers))
-    maps = [found[i] for i in sorted(found) if not isinstance(found[i], str)]
+    maps = {i: found[i] for i in sorted(found) if not isinstance(found[i], str)}
     failures = {image_paths(cases[i])[0]: found[i] for i in sorted(found) if isinstance(found[i], str)}
     name_failures(failures)
     settings = {"spacing": sides, "spatial_size": size, "sequence": str(sequence)}
-    norm = make_norm(maps, settings, alarm_rate)
+    norm = make_norm(list(maps.values()), settings, alarm_rate, [subject_of(cases[i]) for i in maps])
     norm.save(Path(output))
     print(f"{output}: norm {norm.digest()} of {len(maps)} heads; an alarm is a peak above {norm.threshold:.2f}")
     sys.exit(bool(failures))
@@ -92,7 +93,7 @@ def map_command(
     Args:
         dataset_dir: folder with NIfTI files.
         output: folder of the maps and of asymmetry.csv.
-        norm: file that `norm` made; it brings its own spacing and spatial_size.
+        norm: file that `norm` made; it brings its own spacing, spatial_size and sequence.
         datalist: JSON with lists of {"image": path or paths, ...}, relative to dataset_dir; by default the images
             there, by the rules of BIDS.
         section: list of the datalist.
@@ -104,6 +105,7 @@ def map_command(
         workers: processes.
         allow_outside: read files outside of dataset_dir, too, where absolute paths, .. and symlinks may lead.
     """
+    from custom.data.case import sequence_of
     from custom.data.datalist import find_cases
     from custom.support.files import write_rows
     from sa_swin.asymmetry.case import ReadCase, Reading, checked_grid
@@ -112,11 +114,13 @@ def map_command(
     healthy = load_norm(norm) if norm else None
     about = healthy.settings if healthy else {"spacing": spacing, "spatial_size": spatial_size}
     sides, size = checked_grid(about["spacing"], about["spatial_size"])
-    cases = find_cases(datalist, dataset_dir, section, allow_outside, images, output)
+    sequences = [sequence_of(f"sub-norm_{about.get('sequence')}.nii")]  # None of a word that no name of BIDS tells
+    cases = find_cases(datalist, dataset_dir, section, allow_outside, images, output, sequences)
     work = ReadCase(Reading(sides, size, align, untrusted), healthy, Path(dataset_dir), Path(output))
     rows = [row for _, row in sorted(done(cases, work, workers), key=lambda item: item[0])]
     if healthy:
-        rows = [row | {"norm": healthy.digest(), "threshold": healthy.threshold} for row in rows]
+        told = {"norm": healthy.digest(), "threshold": healthy.threshold, "norm_sequence": about.get("sequence")}
+        rows = [row | told for row in rows]
     rows.sort(key=lambda row: -row.get("peak", -1))
     figures = ({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_rows(Path(output) / "asymmetry.csv", COLUMNS, figures)

@@ -5,12 +5,13 @@ It rests on medians: a few heads with lesions, in different places, hardly move 
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -21,7 +22,7 @@ from custom.symmetry import mirror
 from custom.transforms.asymmetry_map import AsymmetryMap, smooth, strangeness
 
 FEWEST = 8
-"""Heads that a norm needs."""
+"""Subjects that a norm needs."""
 MOST_MISSING = 0.5
 """Share of the heads whose brain may lack a place that has a norm of its own; elsewhere that of the whole brain."""
 SMOOTHING_MM = 6.0
@@ -30,6 +31,8 @@ FLOOR, LEVEL_FLOOR = 0.25, 0.05
 """Of the spread of a place: a share of the median difference over the brain, and interquartile ranges."""
 FOLDS = 5
 NAMES = ("median", "spread", "level", "level_spread")
+
+logger = logging.getLogger(__name__)
 
 
 class NormError(UserError):
@@ -46,7 +49,7 @@ class Norm:
         level: median of the intensity's level, `(C, X, Y, Z)`, the same on both sides.
         level_spread: of the level.
         threshold: z-score above which the highest peak of a head is an alarm.
-        settings: `spacing`, `spatial_size`, `sequence`, `heads`, `alarm_rate`.
+        settings: `spacing`, `spatial_size`, `sequence`, `heads`, `subjects`, `alarm_rate`.
     """
 
     median: Tensor
@@ -103,27 +106,50 @@ def load_norm(path: str | Path) -> Norm:
     return Norm(**tensors, threshold=about.pop("threshold"), settings=about)
 
 
-def make_norm(heads: Sequence[AsymmetryMap], settings: Mapping[str, Any], alarm_rate: float = 0.05) -> Norm:
-    """The norm of healthy heads; the threshold is set on heads that were held out of the norm they are measured by.
+def make_norm(
+    heads: Sequence[AsymmetryMap],
+    settings: Mapping[str, Any],
+    alarm_rate: float = 0.05,
+    subjects: Sequence[str] | None = None,
+) -> Norm:
+    """The norm of healthy heads; the threshold is set on subjects that were held out of what they are measured by.
 
     Args:
-        heads: of one subject each.
+        heads: the maps.
         settings: what the maps were made with; `spacing` is needed.
-        alarm_rate: share of healthy heads that shall raise an alarm.
+        alarm_rate: share of further healthy heads that raise an alarm, at most; see `threshold_of`.
+        subjects: whose heads they are; None takes each for a subject's own.
 
     Raises:
-        NormError: with fewer than `FEWEST` heads, or another rate than one between 0 and 1.
+        NormError: with fewer than `FEWEST` subjects, or another rate than one between 0 and 1.
     """
-    if len(heads) < FEWEST:
-        raise NormError(f"a norm needs {FEWEST} healthy heads or more, got {len(heads)}")
+    subjects = range(len(heads)) if subjects is None else subjects
+    number = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
+    if len(number) < FEWEST:
+        raise NormError(f"a norm needs healthy heads of {FEWEST} subjects or more, got {len(number)}")
     if not 0 < alarm_rate < 1:
         raise NormError(f"alarm_rate must lie between 0 and 1, got {alarm_rate}")
-    settings = {**settings, "heads": len(heads), "alarm_rate": alarm_rate}
+    settings = {**settings, "heads": len(heads), "subjects": len(number), "alarm_rate": alarm_rate}
+    folds = [number[subject] % FOLDS for subject in subjects]
     peaks: list[float] = []
     for fold in range(FOLDS):
-        rest = _norm([head for i, head in enumerate(heads) if i % FOLDS != fold], settings)
-        peaks += [float(rest.z_map(head).max()) for head in heads[fold::FOLDS]]
-    return replace(_norm(heads, settings), threshold=float(np.quantile(peaks, 1 - alarm_rate)))
+        rest = _norm([head for head, own in zip(heads, folds, strict=True) if own != fold], settings)
+        peaks += [float(rest.z_map(head).max()) for head, own in zip(heads, folds, strict=True) if own == fold]
+    return replace(_norm(heads, settings), threshold=threshold_of(peaks, alarm_rate))
+
+
+def threshold_of(peaks: Sequence[float], alarm_rate: float) -> float:
+    """The peak of `n` healthy heads that a further one passes with a probability of `alarm_rate` at most.
+
+    That is the `(n + 1)(1 - alarm_rate)`-th smallest, rounded up. With too few heads for that, it is the largest, and
+    the log tells so.
+    """
+    rank = math.ceil((len(peaks) + 1) * (1 - alarm_rate) - 1e-9)  # what should be whole may be a last digit above
+    if rank > len(peaks):
+        least = 1 / (len(peaks) + 1)
+        told = (len(peaks), least, alarm_rate)
+        logger.warning("%d healthy heads can hold no alarm rate below %.3f, and so not %g; give more heads", *told)
+    return sorted(peaks)[min(rank, len(peaks)) - 1]
 
 
 def _norm(heads: Sequence[AsymmetryMap], settings: Mapping[str, Any]) -> Norm:

@@ -19,13 +19,14 @@ from custom.alignment.version import ALIGNMENT_VERSION
 from custom.data.case import image_paths
 from custom.data.contents import Voxels
 from custom.data.headers import case_problems
+from custom.data.prepared import LEFT_OUT
 from custom.support.files import below, digest_of, json_text, stamp_of, write_whole
 from custom.volumes.hounsfield import modality_of, units_problem
 from custom.volumes.loading import as_classes, load_volume
 from custom.volumes.nifti import write_nifti
 from sa_swin.prepare.contact_sheet import save_thumbnail
 
-LEFT_OUT, FAILED = "left out", "failed"
+FAILED = "failed"
 TRUSTED = ("estimated", "by hand")
 """A case's status is where its plane came from (`AlignedGrid.source`), or that it is left out, or failed."""
 RECORD = {"settings", "status", "reason", "untrusted"}
@@ -128,6 +129,7 @@ def align_case(case: CaseFiles, output: Path, grid: Grid) -> dict[str, Any]:
     record |= plane_figures(plane, volumes[0]) | {"plane": asdict(plane)} if plane else {"plane": None}
     record |= {"aligned_affine": affine.tolist(), "source_affine": volumes[0].affine.tolist()}
     record |= {"source_size": list(volumes[0].shape[1:]), "untrusted": grid.untrusted}
+    _forget(path, files)
     shown = to_grid(volumes[0].float(), affine, size, GridSampleMode.BILINEAR)[0].as_tensor()
     save_thumbnail(shown, path.with_suffix(".png"))  # also of what is left out: one must see it
     if not aligned.refused:
@@ -200,6 +202,13 @@ def own_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and record.keys() >= RECORD else None
+
+
+def _forget(path: Path, files: Sequence[Path]) -> None:
+    """Take away what an earlier run made, its record first, so that no record ever stands beside another run's file."""
+    if own_record(path) is not None:
+        for old in (path, *files):
+            old.unlink(missing_ok=True)
 
 
 def _finished(path: Path, current: dict[str, Any], untrusted: str, files: Sequence[Path]) -> dict[str, Any] | None:

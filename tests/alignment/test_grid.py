@@ -1,6 +1,7 @@
 """The aligned grid and the resampling onto it, on files as scanners write them: sheared, thick-sliced, oblique."""
 
 import math
+import warnings
 from unittest.mock import patch
 
 import nibabel as nib
@@ -222,6 +223,32 @@ def test_a_volume_on_the_grid_keeps_its_values_there_and_back(mode):
     moved = volume.affine.clone()
     moved[0, 3] += 1
     assert not torch.equal(to_grid(volume, moved, (6, 5, 4), mode).as_tensor(), volume.as_tensor())
+
+
+def with_air_below(head) -> MetaTensor:
+    """The head in a file that reaches 100 mm farther down, so that its crown lies far from the middle of the array."""
+    voxels, affine = head
+    lower = affine.clone()
+    lower[:3, 3] -= 100 * affine[:3, 2]
+    return MetaTensor(F.pad(voxels, (100, 0))[None], affine=lower, meta={"filename_or_obj": "tall.nii.gz"})
+
+
+def test_a_crown_that_is_cut_off_is_told_once_for_each_file_and_not_on_the_grid_itself(head):
+    image, size = with_air_below(head), (192, 224, 160)
+    align = MidsagittalAlignd("image", 1.0, size, align=False)
+    with pytest.warns(UserWarning, match=r"tall.nii.gz: 1\d% of the head lies outside of the grid about the middle"):
+        cut = align({"image": image})["image"]
+    with warnings.catch_warnings(action="error"):
+        align({"image": image})
+        MidsagittalAlignd("image", 1.0, size, align=False)({"image": cut})  # as of a prepared cohort
+        MidsagittalAlignd("image", 1.0, (192, 240, 300), align=False)({"image": image})
+
+
+def test_what_is_cut_off_of_a_head_as_it_lies_stands_with_the_reason(head):
+    with patch("custom.alignment.grid.distrust", return_value="unlike sides"):
+        placed = aligned_grid(with_air_below(head), (1.0,) * 3, (192, 224, 160), "as_it_lies")
+    assert placed.reason.startswith("unlike sides; ")
+    assert "of the head lies outside of the grid" in placed.reason
 
 
 def test_the_remedy_offers_the_other_choices_alone():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from custom.data.case import CohortError
+from custom.data.case import CohortError, subject_from
 from custom.data.datalist import find_cases, load_datalist
 from custom.data.dataset import FailedCase, TolerantDataset, collate_cases
 from custom.transforms.checks import VolumeError
@@ -40,6 +40,30 @@ def test_files_of_one_name_in_several_folders_are_not_one_subject(tmp_path, writ
     for name in ("case_1/flair.nii.gz", "case_2/flair.nii.gz", "sub-1/x.nii.gz"):
         write_volume(tmp_path / name, np.ones((4, 4, 4), np.float32))
     assert [case["subject"] for case in find_cases(None, tmp_path)] == ["case_1/flair", "case_2/flair", "sub-1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "subject"),
+    [
+        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01"),
+        ("sub-01_ses-2_T1w.nii.gz", "sub-01"),
+        ("sub-01/ses-2/flair.nii.gz", "sub-01"),
+        ("sub-HC_001/anat.nii.gz", "sub-HC_001"),
+        ("sub-HC_001.nii.gz", "sub-HC_001"),
+        ("sub-HC_001_ses-1_T1w.nii.gz", "sub-HC_001"),
+        ("sub-NDAR-INV01_T1w.nii.gz", "sub-NDAR-INV01"),
+        ("sub-.nii.gz", "sub-"),
+        ("subject1/.nii.gz", "subject1"),
+    ],
+)
+def test_a_path_tells_the_whole_label_of_its_subject(path, subject):
+    assert subject_from(path) == subject
+
+
+def test_subjects_are_text_whatever_the_datalist_has(cohort, tmp_path):
+    cases = load_datalist(cohort(subject=17), "training", tmp_path)
+    assert [case["subject"] for case in cases] == ["a", "17"]
+    next(iter(DataLoader(cases, batch_size=2, collate_fn=collate_cases)))
 
 
 def test_a_named_subject_stays(cohort, tmp_path):

@@ -130,12 +130,13 @@ def test_of_a_bids_folder_only_the_sequence_of_the_training_is_taken(folder, cap
     root = folder(BIDS, named, t1w)
     assert [case["image"] for case in find_cases(None, root, sequences=["T1w"])] == [str(root / t1w)]
     assert "2 not FLAIR, as" not in caplog.text
-    assert "2 not T1w, as the weights' training (--images '*_FLAIR.nii*' takes them): " in caplog.text
+    assert "2 not T1w, as the weights or the norm (--images '*_FLAIR.nii*' takes them): " in caplog.text
     caplog.clear()
     assert len(find_cases(None, root, images="*_FLAIR.nii*", sequences=["T1w"])) == 2
-    assert "2 of 2 images of channel 1 are FLAIR; the weights were trained on T1w" in caplog.text
+    assert "2 of 2 images of channel 1 are FLAIR; the weights or the norm are of T1w" in caplog.text
     assert len(find_cases(None, root, images="sub-*", sequences=["T1w"])) == 3
-    assert "2 of 3 images of channel 1 are FLAIR; the weights were trained on T1w" in caplog.text
+    assert "2 of 3 images of channel 1 are FLAIR; the weights or the norm are of T1w" in caplog.text
+    assert len(find_cases(None, root, sequences=["flair"])) == 2  # as a user may write it
     for sequences in (None, [], [None], ["T1w", "FLAIR"]):  # weights that do not say, or take several files
         assert len(find_cases(None, root, sequences=sequences)) == 3
     with pytest.raises(CohortError, match=r"left out are 2 not T2w, .*; 1 not T2w"):

@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from custom.support.files import write_whole
+from custom.support.files import stamp_of, write_whole
 
 
 @pytest.mark.parametrize("content", [b"new", "new", lambda path: path.write_text("new")])
@@ -37,3 +37,17 @@ def test_tasks_of_the_same_process_number_on_one_file_system_do_not_meet(tmp_pat
         list(pool.map(lambda text: [write_whole(tmp_path / "file.json", text) for _ in range(20)], texts))
     assert (tmp_path / "file.json").read_text() in texts
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("named", ["scan.hdr", "scan.img"])
+def test_the_stamp_of_a_pair_changes_with_either_file(tmp_path, named):
+    stamps = []
+    for content in ({".hdr": "1", ".img": "2"}, {".hdr": "1", ".img": "22"}, {".hdr": "11", ".img": "22"}):
+        for suffix, text in content.items():
+            if not (path := tmp_path / f"scan{suffix}").exists() or path.read_text() != text:
+                path.write_text(text)
+        stamps.append(stamp_of(tmp_path / named))
+    assert len({tuple(stamp) for stamp in stamps}) == 3
+    (tmp_path / ("scan.img" if named == "scan.hdr" else "scan.hdr")).unlink()
+    assert stamp_of(tmp_path / named) == stamps[2][:2]
+    assert stamp_of(tmp_path / "none.hdr") == []

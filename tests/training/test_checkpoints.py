@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 from ignite.engine import Events
-from small_training import EPOCHS, STEPS, Training, content, same
+from small_training import EPOCHS, STEPS, Training, content, same, samples
 
 from custom.training.checkpoints import adapted, check_whole, find_last
 from custom.training.preemption import REQUEUE, leave
@@ -292,3 +292,30 @@ def test_a_state_of_another_implementation_of_the_optimiser_goes_on_with_this_ru
     assert same(fused.state_dict()["state"], usual.state_dict()["state"])
     with pytest.raises(ValueError, match="zip"):
         adapted({"param_groups": []}, fused)
+
+
+def from_files(folder, subjects, **options):
+    """A training whose cases are read from files, so that it can be told who they are."""
+    training, read = Training(folder, **options), samples(6)
+    dataset = training.trainer.data_loader.dataset.dataset
+    augment = dataset.transform
+    dataset.data = [{"image": f"/data/{i}.nii.gz", "subject": name} for i, name in enumerate(subjects)]
+    dataset.transform = lambda case: augment(read[int(case["image"][6])])
+    return training
+
+
+def test_a_training_that_goes_on_with_other_cases_is_told(tmp_path, caplog):
+    from_files(tmp_path, "abcdef", max_epochs=1).run()
+    from_files(tmp_path, "abcdef", max_epochs=2).run()
+    assert "other cases" not in caplog.text
+    from_files(tmp_path, "abcdeg", max_epochs=3).run()
+    assert "last.ckpt was trained on other cases, labels or images than this run has" in caplog.text
+
+
+def test_a_checkpoint_that_does_not_know_its_cases_goes_on_without_a_word(tmp_path, caplog):
+    from_files(tmp_path, "abcdef", max_epochs=1).run()
+    state = content(tmp_path)[0]
+    del state["cohort"]
+    torch.save(state, tmp_path / "last.ckpt")
+    from_files(tmp_path, "uvwxyz", max_epochs=2).run()
+    assert "other cases" not in caplog.text

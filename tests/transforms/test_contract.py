@@ -1,16 +1,20 @@
 import math
+import warnings
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Invertd, LoadImage
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_template
 
 from custom.alignment.grid import central_affine
 from custom.alignment.plane import MidsagittalPlane, grid_affine
+from custom.evaluation.case_table import plane_columns
+from custom.support.errors import UserError
 from custom.symmetry import mirror, split_pair
 from custom.transforms.checks import CheckLabeld, CheckVolumed, VolumeError
 from custom.transforms.contract import (
@@ -318,6 +322,32 @@ def test_a_plane_set_by_hand_is_taken_without_asking(flat, tmp_path):
     middle = out.affine[:3, :3] @ torch.full((3,), 7.5).double() + out.affine[:3, 3]
     assert (middle - torch.tensor([9.5, 11.5, 8.5]).double()) @ normal == pytest.approx(3, abs=1e-6)
     assert out.meta["plane"] == "by hand"
+
+
+@pytest.mark.parametrize("first", ["good", "half"])
+def test_trusted_heads_and_heads_as_they_lie_can_be_batched_in_any_order(monkeypatch, first):
+    planes = {"good": MidsagittalPlane((1.0, 0, 0), 9.5, (9.5, 11.5, 8.5), *(0.9,) * 6)}
+    planes["half"] = replace(planes["good"], similarity=0.05)
+    monkeypatch.setattr("custom.alignment.grid.distrust", lambda plane: "unlike" if plane.similarity < 0.1 else None)
+    rows = {}
+    for name in sorted(planes, key=lambda name: name != first):
+        monkeypatch.setattr("custom.alignment.grid.estimate_plane", lambda *_, name=name: planes[name])
+        image = MetaTensor(torch.from_numpy(symmetric_head((20, 24, 18)))[None], meta={"filename_or_obj": name})
+        align = MidsagittalAlignd("image", 1.0, (16, 16, 16), untrusted="as_it_lies")
+        with warnings.catch_warnings(action="ignore"):
+            rows[name] = align({"image": image})
+    batch = list_data_collate(list(rows.values()))
+    told = {row["plane"]: row for row in map(plane_columns, decollate_batch(batch))}
+    assert told["estimated"] == plane_columns(rows["good"])
+    assert told["estimated"]["plane_similarity"] == pytest.approx(0.9)
+    assert told["as it lies"].keys() == {"plane", "plane_reason"}
+
+
+def test_planes_that_nobody_would_ask_for_are_refused(tmp_path):
+    table = tmp_path / "planes.csv"
+    table.write_text("image,yaw_deg,roll_deg,offset_mm\nodd.nii.gz,10,-5,3\n")
+    with pytest.raises(UserError, match=r"with --align False .*planes.csv; leave out --planes, or align"):
+        InputContract(align=False, planes=str(table))
 
 
 def test_a_volume_without_a_head_is_handled_as_chosen_too():

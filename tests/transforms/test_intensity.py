@@ -74,6 +74,30 @@ def test_a_constant_channel_is_refused(head, value):
         standardize_mr(torch.cat([head, torch.full_like(head, value)]))
 
 
+def test_a_brain_that_was_normalised_about_its_background_is_as_before_it_was(head):
+    brain = head > 0
+    normalised = ((head - head[brain].mean()) / head[brain].std()).where(brain, 0)
+    out, expected = standardize_mr(normalised), standardize_mr(head)
+    torch.testing.assert_close(out[brain], expected[brain], atol=0.05, rtol=0)
+    assert out[~brain].unique().numel() == 1
+    assert out[~brain].max() < out[brain].min()
+    assert background_level(normalised) == 0
+
+
+@pytest.mark.parametrize("ringing", [0.0, -0.5, -4.0])
+def test_undershoots_about_a_background_of_zero_do_not_move_it(head, ringing):
+    head[:, 0, 5:] = 0
+    head[:, 4] = ringing  # 5 % of the volume, by interpolation
+    assert background_level(head) == ringing
+
+
+def test_the_air_of_a_ct_is_its_background_whatever_is_filled_in_around_it():
+    ct = torch.zeros(20, 20, 20)
+    ct[:, :10] = -1000
+    ct[8:12, 4:8] = 40
+    assert background_level(ct) == -1000
+
+
 def test_the_background_level_is_that_of_the_air():
     volume = torch.full((10, 10, 10), -1024.0)
     volume[3:7, 3:7, 3:7] = 40.0

@@ -11,7 +11,7 @@ from asymmetric_heads import SIZE, SPACING, head, radius
 from custom.transforms.asymmetry_map import AsymmetryMap, asymmetry_map
 from sa_swin.__main__ import main
 from sa_swin.asymmetry.case import Reading
-from sa_swin.asymmetry.norm import FEWEST, FLOOR, NormError, load_norm, make_norm
+from sa_swin.asymmetry.norm import FEWEST, FLOOR, NormError, load_norm, make_norm, threshold_of
 
 GRID = ("--spatial_size", ",".join(map(str, SIZE)), "--align", "False")
 AFFINE = np.diag([3.0, 3.0, 3.0, 1.0])
@@ -133,6 +133,7 @@ def test_z_scores_are_distances_from_the_median_in_spreads():
     inside = torch.ones(shape, dtype=torch.bool)
     heads = [AsymmetryMap(torch.full(shape, float(v)), torch.zeros(shape), inside) for v in range(1, 10)]
     found = make_norm(heads, {"spacing": SPACING})
+    assert (found.settings["heads"], found.settings["subjects"]) == (9, 9)
     patient = AsymmetryMap(torch.full(shape, 12.0), torch.zeros(shape), inside)
     by_hand = (12 - 5) / (1.4826 * 2 + FLOOR * 5)  # of 1 to 9, the median is 5 and the median deviation from it 2
     torch.testing.assert_close(found.z_map(patient), torch.full(shape, by_hand))
@@ -145,7 +146,7 @@ def test_z_scores_are_distances_from_the_median_in_spreads():
         (("map", "{in}", "{out}", "--norm", "{in}/sub-left.nii.gz"), "is no norm"),
         (("map", "{in}", "{out}", "--spacing", "-1"), "spacing must be one or three positive"),
         (("map", "{out}", "{out}"), "no NIfTI file"),
-        (("norm", "{in}", "{out}/n", *GRID), "needs 8 healthy heads or more, got 3"),
+        (("norm", "{in}", "{out}/n", *GRID), "needs healthy heads of 8 subjects or more, got 3"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(patients, tmp_path, capsys, arguments, message):
@@ -165,3 +166,54 @@ def test_channels_other_than_the_norms_are_refused(norm, patients, tmp_path):
 def test_an_alarm_rate_is_a_share():
     with pytest.raises(NormError, match="between 0 and 1, got 5"):
         make_norm([asymmetry_map(torch.zeros(1, 1, 8, 8, 8), SPACING)] * FEWEST, {"spacing": SPACING}, alarm_rate=5)
+
+
+def uniform_heads(values):
+    """A map for each value, which its difference has everywhere."""
+    shape = (1, 1, 6, 6, 6)
+    inside = torch.ones(shape, dtype=torch.bool)
+    return [AsymmetryMap(torch.full(shape, float(value)), torch.zeros(shape), inside) for value in values]
+
+
+@pytest.mark.parametrize("alarm_rate", [0.05, 0.5])
+def test_no_head_is_measured_by_another_one_of_its_own_subject(alarm_rate):
+    once, twice = uniform_heads(range(1, 9)), uniform_heads([value for value in range(1, 9) for _ in range(2)])
+    settings = {"spacing": SPACING}
+    expected = make_norm(once, settings, alarm_rate).threshold
+    found = make_norm(twice, settings, alarm_rate, [f"sub-{i // 2}" for i in range(16)])
+    assert found.threshold == pytest.approx(expected)
+    assert make_norm(twice, settings, alarm_rate).threshold != pytest.approx(expected)
+    assert (found.settings["heads"], found.settings["subjects"]) == (16, 8)
+
+
+def test_subjects_are_counted_not_their_heads():
+    with pytest.raises(NormError, match="needs healthy heads of 8 subjects or more, got 4"):
+        make_norm(uniform_heads(range(8)), {"spacing": SPACING}, subjects=["a", "b", "c", "d"] * 2)
+
+
+def test_further_healthy_heads_raise_an_alarm_at_the_rate_that_was_asked_for():
+    peaks = np.random.default_rng(0).exponential(size=(20_000, 20))
+    for count, rate in ((19, 0.05), (9, 0.1), (10, 0.25)):
+        alarms = [threshold_of(row[:count], rate) < row[-1] for row in peaks]
+        assert np.mean(alarms) == pytest.approx(np.floor((count + 1) * rate) / (count + 1), abs=0.01)
+
+
+def test_a_rate_that_so_few_heads_cannot_hold_is_told(caplog):
+    assert threshold_of(range(1, 20), 0.05) == 19
+    assert caplog.text == ""
+    assert threshold_of(range(1, 9), 0.05) == 8
+    assert "8 healthy heads can hold no alarm rate below 0.111, and so not 0.05; give more heads" in caplog.text
+
+
+def test_a_norm_is_for_heads_of_its_own_sequence(norm, tmp_path, caplog):
+    for suffix in ("T1w", "FLAIR"):
+        path = tmp_path / "in" / "sub-1" / "anat" / f"sub-1_{suffix}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(head(20)[0, 0].numpy(), AFFINE), path)
+    assert run("map", tmp_path / "in", tmp_path / "out", "--norm", norm, *GRID) == 0
+    with (tmp_path / "out" / "asymmetry.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["image"].endswith("sub-1_T1w.nii.gz")
+    assert row["norm_sequence"] == "T1w"
+    assert "1 not T1w, as the weights or the norm" in caplog.text
+    assert run("map", tmp_path / "in", tmp_path / "out", *GRID) == 0  # without a norm, any

@@ -19,6 +19,7 @@ from custom.data.prepared import aligned_contents
 from custom.support.files import digest_of
 from custom.symmetry import mirror
 from custom.transforms.contract import InputContract
+from custom.volumes.nifti import write_nifti
 from sa_swin.prepare import cohort as prepare
 from sa_swin.prepare.case import align_case
 from sa_swin.prepare.contact_sheet import thumbnail
@@ -473,3 +474,36 @@ def test_the_pose_of_a_plane_stands_before_the_reason_also_of_a_refused_head():
     record = {"plane": {"offset": 1.0}, "yaw_deg": 12.34, "roll_deg": -3.0, "offset_mm": 4.5}
     assert prepare.pose(record) == "yaw +12.3, roll -3.0 degrees, offset +4.5 mm: "
     assert prepare.pose({"status": "failed"}) == prepare.pose({"plane": None}) == ""
+
+
+def test_a_run_that_is_stopped_leaves_no_record_beside_a_file_of_another_grid(cohort, monkeypatch):
+    datalist = cohort / "in" / "one.json"
+    datalist.write_text(json.dumps({"training": [{"image": "a/T1.nii.gz", "label": "a/lesion.nii.gz"}]}))
+    run(cohort, datalist=str(datalist))
+    made = (cohort / "out" / "a" / "T1.nii").read_bytes()
+    written = []
+
+    def stopped(path, *volume):
+        if written:
+            raise KeyboardInterrupt
+        written.append(write_nifti(path, *volume))
+
+    monkeypatch.setattr("sa_swin.prepare.case.write_nifti", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(cohort, datalist=str(datalist), spacing=5.0)
+    monkeypatch.undo()
+    assert (cohort / "out" / "a" / "T1.nii").read_bytes() != made
+    run(cohort, datalist=str(datalist))
+    assert (cohort / "out" / "a" / "T1.nii").read_bytes() == made
+
+
+def test_what_is_left_out_later_is_no_prepared_image_any_more(cohort):
+    for untrusted in ("found", "leave_out"):
+        with pytest.raises(SystemExit):
+            run(cohort, untrusted=untrusted)
+        assert (cohort / "out" / "c" / "T1.nii").exists() == (untrusted == "found")
+    path = cohort / "out" / "own.json"
+    path.write_text(json.dumps({"training": [{"image": "c/T1.nii"}]}))
+    (cohort / "out" / "c" / "T1.nii").write_bytes((cohort / "out" / "a" / "T1.nii").read_bytes())
+    with pytest.raises(CohortError, match=r"c/T1.nii: sa-swin prepare has left it out since"):
+        load_datalist(path, "training", cohort / "out", grid=GRID)
