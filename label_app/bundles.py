@@ -16,9 +16,10 @@ import yaml
 from custom.support.errors import UserError
 from custom.support.files import write_whole
 from custom.weights.provenance import records_of
-from custom.weights.transfer import weights_digest
+from custom.weights.settings import task_of
+from custom.weights.transfer import load_checkpoint, weights_digest
 from sa_swin.release.archive import read_package
-from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, defaults, knob_names, with_settings
+from sa_swin.release.configs import of_the_weights, with_settings
 from sa_swin.release.metadata import fitted
 from sa_swin.release.model import as_pt, fill, network_of, settings_of
 from sa_swin.release.verification import verify
@@ -101,20 +102,20 @@ def from_repository(bundle: str, weights: Path) -> dict[str, bytes]:
     """
     settings = settings_of(weights)
     files = {f"configs/{path.name}": path.read_bytes() for path in (ROOT / "bundles" / bundle / "configs").iterdir()}
-    files |= {name: _set(text.decode(), settings) for name, text in files.items() if name.endswith(".yaml")}
+    own = bundle == f"sa_swin_{task_of(load_checkpoint(weights))}"
+    files |= {name: _set(text.decode(), settings, own) for name, text in files.items() if name.endswith(".yaml")}
     config = yaml.safe_load(files["configs/inference.yaml"])
     state = fill(network_of(config), weights)
-    meta = fitted(json.loads(files["configs/metadata.json"]), config, config["num_classes"], None)
+    told = json.loads(files["configs/metadata.json"])
+    meta = fitted(told, config, config["num_classes"], None, settings.get("class_names"))
     content = as_pt(state, records_of(weights), settings)
     return files | {"configs/metadata.json": json.dumps(meta).encode(), MODEL: content}
 
 
-def _set(text: str, settings: Mapping[str, Any]) -> bytes:
+def _set(text: str, settings: Mapping[str, Any], own: bool) -> bytes:
     """A config with the knobs of a training; a layer over another config has none."""
-    if "bundle_root" not in yaml.safe_load(text):
-        return text.encode()
-    names = [name for name in knob_names(text) if name in settings and name not in NOT_OF_THE_WEIGHTS]
-    return with_settings(text, defaults(text) | {name: settings[name] for name in names}).encode()
+    whole = "bundle_root" in yaml.safe_load(text)
+    return (with_settings(text, of_the_weights(text, settings, own)) if whole else text).encode()
 
 
 def _key(sources: Mapping[str, Files], studies: Path) -> str:

@@ -166,7 +166,9 @@ def main(arguments: Sequence[str]) -> None:
         options, plan = take_plan(options)
         if workflow == "predict" and (processes > 1 or plan):
             raise ValueError("--processes and --plan are for training and evaluation; predict runs in one process")
-        options = take_weights(options) if workflow != "train" else options
+        if workflow == "train" and take("weights", options)[1] is not None:
+            raise ValueError("--weights is for evaluation and prediction; to start from weights give --pretrained")
+        options = take_weights(options)
     except ValueError as error:
         sys.stderr.write(f"sa-swin {workflow}: {error}\n")
         sys.exit(2)

@@ -44,7 +44,7 @@ class Option:
 
     @property
     def many(self) -> bool:
-        """Whether it takes all words up to the next option, as BIDS Apps have it."""
+        """Whether it takes all words up to the next option, as BIDS Apps have it; a word may be a list with commas."""
         return self.kind.startswith("Sequence[str]")
 
     def read(self, text: str | None) -> Any:
@@ -58,8 +58,8 @@ class Option:
             return True
         if text is None:
             raise OptionError(f"--{self.name} needs a value")
-        if self.many:
-            return tuple(part for part in text.split(",") if part)
+        if self.many:  # a path may hold a comma
+            return (text,) if os.path.exists(text) else tuple(part for part in text.split(",") if part)
         if kinds & {"str", "Path"}:
             return text
         if "None" in kinds and text == "None":

@@ -104,8 +104,8 @@ def subject_from(path: str) -> str:
     """The subject that an image's path tells of: the last `sub-<label>` in it, else the path without its extension.
 
     A label ends with the name of its file or folder, or where BIDS goes on, by `_<key>-<value>` or `_<suffix>`, which
-    start with a letter: it is `sub-HC_001` of `sub-HC_001_ses-1_T1w.nii.gz`. Without one, the file's name alone will
-    not do: in `case_1/flair.nii.gz`, `case_2/flair.nii.gz` it is the same for everybody.
+    start with a letter; what starts with a digit is a part of it. Without one, the file's name alone will not do: in
+    `case_1/flair.nii.gz`, `case_2/flair.nii.gz` it is the same for everybody.
     """
     whole = Path(path).parent / Path(path).name.split(".")[0]
     labels = [found[1] for part in whole.parts if (found := _SUBJECT.search(part))]

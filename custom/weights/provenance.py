@@ -225,6 +225,7 @@ class LeakageGuard:
         self.datalist = datalist
         self.allow_leakage = allow_leakage
         self.section = section
+        self.found: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -234,6 +235,12 @@ class LeakageGuard:
 
     @on_rank_0
     def check(self) -> dict[str, Any]:
+        """What is left in `engine.state.leakage`; it is looked for once, before a run that may say so at its start."""
+        if self.found is None:
+            self.found = self._found()
+        return self.found
+
+    def _found(self) -> dict[str, Any]:
         records = [record for path in paths_of(self.checkpoint) for record in records_of(path)]
         contents = _contents(self.cases, self.datalist)
         selecting = [record for record in records if "validation" == record["section"] == self.section]

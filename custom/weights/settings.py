@@ -7,6 +7,7 @@ and everybody else passes over.
 
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from custom.data.datalist import class_names
 from custom.weights.transfer import WeightsError, load_checkpoint, read_checkpoint, weights_digest
 
 STATED = ("modality", "in_channels", "spacing", "spatial_size")
@@ -93,6 +95,31 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return found
 
 
+def task_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """The bundle whose network tensors are of, by their last layers: `segment`, `pretrain`, `classify`, or None."""
+    heads = (("out.", "segment"), ("contrastive_head.", "pretrain"), ("head.", "classify"))
+    return next((task for prefix, task in heads if any(name.startswith(prefix) for name in tensors)), None)
+
+
+def names_to(count: int, given: Sequence[str] | None, masks: bool) -> list[str]:
+    """Names of `count` classes: those that weights were given, and "class 2" for one that has none.
+
+    Args:
+        count: of classes, the background of masks included.
+        given: `class_names` of the weights; a list may have fewer.
+        masks: whether class 0 is the background, and a single further one the lesion where nothing is given.
+    """
+    default = ["background", "lesion"] if count == 2 else ["background"]
+    names = list(given or (default if masks else []))
+    return [*names[:count], *(f"class {index}" for index in range(len(names), count))]
+
+
+def telling(names: Sequence[str]) -> dict[int, str]:
+    """The names of classes by number, in lower case, that say which one it is: not "class 1", nor a mask's "lesion"."""
+    nothing = r"class \d+|lesion" if names[:1] == ["background"] else r"class \d+"
+    return {number: name.lower() for number, name in enumerate(names) if not re.fullmatch(nothing, name)}
+
+
 def channels_of(settings: Mapping[str, Any]) -> int:
     """Channels of each half of the pair: of the files, and of the asymmetry map."""
     return int(settings.get("in_channels", 1)) + int(settings.get("asymmetry_map", False))
@@ -123,6 +150,7 @@ class Weights:
         names: of the settings that bind the run; None takes all.
         optional: weights that carry no settings bind nothing (a training that starts from published ones).
         resume_from: the checkpoint to go on from, exactly, where that is what they are.
+        several: whether several can be used together.
     """
 
     def __init__(
@@ -131,9 +159,10 @@ class Weights:
         names: tuple[str, ...] | None = None,
         optional: bool = False,
         resume_from: str = "",
+        several: bool = True,
     ) -> None:
         self.paths = paths_of(path)
-        self.path, self.resume_from, self.optional = self.paths[0], resume_from, optional
+        self.path, self.resume_from, self.optional, self.several = self.paths[0], resume_from, optional, several
         there = bool(self.path) and Path(self.path).is_file()
         settings = settings_in(self.path) if there else None
         self.unknown = there and settings is None and not optional
@@ -160,8 +189,11 @@ class Weights:
         """Refuse settings of a run that contradict those of its weights, or warn where that is overridden.
 
         Raises:
-            WeightsError: with the values of both; where there is no such file, or several are not of one training.
+            WeightsError: with the values of both; where there is no such file, or several are not of one training, or
+                cannot be used together here.
         """
+        if len(self.paths) > 1 and not self.several:
+            raise WeightsError(f"weights of pretraining are used one at a time, got {len(self.paths)}: give one file")
         if missing := [path for path in self.paths if path and not Path(path).is_file()]:
             raise WeightsError(f"no checkpoint at {missing[0]}")
         for path in self.paths[1:]:
@@ -177,6 +209,24 @@ class Weights:
             raise WeightsError(
                 f"{message}. Leave out {' '.join(f'--{n}' for n in differing)} to take those of the weights; "
                 "--override_contract True goes on with other ones all the same"
+            )
+        logger.warning("%s; --override_contract goes on", message)
+
+    def check_classes(self, datalist: str | Path | None, override: bool = False) -> None:
+        """Refuse a datalist whose classes have other names than those of the weights, or warn, as `check` does.
+
+        Raises:
+            WeightsError: with the names of both.
+        """
+        names = self.settings.get("class_names") or [], class_names(datalist) or []
+        own, other = map(telling, names)
+        if all(own[number] == other[number] for number in own.keys() & other.keys()):
+            return
+        told = [", ".join(f"{number} {name}" for number, name in enumerate(listed)) for listed in names]
+        message = f"{self.path} was trained on the classes {told[0]}; {datalist} has {told[1]}"
+        if not override:
+            raise WeightsError(
+                f"{message}. Give a list with the numbers of the weights; --override_contract True goes on all the same"
             )
         logger.warning("%s; --override_contract goes on", message)
 

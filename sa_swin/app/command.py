@@ -147,13 +147,16 @@ def wanted_images(image: Sequence[str], models: Mapping[str, "Model"], healthy: 
     for model in models.values():
         if (count := model.settings.get("in_channels", 1)) != len(channels):
             raise OptionError(f"{model.checkpoints[0]} takes {count} channel(s), the images are {', '.join(channels)}")
-        own = model.settings.get("sequences") or []
-        for number, (name, expected) in enumerate(zip(channels, own, strict=False), 1):
-            if expected and name.split("_")[-1].lower() != expected.lower():
-                sys.stderr.write(
-                    f"warning: channel {number} is {name}; {model.checkpoints[0]} was trained on {expected}\n"
-                )
+        warn_of_others(channels, model.settings.get("sequences") or (), f"{model.checkpoints[0]} was trained on")
+    warn_of_others(channels, norm, "the norm was made of")
     return channels
+
+
+def warn_of_others(channels: Sequence[str], expected: Sequence[str | None], made: str) -> None:
+    """Warn of channels that are of another sequence than what they are used with."""
+    for number, (name, own) in enumerate(zip(channels, expected, strict=False), 1):
+        if own and name.split("_")[-1].lower() != own.split("_")[-1].lower():
+            sys.stderr.write(f"warning: channel {number} is {name}; {made} {own}\n")
 
 
 def kind_of(models: Mapping[str, "Model"], modality: str | None) -> str:

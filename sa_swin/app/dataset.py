@@ -31,7 +31,7 @@ def generator() -> str:
 
 
 def start_dataset(output: Path, dataset: Path) -> None:
-    """Make the output folder a derivatives dataset.
+    """Make the output folder a derivatives dataset; a README.md and a .bidsignore that are there stay as they are.
 
     Raises:
         UserError: it is another dataset.
@@ -47,8 +47,9 @@ def start_dataset(output: Path, dataset: Path) -> None:
         "DatasetLinks": {"raw": Path(os.path.relpath(dataset, output)).as_posix()},
     }
     write_whole(path, json_text(content))
-    write_whole(output / "README.md", README)
-    write_whole(output / ".bidsignore", "\n".join(IGNORED) + "\n")
+    for name, text in (("README.md", README), (".bidsignore", "\n".join(IGNORED) + "\n")):
+        if not (output / name).exists():
+            write_whole(output / name, text)
 
 
 def _is_ours(path: Path) -> bool:

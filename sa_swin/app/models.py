@@ -22,7 +22,7 @@ from custom.support.errors import UserError
 from custom.support.files import digest_of, write_whole
 from custom.volumes.saving import result_path
 from custom.weights.provenance import records_of
-from custom.weights.settings import settings_in, sizes
+from custom.weights.settings import names_to, settings_in, sizes, task_of
 from custom.weights.transfer import load_checkpoint, weights_digest
 from sa_swin.app.scans import AppScan
 from sa_swin.bundles import bundle_command, bundle_folder, checkpoint_at, checkpoint_option
@@ -58,10 +58,8 @@ class Model:
     @property
     def names(self) -> list[str]:
         """Names of the classes, the background's included."""
-        given = self.settings.get("class_names")
         count = int(self.settings.get("num_classes", 2))
-        default = ["background", "lesion"] if self.task == "segment" and count == 2 else []
-        return list(given or default or [f"class {index}" for index in range(count)])
+        return names_to(count, self.settings.get("class_names"), self.task == "segment")
 
     def figures(self) -> str:
         """The figures of intervals beside the first weights, as text; empty where there are none."""
@@ -124,8 +122,7 @@ def _unpacked(path: Path, work: Path) -> Path:
 
 
 def _task(tensors: Mapping[str, torch.Tensor], path: Path) -> str:
-    heads = (("out.", "segment"), ("contrastive_head.", "pretrain"), ("head.", "classify"))
-    task = next((task for prefix, task in heads if any(name.startswith(prefix) for name in tensors)), None)
+    task = task_of(tensors)
     if task is None:
         raise UserError(f"{path} holds no network of this project's segmentation or classification")
     if task == "pretrain":

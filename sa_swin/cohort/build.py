@@ -235,8 +235,8 @@ def label_names(numbers: Mapping[str, int]) -> dict[str, str]:
 
 
 def mask_names(mask: str | None) -> dict[str, str]:
-    """Names of a mask's first two classes, by the `label` entity that it was chosen by."""
-    named = re.search(r"(?:^|_)label-([A-Za-z0-9]+)", mask or "")
+    """Names of a mask's first two classes, by the `label` entity that it was chosen by; one letter is no name."""
+    named = re.search(r"(?:^|_)label-([A-Za-z][A-Za-z0-9]+)", mask or "")
     return {"0": "background", "1": named[1] if named else "class 1"}
 
 

@@ -37,6 +37,7 @@ FLAIR, T1, T2 = r"flair|dark.?fluid", r"t1|mp2?rage|bravo|spgr|flash|tfe", r"t2(
 AGENT = r"(?<![a-z])(gd|gad\w*|post|contrast|ce|km|c\+|\+c)(?![a-z])"
 COMPUTED = {"MPR", "MIP", "PROJECTION IMAGE", "LOCALIZER", "ADC", "FA", "TRACEW", "PHASE", "REAL", "IMAGINARY"}
 COLUMNS = ("participant_id", "folder", "series", "description", "taken_as", "reason")
+STOPPED = "the import was stopped at this person"
 CORRECTED = r"_(Eq|Tilt)"
 """How dcm2niix names a copy with the slices moved to where they belong."""
 
@@ -214,30 +215,36 @@ def write_image(source: Path, target: Path) -> None:
 def import_dicom(root: Path, output: Path, subject: str | None = None) -> list[dict[str, Any]]:
     """Make a BIDS dataset of folders of DICOM series, or add to one that is there; a row for each series.
 
+    The tables are written after each person, so that an import that was stopped can be begun again.
+
     Raises:
         CohortError: no folder of a person, no dcm2niix, or a participants.tsv without `participant_id`.
     """
     folders = person_folders(root, subject)
-    known, table = subject_facts(output), output / "sourcedata" / "dicom.tsv"
-    earlier = {row["participant_id"] for row in read_table(table) if "taken_as" in row} if table.exists() else set()
-    rows: list[dict[str, Any]] = []
+    subject_facts(output)  # tables that cannot be added to are refused before anything is converted
+    table, rows = output / "sourcedata" / "dicom.tsv", []
+    earlier = imported_before(table)
     for label, folder in folders.items():
+        person = {"participant_id": f"sub-{label}", "folder": folder.name}
         if f"sub-{label}" not in earlier and any((output / f"sub-{label}").rglob("*.nii*")):
             reason = "there are images of that label that no import made; give this person another label"
-            rows.append({"participant_id": f"sub-{label}", "folder": folder.name, "reason": reason})
+            rows.append(person | {"reason": reason})
         else:
+            write_whole(table, told(table, [*rows, person | {"reason": STOPPED}]))
             rows += import_person(label, folder, output)
-    write_whole(table, told(table, rows))
-    people = dict.fromkeys(row["participant_id"].removeprefix("sub-") for row in rows if "taken_as" in row)
-    folders_there = (path.name.removeprefix("sub-") for path in output.glob("sub-*"))
-    there = matched(known, list(dict.fromkeys([*folders_there, *people])))  # a row may be of another who is there
-    if new := [f"sub-{label}" for label in people if label not in there]:
-        add_participants(output / "participants.tsv", new)
+        write_whole(table, told(table, rows))
+        add_participants(output, rows)
     description = {"Name": "Imported from DICOM", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     for name, text in ((".bidsignore", "*_CT.*\n"), ("dataset_description.json", json_text(description))):
         if not (output / name).exists():
             write_whole(output / name, text)
     return rows
+
+
+def imported_before(table: Path) -> set[str]:
+    """The persons whose images are of an import, also of one that was stopped."""
+    rows = read_table(table) if table.exists() else []
+    return {row["participant_id"] for row in rows if "taken_as" in row or row.get("reason") == STOPPED}
 
 
 def told(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -247,8 +254,13 @@ def told(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     return tsv(rows, COLUMNS) + "".join(line for line in lines if line.split("\t")[0] not in people)
 
 
-def add_participants(path: Path, people: Sequence[str]) -> None:
-    """Add persons to a `participants.tsv`, whose columns and rows stay as they are, or make one."""
-    rows = [{"participant_id": person} for person in people]
-    there = path.exists() and path.read_bytes().strip()
-    write_whole(path, extended(path, rows) if there else tsv(rows, ["participant_id"]))
+def add_participants(output: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add who has an image and no row to `participants.tsv`, whose columns and rows stay as they are, or make one."""
+    people = dict.fromkeys(row["participant_id"].removeprefix("sub-") for row in rows if "taken_as" in row)
+    folders = (path.name.removeprefix("sub-") for path in output.glob("sub-*"))
+    # a row may be of another who is there
+    there = matched(subject_facts(output), list(dict.fromkeys([*folders, *people])))
+    if new := [{"participant_id": f"sub-{label}"} for label in people if label not in there]:
+        path = output / "participants.tsv"
+        known = path.exists() and path.read_bytes().strip()
+        write_whole(path, extended(path, new) if known else tsv(new, ["participant_id"]))

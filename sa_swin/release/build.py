@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import yaml
+from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from custom.evaluation.conformal import FILE, read_figures
 from custom.support.vendored import code_digest
 from custom.weights.provenance import records_of
-from custom.weights.settings import channels_of
-from custom.weights.transfer import weights_digest
+from custom.weights.settings import channels_of, task_of
+from custom.weights.transfer import load_checkpoint, weights_digest
 from sa_swin.release import card, model, source
 from sa_swin.release.archive import CHECKSUMS, checksums, write_zip
 from sa_swin.release.configs import json_twin, packaged
@@ -66,7 +67,7 @@ def build(root: Path, bundle: str, options: Options, output: Path, say: Say = la
     files = source.committed_files(root, bundle)
     check_changelog(json.loads(files["configs/metadata.json"]))
     settings = model.settings_of(options.weights, options.settings)
-    files |= _configs(files, settings)
+    files |= _configs(files, settings, bundle == f"sa_swin_{task_of(load_checkpoint(options.weights))}")
     config = json.loads(files["configs/inference.json"])
     say("weights")
     network = model.network_of(config)
@@ -101,7 +102,7 @@ class _Made:
     onnx: OnnxModel | None
 
 
-def _configs(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> dict[str, bytes]:
+def _configs(files: Mapping[str, bytes], settings: Mapping[str, Any], own: bool) -> dict[str, bytes]:
     """The YAML configs as they go into the package, each with its JSON twin."""
     code = code_digest({n.removeprefix("custom/"): c for n, c in files.items() if n.startswith("custom/")})
     out = {}
@@ -109,7 +110,7 @@ def _configs(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> dict[st
         if name.startswith("configs/") and name.endswith(".yaml"):
             text = content.decode()
             if "bundle_root" in yaml.safe_load(text):  # a layer has none; what it is merged over has
-                text = packaged(text, settings, code)
+                text = packaged(text, settings, code, own)
             out[name] = text.encode()
             out[name.removesuffix("yaml") + "json"] = json_twin(text).encode()
     return out
@@ -135,7 +136,8 @@ def _onnx(network: nn.Module, config: Mapping[str, Any], options: Options, say: 
     if not options.onnx:
         return None
     say("ONNX export, comparison with PyTorch")
-    return export(network, 2 * channels_of(config), config.get("roi_size", config["spatial_size"]))
+    size = ensure_tuple_rep(config.get("roi_size", config["spatial_size"]), 3)
+    return export(network, 2 * channels_of(config), size)
 
 
 def _descriptions(
@@ -144,7 +146,8 @@ def _descriptions(
     """Metadata and model card."""
     with torch.no_grad():
         channels = network(torch.zeros(1, 2 * channels_of(config), 64, 32, 32)).shape[1]
-    meta = fitted(json.loads(files["configs/metadata.json"]), config, channels, made.evaluation)
+    told = json.loads(files["configs/metadata.json"])
+    meta = fitted(told, config, channels, made.evaluation, made.settings.get("class_names"))
     facts = card.CardFacts(
         name=bundle,
         version=meta["version"],

@@ -20,10 +20,12 @@ NOT_OF_THE_WEIGHTS = frozenset(
         "align",
         "allow_leakage",
         "allow_outside",
+        "anatomies",
         "cache_rate",
         "fold",
         "limit",
         "num_workers",
+        "overlap",
         "override_contract",
         "planes",
         "precision",
@@ -55,19 +57,19 @@ package:
 """
 
 
-def packaged(text: str, settings: Mapping[str, Any], digest: str) -> str:
+def packaged(text: str, settings: Mapping[str, Any], digest: str, own: bool = True) -> str:
     """A config that stands alone (`train`, `inference`) as it goes into a package.
 
     Args:
         text: YAML.
         settings: knobs of the weights; those that this config has get these values.
         digest: of the code, from `custom.support.vendored.code_digest`.
+        own: as in `of_the_weights`.
 
     Raises:
         ReleaseError: when the config has not the form of this project's configs.
     """
-    values = {name: settings[name] for name in knob_names(text) if name in settings and name not in NOT_OF_THE_WEIGHTS}
-    text = with_settings(text, defaults(text) | values)
+    text = with_settings(text, of_the_weights(text, settings, own))
     text = _replaced(text, r"^bundle_root: \.$", _ROOT.rstrip("\n"))
     text = _replaced(text, r"^(network_def:\n(?:  .*\n)*)", r"\g<1>  _requires_: '@package::code'\n")
     return text.rstrip("\n") + "\n" + _PACKAGE.format(digest=digest)
@@ -79,6 +81,20 @@ def knob_names(text: str) -> list[str]:
     if "bundle_root" not in config:
         raise ReleaseError("a config without bundle_root does not stand alone")
     return list(config["settings"])
+
+
+def of_the_weights(text: str, settings: Mapping[str, Any], own: bool) -> dict[str, Any]:
+    """The values of a config's knobs that are of its weights.
+
+    Args:
+        text: YAML.
+        settings: of the training of the weights.
+        own: whether that was a training by this bundle, whose schedule is then its; else only what the config asks its
+            weights for.
+    """
+    asked = defaults(text)
+    names = [name for name in (knob_names(text) if own else asked) if name in settings]
+    return asked | {name: settings[name] for name in names if name not in NOT_OF_THE_WEIGHTS}
 
 
 def defaults(text: str) -> dict[str, Any]:

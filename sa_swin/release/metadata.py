@@ -1,9 +1,9 @@
 """The metadata of a package, fitted to its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from custom.weights.settings import channels_of
+from custom.weights.settings import channels_of, names_to
 from sa_swin.release.errors import ReleaseError
 from sa_swin.release.evaluation import Evaluation
 
@@ -23,16 +23,20 @@ def check_changelog(metadata: Mapping[str, Any]) -> None:
 
 
 def fitted(
-    metadata: Mapping[str, Any], settings: Mapping[str, Any], output_channels: int, evaluation: Evaluation | None
+    metadata: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    output_channels: int,
+    evaluation: Evaluation | None,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Metadata with the channels of these weights, and with the figures of their evaluation.
 
     Args:
         metadata: of the bundle.
-        settings: of the package's config: `in_channels`, `asymmetry_map`, `modality`, and `class_names` where the
-            training knew them.
+        settings: of the package's config: `in_channels`, `asymmetry_map`, `modality`.
         output_channels: what the network gives, at axis 1.
         evaluation: None leaves `eval_metrics` out.
+        class_names: that the training knew.
     """
     data_format = metadata["network_data_format"]
     image, pred = data_format["inputs"]["image"], data_format["outputs"]["pred"]
@@ -46,12 +50,9 @@ def fitted(
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }
     pred = pred | {"num_channels": output_channels}
-    known = pred["channel_def"] if pred.get("format") != "embedding" else {}
-    if known and len(known) != output_channels:
-        pred["channel_def"] = {str(i): known.get(str(i), f"class {i}") for i in range(output_channels)}
-    names = settings.get("class_names")
-    if known and names and len(names) == output_channels:
-        pred["channel_def"] = {str(i): str(name) for i, name in enumerate(names)}
+    if pred.get("format") != "embedding":
+        called = names_to(output_channels, class_names, pred.get("format") == "segmentation")
+        pred["channel_def"] = {str(number): name for number, name in enumerate(called)}
     fitted_format = data_format | {
         "inputs": data_format["inputs"] | {"image": image},
         "outputs": data_format["outputs"] | {"pred": pred},

@@ -1,5 +1,6 @@
 """Cases of a report: which ones to show, and their volumes on the aligned grid."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,20 +130,25 @@ def picture_grid(image: MetaTensor, row: Row, align: bool) -> tuple[torch.Tensor
 
 
 def case_files(run: Run, row: Row) -> dict[str, Path]:
-    """Where the volumes of a case should be: image, prediction, asymmetry map and, by the datalist, the truth."""
+    """Where the volumes of a case should be: image, prediction, asymmetry map and, by the datalist, the truth.
+
+    What the run was not asked for is left out: a file of that name is of an earlier run in the same folder.
+    """
     image = Path(row["image"])
-    paths = run.record.get("paths", {})
-    root = Path(paths.get("dataset_dir", image.parent))
+    paths, config = run.record.get("paths", {}), run.record.get("config", {})
+    root = Path(os.path.abspath(paths.get("dataset_dir", image.parent)))
     files = {"image": image}
+    asked = {"pred": config.get("save_masks", True), "asymmetry": config.get("save_asymmetry", False)}
     for kind, postfix in (("prediction", "pred"), ("asymmetry", "asymmetry")):
-        files[kind] = result_path(str(image), root, run.folder, postfix)
+        if asked[postfix]:
+            files[kind] = result_path(str(image), root, run.folder, postfix)
     truth = masks(paths).get(str(image))
     return {**files, "truth": root / truth} if truth else files
 
 
 def masks(paths: Mapping[str, Any]) -> dict[str, str]:
     """The mask of each image that the datalist of a run gives one, by the image's path as the tables have it."""
-    root = Path(paths.get("dataset_dir", "."))
+    root = Path(os.path.abspath(paths.get("dataset_dir", ".")))
     entries = [entry for entries in datalist(paths).values() for entry in entries]
     first = [(e["image"][0] if isinstance(e["image"], list) else e["image"], e.get("label")) for e in entries]
     return {str(root / image): label for image, label in first if isinstance(label, str)}

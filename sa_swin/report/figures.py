@@ -5,7 +5,6 @@ marked R. They are slices of the aligned volume, as the network saw it. `nilearn
 world, for which it would resample a volume that is aligned to its head, and it has no place for a mirror image.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -143,13 +142,13 @@ def _plot_quantity(axis: Axes, lines: Mapping[str, Sequence[tuple[int, float]]],
 def read_scalars(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Scalars in the TensorBoard files of a folder: name to (epoch, value) pairs, in order.
 
-    A later file goes on from its first epoch: of a training begun anew in the same folder nothing older is left.
+    A later file goes on with a scalar from its first epoch of it: of a training begun anew in the same folder nothing
+    older is left. One run writes two files, training values and those of the validation.
     """
     scalars: dict[str, dict[int, float]] = {}
     for file in sorted(Path(run_dir).glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file)).Reload()
-        own = {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
-        first = min((step for points in own.values() for step in points), default=math.inf)
-        kept = {name: {step: v for step, v in points.items() if step < first} for name, points in scalars.items()}
-        scalars = kept | {name: kept.get(name, {}) | points for name, points in own.items()}
-    return {name: sorted(points.items()) for name, points in scalars.items() if points}
+        for name in events.Tags()["scalars"]:
+            own = {event.step: event.value for event in events.Scalars(name)}
+            scalars[name] = {step: v for step, v in scalars.get(name, {}).items() if step < min(own)} | own
+    return {name: sorted(points.items()) for name, points in scalars.items()}

@@ -291,6 +291,79 @@ def test_bad_input_is_refused_before_training_with_a_sentence(case, tiny_cohort,
     assert not (tmp_path / "models").exists()
 
 
+def refusal(task, workflow, root, output, **changes):
+    """The sentence that a run ends with; MONAI wraps what configs raise, the cause is what users see."""
+    bundle = made(task, workflow, root, output, **changes)
+    bundle.initialize()
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        bundle.run()
+    return str(root_cause(raised.value))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_evaluation_names_all_cases_that_it_cannot_take(task, tiny_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    root = shutil.copytree(tiny_cohort, tmp_path / "cohort")
+    lists = json.loads((root / "datalists" / f"{task}.json").read_text())
+    images = [case["image"] for case in lists["training"]]
+    for image in images:
+        known = nib.load(root / image)
+        nib.save(nib.Nifti1Image(0 * known.get_fdata(), known.affine), root / image)
+    (root / "list.json").write_text(json.dumps({"testing": lists["training"]}))
+    save_weights(made(task, "inference", root, tmp_path), tmp_path / "model.pt")
+    changes = {"datalist": str(root / "list.json"), "checkpoint": str(tmp_path / "model.pt"), "cache_rate": 1.0}
+    told = refusal(task, "evaluate", root, tmp_path, **changes)
+    assert f"{len(images)} of {len(images)} cases cannot be taken" in told
+    assert all(f"{image}: channel 0 of the image is constant" in told for image in images)
+
+
+def test_a_case_that_is_held_in_memory_is_measured_as_one_that_is_read(tiny_cohort, tmp_path):
+    save_weights(made("segment", "inference", tiny_cohort, tmp_path), tmp_path / "model.pt")
+    tables = []
+    for rate, workers in ((0.0, 0), (1.0, 0), (1.0, 2)):
+        changes = {"checkpoint": str(tmp_path / "model.pt"), "cache_rate": rate, "num_workers": workers}
+        bundle = made("segment", "evaluate", tiny_cohort, tmp_path, align=True, untrusted="found", **changes)
+        bundle.initialize()
+        bundle.run()
+        (mask,) = tmp_path.rglob("*_pred.nii.gz")
+        tables.append(((tmp_path / "cases.csv").read_text(), nib.load(mask).to_bytes()))
+    assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_an_evaluation_refuses_a_list_with_other_classes_than_those_of_the_weights(
+    task, tiny_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    bundle = made(task, "inference", tiny_cohort, tmp_path)
+    settings = of_weights(bundle.parser.get_parsed_content("settings"), class_names=["background", "tumour"])
+    state = bundle.parser.get_parsed_content("network_def").state_dict()
+    torch.save(carrying(state, settings=settings), tmp_path / "model.pt")
+    lists = json.loads((tiny_cohort / "datalists" / f"{task}.json").read_text())
+    (tmp_path / "list.json").write_text(json.dumps({"labels": {"0": "background", "1": "infarct"}} | lists))
+    changes = {"datalist": str(tmp_path / "list.json"), "checkpoint": str(tmp_path / "model.pt")}
+    told = refusal(task, "evaluate", tiny_cohort, tmp_path, **changes)
+    assert "classes 0 background, 1 tumour; " in told
+    assert "has 0 background, 1 infarct" in told
+
+
+@pytest.mark.parametrize("workflow", ["evaluate", "inference"])
+def test_weights_of_pretraining_are_used_one_at_a_time(workflow, tiny_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    save_weights(made("pretrain", "inference", tiny_cohort, tmp_path), tmp_path / "model.pt")
+    told = refusal("pretrain", workflow, tiny_cohort, tmp_path, checkpoint=[str(tmp_path / "model.pt")] * 2)
+    assert told == "weights of pretraining are used one at a time, got 2: give one file"
+
+
+def test_what_is_documented_keeps_the_tables_of_evaluation_and_prediction_apart():
+    for page in (ROOT / "docs" / "how-to" / "training.md", *(ROOT / "bundles").glob("*/docs/README.md")):
+        text = page.read_text().replace("\\\n", "")
+        runs = re.findall(r"^python -m monai\.bundle run .*?(train|evaluate|inference)\.yaml['\"\]]* --bundle_root.*"
+                          r"--output_dir (\S+)", text, re.MULTILINE)  # fmt: skip
+        assert [name for name, _ in runs] == ["train", "evaluate", "inference"], page
+        assert len({folder for _, folder in runs}) == 3, page
+
+
 def test_the_label_free_objective_trains_without_labels(tiny_cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     path = tmp_path / "list.json"

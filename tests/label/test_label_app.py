@@ -58,7 +58,20 @@ def test_the_classes_that_a_client_sees_are_those_of_the_weights(weights, tmp_pa
     served = prepare(weights, tmp_path / "studies", tmp_path / "models")
     metadata = json.loads((served.folder / SEGMENT / "configs" / "metadata.json").read_text())
     classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-    assert classes == {"0": "background", "1": "lesion", "2": "class 2"}
+    assert classes == {"0": "background", "1": "class 1", "2": "class 2"}
+    metadata = json.loads((served.folder / CLASSIFY / "configs" / "metadata.json").read_text())
+    classes = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert classes == {"0": "class 0", "1": "class 1"}
+
+
+def test_the_names_that_the_weights_carry_are_those_that_a_client_sees(weights, tmp_path):
+    path = tmp_path / "weights" / "classify" / "models" / "model.pt"
+    path.parent.mkdir(parents=True)
+    state = torch.load(weights / "classify" / "models" / "model.pt", weights_only=True)
+    torch.save(carrying(state, seen=SEEN, settings={**SIZES, **INPUT, "class_names": ["well", "ill"]}), path)
+    served = prepare(tmp_path / "weights", tmp_path / "studies", tmp_path / "models")
+    metadata = json.loads((served.folder / CLASSIFY / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "well", "1": "ill"}
 
 
 def test_what_was_trained_stays_and_other_weights_or_studies_start_anew(weights, tmp_path):

@@ -85,6 +85,14 @@ def test_an_option_of_many_takes_all_words_up_to_the_next(words):
     assert command.arguments(["--labels=a", "x"]) == {"labels": ("a",), "value": "x"}
 
 
+def test_a_path_with_a_comma_that_is_there_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fold 0,1").mkdir()
+    command = Command("tool", "Does it.", (Option("weights", "Sequence[str]", "()", ""),))
+    found = ("fold 0,1", "a", "b")
+    assert command.arguments(["--weights", "fold 0,1", "a,b"]) == {"weights": found}
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

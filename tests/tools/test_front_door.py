@@ -142,6 +142,14 @@ def test_several_weights_become_the_checkpoint_of_the_bundle(tmp_path):
         checkpoint_at(tmp_path / "package.zip")
 
 
+@pytest.mark.parametrize("words", [["--weights", "model.pt"], ["--weights=model.pt"], ["--weights"]])
+def test_a_training_does_not_take_weights_but_pretrained_ones(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "segment", *words])
+    assert ended.value.code == 2
+    assert "to start from weights give --pretrained" in capsys.readouterr().err
+
+
 def test_without_its_environment_the_label_server_says_how_to_make_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LABEL_VENV", str(tmp_path))
     with pytest.raises(SystemExit):

@@ -165,6 +165,15 @@ def test_a_released_checkpoint_names_nobody_and_two_cannot_be_joined(tmp_path, c
 RECORD = {"stage": "classify", "section": "training", "label": "class", "salt": "s", "subjects": ["a"], "images": []}
 
 
+def test_what_was_looked_for_before_a_run_is_not_looked_for_again(tmp_path, cases, monkeypatch):
+    (case,) = cases(1)
+    torch.save(carrying({"weight": torch.ones(2)}, seen=[]), tmp_path / "model.pt")
+    guard = LeakageGuard([case], tmp_path / "model.pt", tmp_path / "list.json")
+    found = guard.check()
+    monkeypatch.setattr("custom.weights.provenance.records_of", None)
+    assert guard.check() == found
+
+
 def test_weights_with_a_record_load_as_any_flat_state_dict(tmp_path):
     network = torch.nn.Linear(2, 3)
     torch.save(carrying(network.state_dict(), seen=[RECORD]), tmp_path / "model.pt")

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 
@@ -64,6 +65,36 @@ def test_what_contradicts_the_weights_is_refused_with_both_values(model, caplog,
         weights.check(settings)
     with caplog.at_level(logging.WARNING):
         weights.check(settings, override=True)
+    assert re.search(words, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "differ"),
+    [
+        (["well", "ill"], ["ill", "well"], True),
+        (["well", "ill"], ["Well", "ill", "worse"], False),
+        (["well", "lesion"], ["lesion", "well"], True),
+        (["well", "ill"], None, False),
+        (None, ["ill", "well"], False),
+        (["class 0", "class 1"], ["ill", "well"], False),
+        (["background", "tumour"], ["background", "infarct"], True),
+        (["background", "tumour"], ["background", "lesion"], False),
+        (["background", "class 1"], ["background", "infarct"], False),
+    ],
+)
+def test_a_list_whose_classes_have_other_names_is_refused_with_those_of_both(tmp_path, caplog, own, other, differ):
+    settings = SETTINGS | ({"class_names": own} if own else {})
+    torch.save(carrying({"weight": torch.ones(2)}, settings=settings), tmp_path / "model.pt")
+    labels = {"labels": {str(number): name for number, name in enumerate(other)}} if other else {}
+    (tmp_path / "list.json").write_text(json.dumps(labels | {"testing": []}))
+    weights = Weights(tmp_path / "model.pt")
+    if not differ:
+        weights.check_classes(tmp_path / "list.json")
+        return
+    words = rf"classes 0 {own[0]}, 1 {own[1]}; .*list\.json has 0 {other[0]}, 1 {other[1]}"
+    with pytest.raises(WeightsError, match=words):
+        weights.check_classes(tmp_path / "list.json")
+    weights.check_classes(tmp_path / "list.json", override=True)
     assert re.search(words, caplog.text)
 
 
@@ -149,3 +180,6 @@ def test_weights_of_one_training_go_together_and_the_first_speaks_for_all(model,
         Weights([model, tmp_path / "other.pt"]).check(SETTINGS)
     with pytest.raises(WeightsError, match=r"no checkpoint at .*none\.pt"):
         Weights([model, tmp_path / "none.pt"]).check(SETTINGS)
+    with pytest.raises(WeightsError, match="weights of pretraining are used one at a time, got 2"):
+        Weights([model, model], several=False).check(SETTINGS)
+    Weights(model, several=False).check(SETTINGS)

@@ -243,6 +243,14 @@ def test_neither_the_raw_data_nor_another_dataset_is_written_to(study, tmp_path,
     assert "that sa-swin did not make" in run(study, tmp_path, "participant")
 
 
+def test_what_somebody_wrote_into_the_folder_stays(study, tmp_path):
+    for name in ("README.md", ".bidsignore"):
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):  # the second time the dataset is ours
+        assert run(study, tmp_path, "participant", "--shard", "7/9") == 0
+        assert {(tmp_path / name).read_text() for name in ("README.md", ".bidsignore")} == {"mine"}
+
+
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_the_validator_of_bids_finds_no_error(done):
     told = subprocess.run([VALIDATOR, str(done), "--format", "json"], capture_output=True, text=True).stdout

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -184,6 +185,20 @@ def test_lesions_have_a_mask_a_table_of_names_and_probabilities(tmp_path, names)
     assert np.array_equal(nib.load(files["sub-1_desc-lesion_dseg.nii.gz"]).get_fdata(), shares.argmax(-1))
 
 
+@pytest.mark.parametrize(
+    ("task", "names"), [("segment", ["background", "core"]), ("classify", ["well", "ill", "x", "y"])]
+)
+def test_each_class_has_a_name_whatever_the_datalist_said(tmp_path, task, names):
+    model = load_model(str(saved(tmp_path / "w", task, class_names=names)), tmp_path)
+    object.__setattr__(model, "settings", {**model.settings, "num_classes": 3})
+    assert model.names == [*names, "class 2"][:3]
+    object.__setattr__(model, "settings", {"num_classes": 3})
+    assert model.names == ["background" if task == "segment" else "class 0", "class 1", "class 2"]
+    if task == "segment":
+        found = lesion_figures({"findings": [{"class": 2}], "volume_ml_class2": 3.0}, model)
+        assert (found["findings"], found["lesions"][1]["volume_ml"]) == ([{"class": "class 2"}], 3.0)
+
+
 def test_weights_of_one_task_are_used_together(tmp_path):
     paths = [
         saved(tmp_path / name, "segment", scaled) for name, scaled in (("a", spread_out), ("b", lambda network: None))
@@ -262,6 +277,15 @@ def test_weights_say_which_images_they_take(study, tmp_path, capsys):
     assert "channel 1 is T1w; " in (told := capsys.readouterr().err)
     assert told.endswith("was trained on FLAIR\n")
     assert wanted_images((), wanted_models([str(saved(tmp_path / "b", "segment"))], (), work), None) == ("T1w",)
+
+
+def test_a_norm_of_another_sequence_is_told(capsys):
+    norm = SimpleNamespace(settings={"sequence": "FLAIR"})
+    assert wanted_images((), {}, norm) == ("FLAIR",)
+    assert wanted_images(("acq-3d_FLAIR",), {}, norm) == ("acq-3d_FLAIR",)
+    assert capsys.readouterr().err == ""
+    assert wanted_images(("T1w",), {}, norm) == ("T1w",)
+    assert capsys.readouterr().err == "warning: channel 1 is T1w; the norm was made of FLAIR\n"
 
 
 @pytest.mark.slow

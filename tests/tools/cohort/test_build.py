@@ -15,7 +15,7 @@ from custom.data.case import CohortError
 from custom.data.datalist import load_datalist
 from sa_swin.cohort.bids import Scan
 from sa_swin.cohort.bids_files import parse_choice
-from sa_swin.cohort.build import Built, Design
+from sa_swin.cohort.build import Built, Design, mask_names
 from sa_swin.cohort.build import build as make
 from sa_swin.cohort.command import build_command
 from sa_swin.cohort.summary import summary
@@ -443,6 +443,20 @@ def test_the_command_line_builds_checks_and_fails_as_it_says(tmp_path):
     assert done.stderr.startswith("sa-swin cohort: no datalist at")
     assert "Traceback" not in done.stderr
     assert "--subject_pattern" in cohort_command("build", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("mask", "name"),
+    [
+        ("label-lesion_mask", "lesion"),
+        ("desc-x_label-GM_mask", "GM"),
+        ("label-L_desc-T1lesion_mask", "class 1"),  # ATLAS: the letter is no name
+        ("label-1_mask", "class 1"),
+        (None, "class 1"),
+    ],
+)
+def test_a_mask_is_called_what_its_file_says_where_that_is_a_name(mask, name):
+    assert mask_names(mask) == {"0": "background", "1": name}
 
 
 def test_cohorts_need_neither_torch_nor_monai():

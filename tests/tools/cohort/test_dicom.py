@@ -182,6 +182,33 @@ def test_where_nobody_has_an_image_the_participants_stay_as_they_are(imported):
     assert (imported(p2=LEFT) / "participants.tsv").stat() == before
 
 
+@pytest.mark.parametrize("killed_at", ["p1", "p2"])
+def test_an_import_that_was_stopped_goes_on(tmp_path, monkeypatch, killed_at):
+    for label in ("p1", "p2", "p3"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+
+    def import_person(label, folder, output):
+        image = output / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+        if label == killed_at:
+            raise KeyboardInterrupt
+        return [{"participant_id": f"sub-{label}", "folder": folder.name, "series": 3, **TAKEN}]
+
+    monkeypatch.setattr(dicom, "import_person", import_person)
+    with pytest.raises(KeyboardInterrupt):
+        import_dicom(tmp_path / "in", tmp_path / "out")
+    table, people = tmp_path / "out" / "sourcedata" / "dicom.tsv", tmp_path / "out" / "participants.tsv"
+    assert [row.get("taken_as") for row in read_table(table)] == [*["T1w"] * (killed_at == "p2"), None]
+    assert people.exists() == (killed_at == "p2")
+    killed_at = ""
+    import_dicom(tmp_path / "in", tmp_path / "out")
+    assert {row["participant_id"]: row.get("taken_as") for row in read_table(table)} == dict.fromkeys(
+        ("sub-p1", "sub-p2", "sub-p3"), "T1w"
+    )
+    assert people.read_text().split() == ["participant_id", "sub-p1", "sub-p2", "sub-p3"]
+
+
 @pytest.mark.skipif(not CONVERTER, reason="dcm2niix is not installed")
 def test_series_become_a_bids_dataset_that_names_nobody(tmp_path, capsys):
     pytest.importorskip("pydicom")

@@ -18,10 +18,10 @@ from safetensors.torch import load as load_safetensors
 
 from custom.weights.pretrained import SHIPPED
 from custom.weights.provenance import records_of
-from custom.weights.settings import settings_in, sizes
+from custom.weights.settings import carrying, settings_in, sizes
 from custom.weights.transfer import weights_digest
 from sa_swin.release.archive import read_package
-from sa_swin.release.build import Options, build, conformal_of
+from sa_swin.release.build import Options, _onnx, build, conformal_of
 from sa_swin.release.configs import NOT_OF_THE_WEIGHTS, defaults, knob_names, with_settings
 from sa_swin.release.errors import ReleaseError
 from sa_swin.release.verification import verify
@@ -93,6 +93,46 @@ def test_a_package_has_the_settings_of_its_weights_and_keeps_its_comments(packag
         comments = [line.split("#")[1] for line in before.splitlines() if "  # " in line]
         assert len(comments) > 5
         assert all(comment in files[path].decode() for comment in comments)
+
+
+def test_a_package_predicts_as_the_bundle_with_the_same_weights_and_takes_no_schedule_from_another_task(
+    repository, weights, tmp_path
+):
+    told = SETTINGS | {"overlap": 0.25, "max_epochs": 7, "num_samples": 3}
+    state = torch.load(checkpoint(weights, "segment"), weights_only=True)
+    torch.save(carrying(state, settings=told), tmp_path / "own.pt")
+    for path, epochs in ((tmp_path / "own.pt", 7), (SHIPPED["default"], 300)):
+        files = read_package(build(repository, "sa_swin_segment", Options(path, onnx=False), tmp_path))
+        train, inference = (json.loads(files[f"configs/{name}.json"]) for name in ("train", "inference"))
+        assert train["max_epochs"] == epochs
+        assert train["overlap"] == inference["overlap"] == 0.5
+        assert train["num_samples"] == settings_in(path)["num_samples"]  # asked of the weights
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "called"),
+    [
+        ("classify", None, ["class 0", "class 1"]),
+        ("classify", ["well", "ill"], ["well", "ill"]),
+        ("segment", None, ["background", "lesion"]),
+        ("segment", ["background", "core"], ["background", "core"]),
+    ],
+)
+def test_a_package_calls_its_classes_as_the_weights_do(repository, weights, tmp_path, task, names, called):
+    state = torch.load(checkpoint(weights, task), weights_only=True)
+    settings = SETTINGS | ({"class_names": names} if names else {})
+    torch.save(carrying(state, seen=[SEEN], settings=settings), tmp_path / "model.pt")
+    files = read_package(build(repository, f"sa_swin_{task}", Options(tmp_path / "model.pt", onnx=False), tmp_path))
+    pred = json.loads(files["configs/metadata.json"])["network_data_format"]["outputs"]["pred"]
+    assert pred["channel_def"] == {str(number): name for number, name in enumerate(called)}
+
+
+def test_one_number_for_a_size_is_exported_as_three_of_it(weights, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("sa_swin.release.build.export", lambda network, channels, size: sizes.append(tuple(size)))
+    for config in ({"roi_size": 32, "spatial_size": 64}, {"spatial_size": 64}, {"spatial_size": [64, 32, 32]}):
+        _onnx(None, config, Options(checkpoint(weights, "segment")), print)
+    assert sizes == [(32, 32, 32), (64, 64, 64), (64, 32, 32)]
 
 
 @pytest.mark.parametrize("value", [1e-05, 2.0, 3, True, None, "", "saca", [1, 2], {"rotation": 1e-4}, [0.1, 1e-6]])

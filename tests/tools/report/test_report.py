@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -87,6 +88,20 @@ def test_of_two_trainings_in_one_folder_the_second_is_shown_and_a_resumed_one_wh
     assert [(step, round(value, 1)) for step, value in found] == [(1, 0.1), (2, 0.1), (3, 0.2), (4, 0.2), (5, 0.2)]
 
 
+def test_the_training_and_the_validation_of_one_run_lie_in_two_files_and_both_are_shown(tmp_path):
+    for run, value in enumerate((0.9, 0.1)):  # the second begun anew in the same folder
+        for part, name in enumerate(("dice", "train_loss")):
+            with SummaryWriter(tmp_path / "new") as writer:
+                for epoch in (1, 2, 3)[: 3 - run]:
+                    writer.add_scalar(name, value, epoch)
+            (made,) = (tmp_path / "new").iterdir()
+            made.rename(tmp_path / f"events.out.tfevents.{run}.{part}")
+    found = {
+        name: [(step, round(value, 1)) for step, value in points] for name, points in read_scalars(tmp_path).items()
+    }
+    assert found == {name: [(1, 0.1), (2, 0.1)] for name in ("dice", "train_loss")}
+
+
 def test_losses_of_whole_batches_are_told_once_and_not_by_case(tmp_path):
     rows = [
         {
@@ -171,6 +186,24 @@ def test_a_case_is_shown_on_the_aligned_grid_whatever_its_storage(evaluation):
     np.testing.assert_array_equal(case["truth"], case["prediction"])
     np.testing.assert_array_equal(case["mirrored"], case["image"][::-1])
     assert len(voxels) * 64 == pytest.approx(500 * 64, rel=0.05)
+
+
+def test_the_truth_is_shown_where_the_run_was_given_a_relative_folder(evaluation, monkeypatch):
+    monkeypatch.chdir(evaluation.parent)
+    record(evaluation, "evaluate", dataset_dir="data", datalist="data/list.json", output_dir="results")
+    run = read_run(evaluation)
+    assert {"truth", "prediction"} <= pictured(run, run.rows[0], "first").keys()
+
+
+def test_files_that_the_run_did_not_write_are_of_an_earlier_one_and_not_shown(evaluation):
+    run = read_run(evaluation)
+    prediction = evaluation / "anat" / "s0_pred.nii.gz"
+    shutil.copy(prediction, prediction.with_name("s0_asymmetry.nii.gz"))
+    asked = run.record["config"]
+    for changes, layers in (({}, {"prediction"}), ({"save_asymmetry": True}, {"prediction", "asymmetry"}),
+                            ({"save_masks": False}, set())):  # fmt: skip
+        run.record["config"] = asked | changes
+        assert pictured(run, run.rows[0], "first").keys() & {"prediction", "asymmetry"} == layers
 
 
 def test_a_classification_has_curves_calibration_and_confusion(tmp_path):
