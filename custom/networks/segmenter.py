@@ -9,15 +9,14 @@ from monai.utils import look_up_option
 from torch import Tensor, nn
 
 from custom.networks.channels_last import channels_last, use_channels_last
-from custom.networks.comparison import AttendedComparison, Comparison
+from custom.networks.comparison import Comparison
 from custom.networks.encoder import SwinEncoder
 from custom.networks.encoding import BOTTLENECK, EncoderOptions, SymmetryAwareEncoding, halves
 
 Halves = tuple[Tensor, Tensor | None]
 """Of the image, and of its counterpart."""
-READOUTS = ("places", "attended", "paper")
-"""What the decoder is told of the counterpart: how every place differs from it, at five scales; the same, at two of
-them from what the place attends to around it; or, as in the paper,
+READOUTS = ("places", "paper")
+"""What the decoder is told of the counterpart: how every place differs from it, at five scales; or, as in the paper,
 nothing but what the cross-attention adds at the bottleneck."""
 
 
@@ -80,10 +79,9 @@ class SASwinUNETR(ComparingDecoder, SymmetryAwareEncoding, SwinUNETR):
         )
         self.set_encoder(options, SwinEncoder(self.swinViT))
         widths = [options.feature_size * 2**scale for scale in range(BOTTLENECK)]
-        if look_up_option(readout, READOUTS) != "paper" and self.symmetry is not None:
+        if look_up_option(readout, READOUTS) == "places" and self.symmetry is not None:
             compared = [Comparison(options.channels, options.feature_size, kernel_size=3)]
-            kinds = 2 * [AttendedComparison if readout == "attended" else Comparison] + 9 * [Comparison]
-            self.comparisons = nn.ModuleList([*compared, *(k(w, w) for k, w in zip(kinds, widths, strict=False))])
+            self.comparisons = nn.ModuleList([*compared, *(Comparison(width, width) for width in widths)])
         else:
             self.comparisons = None
         use_channels_last(self)
