@@ -79,10 +79,9 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         found["window_size"] = (round(len(next(iter(tables.values()))) ** (1 / 3)) + 1) // 2  # (2 window - 1)^3 rows
     if any(name.startswith("head.") for name in tensors):
         found["readout"] = "places" if any(name.startswith("head.3.") for name in tensors) else "paper"
-        if "in_channels" in found and any(
-            name.startswith("head.4.") for name in tensors
-        ):  # the evidence of the asymmetry map
-            found |= {"asymmetry_map": True, "in_channels": found["in_channels"] - 1}
+        if "in_channels" in found:
+            mapped = any(name.startswith("head.4.") for name in tensors)  # the evidence of the asymmetry map
+            found |= {"asymmetry_map": mapped, "in_channels": found["in_channels"] - int(mapped)}
     elif any(name.startswith("contrastive_head.") for name in tensors):
         found["readout"] = "paper" if any(name.startswith("symmetry_head.") for name in tensors) else "places"
     elif any(name.startswith("decoder1.") for name in tensors):

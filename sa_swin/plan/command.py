@@ -34,7 +34,7 @@ def plan_command(
     datalist: str | None = None,
     feature_size: int = 48,
     spacing: float | None = None,
-    asymmetry_map: bool = False,
+    asymmetry_map: bool | None = None,
     allow_outside: bool = False,
 ) -> None:
     """Look at a cohort and the device, and write the settings of a training that fits, with the reason of each.
@@ -53,7 +53,7 @@ def plan_command(
         datalist: JSON; by default DATASET/datalists/<task>.json.
         feature_size: channels of the encoder's first stage.
         spacing: mm, instead of the one that follows from the files.
-        asymmetry_map: plan for a network that sees it (MR), as weights that saw it do.
+        asymmetry_map: plan for a network that sees it (MR), as weights that saw it do; by default a classifier of MR.
         allow_outside: read files outside of DATASET, too, where absolute paths, .. and symlinks may lead; so does the
             training with this plan.
     """
@@ -66,8 +66,10 @@ def plan_command(
     lines = data_lines(task, cohort, spacing) | {"feature_size": (feature_size, "as asked for; the default is 48")}
     if asymmetry_map and cohort.modality != "MR":
         raise UserError(f"asymmetry_map is for MR; {lists} lists {cohort.modality}")
-    if asymmetry_map:
-        lines["asymmetry_map"] = (True, "as asked for: a channel beside the image's")
+    if asymmetry_map is not None:
+        lines["asymmetry_map"] = (asymmetry_map, "as asked for; it is a channel beside the image's")
+    elif task == "classify":
+        lines["asymmetry_map"] = (cohort.modality == "MR", "the default: a channel beside the image's, of MR")
     if allow_outside:
         lines["allow_outside"] = (True, "as asked for")
     settings = {name: value for name, (value, _) in lines.items()}

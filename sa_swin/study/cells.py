@@ -122,8 +122,10 @@ def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
     home = folder / "cells" / cell.digest
     dataset_dir, datalists = of_cell(cell, folder)
     network = {"network_def": dict(cell.network)} if cell.network else {}
+    weights = pretrained(cell, folder)
     return {
         **FIXED,
+        **({} if weights else {"asymmetry_map": False}),  # a variant's to ask for, whatever the bundle's default is
         **cell.settings,
         "align": False,
         "val_interval": cell.settings["max_epochs"],  # the last weights are the ones measured, in every arm alike
@@ -133,7 +135,7 @@ def overrides(cell: Cell, folder: Path, device: str) -> dict[str, Any]:
         "datalist": str(datalists / f"{cell.arm.task}.json"),
         "output_dir": str(home / "evaluate"),
         "ckpt_dir": str(home / "models"),
-        "pretrained": pretrained(cell, folder),
+        "pretrained": weights,
         "device": f"$torch.device({device!r})",
         "contract::_target_": "sa_swin.study.controls.ControlledContract",
         **{f"contract::{name}": value for name, value in control_of(cell, folder).items()},

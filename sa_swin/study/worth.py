@@ -31,7 +31,11 @@ BASELINES: dict[str, dict[str, Any]] = {
     },
 }
 """Networks of MONAI that are no Swin, from the image alone to two classes."""
-VARIANTS = {"plain": {"symmetry": "none"}, "channel": {"symmetry": "channel"}, "saca": {"symmetry": "saca"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"symmetry": "none"},
+    "channel": {"symmetry": "channel"},
+    "saca": {"symmetry": "saca"},
+}
 CONTROLS = {"other subject": {"kind": "other_subject"}, "wrong axis": {"kind": "wrong_axis"}}
 VERDICTS = {
     "yes": "Yes",
@@ -98,7 +102,7 @@ def content(
         | {"warmup_epochs": min(1, epochs - 1), "learning_rate": 2.0e-3}
         | further_settings(entries, allow_outside),
         task: {"max_epochs": epochs, "batch_size": BATCH, **settings},
-        "variants": {**VARIANTS, "baseline": {"network": BASELINES[task]}},
+        "variants": {**VARIANTS, "saca": default_of(task, entries), "baseline": {"network": BASELINES[task]}},
         "controls": CONTROLS,
         "arms": [
             {"task": task, "variant": [*VARIANTS, "baseline"]},
@@ -111,6 +115,12 @@ def content(
             {"task": task, "arm": {"variant": "saca"}, "against": {"variant": "baseline"}},
         ],
     }
+
+
+def default_of(task: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The bundle's default with the counterpart: a classifier of MR sees the asymmetry map, too."""
+    mapped = task == "classify" and modality_of(entries[0]["image"]) != "CT"
+    return VARIANTS["saca"] | ({"asymmetry_map": True} if mapped else {})
 
 
 def further_settings(entries: Sequence[Mapping[str, Any]], allow_outside: bool) -> dict[str, Any]:

@@ -37,3 +37,23 @@ def test_weights_say_that_they_see_the_map_and_the_prediction_makes_it(task, tin
     with pytest.raises(RuntimeError) as caught:
         other.run()
     assert "asymmetry_map True, here False" in str(root_cause(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "mapped"),
+    [
+        ("classify", {}, True),
+        ("classify", {"modality": "CT"}, False),
+        ("classify", {"symmetry": "none"}, False),
+        ("classify", {"asymmetry_map": False}, False),
+        ("classify", {"pretrained": "painted"}, False),
+        ("classify", {"pretrained": "default"}, True),
+        ("segment", {}, False),
+    ],
+)
+def test_a_classifier_of_mr_from_scratch_sees_the_map(task, options, mapped, tiny_cohort, tmp_path):
+    training = made(task, "train", tiny_cohort, tmp_path, **options)
+    training.initialize()
+    assert training.parser.get_parsed_content("asymmetry_map") is mapped
+    network = training.parser.get_parsed_content("network_def")
+    assert network.swinViT.patch_embed.proj.in_channels == 1 + mapped

@@ -101,7 +101,8 @@ def test_input_channels_by_hand():
 def test_sizes_are_read_from_the_tensors():
     network = SASwinClassifier(3, in_channels=2, feature_size=24, window_size=5, depths=(1, 2, 1, 1))
     assert sizes(network.state_dict()) == {
-        "symmetry": "saca", "feature_size": 24, "in_channels": 2, "depths": [1, 2, 1, 1], "num_heads": [3, 6, 12, 24],
+        "symmetry": "saca", "feature_size": 24, "in_channels": 2, "asymmetry_map": False, "depths": [1, 2, 1, 1],
+        "num_heads": [3, 6, 12, 24],
         "window_size": 5, "num_classes": 3, "readout": "places",
     }  # fmt: skip
     assert sizes(SASwinClassifier(feature_size=12, readout="paper").state_dict())["readout"] == "paper"

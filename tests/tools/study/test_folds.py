@@ -156,6 +156,16 @@ def test_several_scans_of_a_person_make_no_more_steps(cohort):
     assert worth.content("segment", str(cohort), GRID, {}, 400, 3, 3)["segment"]["max_epochs"] == once / 4 == 25
 
 
+def test_a_classifier_of_mr_is_studied_with_the_map_that_it_sees_by_default(cohort):
+    entries = [{"image": f"sub-{n}_T1w.nii", "label": n % 2, "subject": f"s{n}"} for n in range(12)]
+    for path, mapped in (("classify.json", True), ("segment.json", None)):
+        if mapped:
+            (cohort / "datalists" / path).write_text(json.dumps({"training": entries}))
+        content = worth.content(path.split(".")[0], str(cohort), GRID, {}, 400, 3, 3)
+        assert content["variants"]["saca"].get("asymmetry_map") is mapped
+        assert all("asymmetry_map" not in own for name, own in content["variants"].items() if name != "saca")
+
+
 def test_who_is_studied_is_told_by_side_or_class():
     entries = [{"healthy": True}, {"side": "left"}, {"side": "both"}, {"label": 1}, {"label": "mask.nii"}]
     kinds = [kind(entry) for entry in entries]
