@@ -1,6 +1,7 @@
 """Command line of cohorts: `sa-swin cohort build | check | leakage | dicom --help`."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 from custom.data.case import CohortError
 from custom.support.files import json_text, write_whole
 from sa_swin.cohort import leakage
-from sa_swin.cohort.bids import find_scans
+from sa_swin.cohort.bids import LeftOut, Scan, find_scans
 from sa_swin.cohort.bids_facts import subject_facts
 from sa_swin.cohort.build import Design, build, of_other_builds, reasons, write_datalists
 from sa_swin.cohort.checks import as_json, as_text, check_datalist, good_rest
-from sa_swin.cohort.recipes import read_recipe, recipe_scans
+from sa_swin.cohort.recipes import Recipe, read_recipe, recipe_scans
 from sa_swin.cohort.sources import datalist_scans, root_of, table_scans
 from sa_swin.cohort.summary import summary
 from sa_swin.cohort.table import Facts, columns, conditions, words
@@ -90,31 +91,15 @@ def build_command(
     layout = read_recipe(recipe) if recipe else None
     preset = layout.options if layout else {}
     settings = {"image": "T1w", **preset, **settings}
-    image, mask, target, healthy = (settings.get(name) for name in ("image", "mask", "target", "healthy"))
-    prefix = settings.get("prefix", "")
-    chosen = [name for name, place in (("bids", bids), ("table", table), ("datalist", datalist)) if place]
-    if len(chosen) != 1:
-        raise CohortError(f"give one of --bids, --table and --datalist; got {', '.join(chosen) or 'none'}")
-    if layout and not bids:
-        raise CohortError(f"--recipe {recipe} needs --bids, the folder of the data set: {layout.folder}")
-    channels = words(image)
-    known: list[Facts] = []
-    if layout:
-        scans, left_out, known = recipe_scans(Path(bids), layout, channels, mask)
-    elif bids:
-        known = list(subject_facts(Path(bids)).values())
-        scans, left_out = find_scans(Path(bids), channels, mask, derivative, runs)
-    elif table:
-        scans, left_out = table_scans(Path(table), channels, mask, subject, session)
-    else:
-        scans, left_out = datalist_scans(Path(datalist), subject_pattern)
+    mask, prefix = settings.get("mask"), settings.get("prefix", "")
+    scans, left_out, known = found_scans(settings, layout)
     scans = [replace(scan, subject=f"{prefix}{scan.subject}") for scan in scans]
     kept = [*words(keep), *(name for name in ALWAYS_KEPT if name in columns(scan.facts for scan in scans))]
     given = split if isinstance(split, str) and split in columns(scan.facts for scan in scans) else None
     design = Design(
-        target=target,
+        target=settings.get("target"),
         classes=classes,
-        healthy=conditions(healthy),
+        healthy=conditions(settings.get("healthy")),
         include=conditions(include),
         keep=kept,
         group=words(group),
@@ -135,6 +120,28 @@ def build_command(
     if others := of_other_builds(Path(output), paths):
         names = ", ".join(path.name for path in others)
         print(f"{output} still has {names} of an earlier build; remove what is not meant")
+
+
+def found_scans(settings: Mapping[str, Any], layout: Recipe | None) -> tuple[list[Scan], list[LeftOut], list[Facts]]:
+    """The scans of the one source that the options of `build_command` name, what is left out, and the table's rows.
+
+    Raises:
+        CohortError: no source or several, or a recipe without a folder.
+    """
+    sources = [name for name in ("bids", "table", "datalist") if settings.get(name)]
+    if len(sources) != 1:
+        raise CohortError(f"give one of --bids, --table and --datalist; got {', '.join(sources) or 'none'}")
+    if layout and sources != ["bids"]:
+        raise CohortError(f"--recipe {settings['recipe']} needs --bids, the folder of the data set: {layout.folder}")
+    path, channels, mask = Path(settings[sources[0]]), words(settings["image"]), settings.get("mask")
+    if layout:
+        return recipe_scans(path, layout, channels, mask)
+    if sources == ["bids"]:
+        known = list(subject_facts(path).values())
+        return *find_scans(path, channels, mask, settings.get("derivative"), settings["runs"]), known
+    if sources == ["table"]:
+        return *table_scans(path, channels, mask, settings["subject"], settings.get("session")), []
+    return *datalist_scans(path, settings.get("subject_pattern")), []
 
 
 def check_command(
