@@ -47,16 +47,16 @@ PAGE = """# Is symmetry worth it on this cohort?
 
 **{verdict}** Research only, not for clinical use.
 
-{cohort}. Every subject was tested once, in {folds} folds; {seeds} trainings each. *plain* sees the image alone,
-*channel* the mirror image as further input channels, *saca* is the default; a wrong counterpart should lose what is
-won; *baseline* is {baseline} of MONAI, from the image alone, for as many steps.
+{cohort}. Every subject was tested once, in {folds} folds; {seeds} each. *plain* sees the image alone,
+*channel* the mirror image as further input channels, *saca* is the bundle's default; a wrong counterpart should lose
+what is won; *baseline* is {baseline} of MONAI, from the image alone, for as many steps.
 
 ![Differences with their 95 % intervals](worth.svg)
 
 {arms}
 {comparisons}
 Intervals: cases and seeds are both drawn again. `q`: after Benjamini-Hochberg over these comparisons. *Yes* and *no*
-are only said where the interval leaves out zero and `q` is below 0.05.
+are only said of three trainings or more, where the interval leaves out zero and `q` is below 0.05.
 """
 
 
@@ -202,7 +202,7 @@ def write_page(study: Mapping[str, Any], work: Path) -> Path:
         verdict=verdict(study),
         cohort=f"`{study['study']['cohort']['dataset_dir']}`: {kinds}",
         folds=study["study"]["folds"],
-        seeds=len(study["study"]["seeds"]),
+        seeds=f"{(count := len(study['study']['seeds']))} training{'s' * (count > 1)}",
         baseline=BASELINES[task]["network"]["_target_"],
         arms=arms_table(study["summary"]["arms"], FIGURES[task]),
         comparisons=comparisons_table(rows),
