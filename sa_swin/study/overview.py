@@ -115,6 +115,21 @@ SENTENCES = (
                 "one side",
             ),
             Headline(
+                "masks of lesions on real T1w heads, 20 % of labels (Dice)",
+                "real_lesions",
+                "both, 20 % of labels",
+                "saca, 20 % of labels",
+                "all",
+                "segment",
+            ),
+            Headline(
+                "the same lesions, one side, the weights beside the map (AUC)",
+                "real_lesions",
+                "both",
+                "mapped",
+                "one side",
+            ),
+            Headline(
                 "painted heads, the paper's tasks, all labels (AUC)", "pretrain", "saca, weighted pretraining", "saca"
             ),
             Headline(
