@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from benchmarks.surroundings import MARGIN_MM, SIDE_MM, VOXELS, Pair, as_markdown, cube, samples, shares_told
+from benchmarks.phantom.surroundings import MARGIN_MM, SIDE_MM, VOXELS, Pair, as_markdown, cube, samples, shares_told
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_cube_lies_around_its_place_in_the_world():
 
 
 def test_where_nothing_differs_nobody_is_told_and_where_much_does_everybody(pair, monkeypatch):
-    monkeypatch.setattr("benchmarks.surroundings.EPOCHS", 20)
+    monkeypatch.setattr("benchmarks.phantom.surroundings.EPOCHS", 20)
     assert shares_told([pair] * 8, "surroundings", 0) == {"all": 0.5, "tumour": 0.5}
     assert shares_told([pair] * 8, "trace", 0) == {"all": 1.0, "tumour": 1.0}
 

@@ -1,6 +1,6 @@
 """Does what surrounds a lesion painted on a real head give it away to a network that sees nothing else?
 
-    python -m benchmarks.surroundings --images ../shared/data/cohorts/ixi --lesions ../shared/data/lesions
+    python -m benchmarks.phantom.surroundings --images ../shared/data/cohorts/ixi --lesions ../shared/data/lesions
 
 Every patient is held against the same person without the lesion, so that nothing but the painting differs; a network
 of a cube around the lesion, with the lesion and a margin blanked in both, is tested on persons that it was not trained
