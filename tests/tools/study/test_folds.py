@@ -320,7 +320,7 @@ def test_the_verdict_is_a_sentence_that_needs_interval_and_q(tmp_path, row, word
 @pytest.mark.slow
 def test_the_ready_study_runs_on_a_cohort_and_goes_on_where_it_stopped(tiny_cohort, tmp_path, capsys, said_prepared):
     cohort = shutil.copytree(tiny_cohort, tmp_path / "prepared")
-    said_prepared(cohort, first_of(cohort / "datalists" / "segment.json"))
+    said_prepared(cohort, first_of(cohort / "datalists" / "classify.json"))  # the list that is looked at first
     options = {"work": str(tmp_path / "work"), "dataset_dir": str(cohort), "spacing": 6.0, "spatial_size": (32, 64, 64),
                "roi_size": (32, 64, 32), "steps": 2, "folds": 2, "seeds": 1}  # fmt: skip
     run_worth(**options, only="plain")
