@@ -214,7 +214,8 @@ def resolved(entry: Case, dataset_dir: Path, label: str, facts: Sequence[str] = 
     paths = [str(dataset_dir / path) for path in image_paths(entry)]
     if paths:
         case["image"] = paths if isinstance(entry["image"], list) else paths[0]
-        case["subject"] = str(case.get("subject", subject_from(image_paths(entry)[0])))
+        subject = case.get("subject")
+        case["subject"] = subject_from(image_paths(entry)[0]) if subject is None else str(subject)
     if label == "mask" and isinstance(entry.get("label"), str):
         case["label"] = str(dataset_dir / entry["label"])
     elif label not in ("class", "mask"):

@@ -6,9 +6,7 @@ from typing import Any
 
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import (
-    MapTransform,
-)
+from monai.transforms import MapTransform
 from monai.utils import look_up_option
 
 from custom.support.errors import UserError

@@ -53,7 +53,8 @@ def plan_command(
         datalist: JSON; by default DATASET/datalists/<task>.json.
         feature_size: channels of the encoder's first stage.
         spacing: mm, instead of the one that follows from the files.
-        asymmetry_map: plan for a network that sees it (MR), as weights that saw it do; by default a classifier of MR.
+        asymmetry_map: plan for a network that sees it (MR), as weights that saw it do; by default a classifier of MR,
+            of which the plan says nothing, for weights that a training starts from decide it.
         allow_outside: read files outside of DATASET, too, where absolute paths, .. and symlinks may lead; so does the
             training with this plan.
     """
@@ -68,8 +69,6 @@ def plan_command(
         raise UserError(f"asymmetry_map is for MR; {lists} lists {cohort.modality}")
     if asymmetry_map is not None:
         lines["asymmetry_map"] = (asymmetry_map, "as asked for; it is a channel beside the image's")
-    elif task == "classify":
-        lines["asymmetry_map"] = (cohort.modality == "MR", "the default: a channel beside the image's, of MR")
     if allow_outside:
         lines["allow_outside"] = (True, "as asked for")
     settings = {name: value for name, (value, _) in lines.items()}
@@ -85,7 +84,8 @@ def plan_command(
 
     found = choice.chosen(task, roi, cohort.training, need_of, limit)
     lines |= training_lines(task, found, limit, need_of(found.recomputed), tried)
-    lines |= host_lines(task, cohort, settings, device, limit - found.bytes)
+    mapped = task == "classify" and cohort.modality == "MR" if asymmetry_map is None else asymmetry_map
+    lines |= host_lines(task, cohort, settings | {"asymmetry_map": mapped}, device, limit - found.bytes)
     about = f"{cohort.training} training and {cohort.validation} validation cases of {lists}, {len(cohort.sizes)} read"
     write_whole(Path(output), as_yaml(task, about, lines))
     print(f"wrote {output}; train with: sa-swin train {task} --plan {output} --dataset_dir {dataset}")

@@ -66,6 +66,10 @@ def test_subjects_are_text_whatever_the_datalist_has(cohort, tmp_path):
     next(iter(DataLoader(cases, batch_size=2, collate_fn=collate_cases)))
 
 
+def test_nobody_is_the_subject_none(cohort, tmp_path):
+    assert load_datalist(cohort(subject=None), "training", tmp_path)[1]["subject"] != "None"
+
+
 def test_a_named_subject_stays(cohort, tmp_path):
     path = cohort()
     lists = json.loads(path.read_text())

@@ -34,12 +34,15 @@ def test_a_trace_is_left_on_purpose_outside_of_the_hole_alone(pair):
 def test_a_cube_lies_around_its_place_in_the_world():
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
     affine[:3, 3] = (-10, 20, 5)
-    values = np.moveaxis(np.indices((60, 50, 40)), 0, -1) @ [2.0, 3.0, 4.0] + (-10 + 20 + 5)  # x + y + z of the world
+    values = np.moveaxis(np.indices((60, 50, 40)), 0, -1) @ [2.0, 30.0, 400.0] + (
+        -10 + 200 + 500
+    )  # x + 10 y + 100 z of the world
     centre = np.array([50.0, 95.0, 80.0])
     found = cube(nib.Nifti1Image(values.astype(np.float32), affine), centre, 1)
     step = SIDE_MM / VOXELS
-    assert found.mean() == pytest.approx(centre.sum(), rel=1e-4)
-    assert found[1, 0, 0] - found[0, 0, 0] == pytest.approx(step, rel=1e-3)
+    assert found.mean() == pytest.approx(centre @ [1, 10, 100], rel=1e-4)
+    steps = [found[index] - found[0, 0, 0] for index in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    assert steps == pytest.approx([step, 10 * step, 100 * step], rel=1e-2)
 
 
 def test_where_nothing_differs_nobody_is_told_and_where_much_does_everybody(pair, monkeypatch):
